@@ -1,0 +1,3 @@
+//! Wiring of the agent: command line, configuration, collector, servers, signals.
+
+fn main() {}
