@@ -87,7 +87,7 @@ metrics! {
     SNAPSHOT_TIMESTAMP = Gauge "ebpf_sidecar_snapshot_timestamp_seconds" [] "seconds since 1970":
         "When the kernel's counters were read.";
     COLLECT_SECONDS = Histogram "ebpf_sidecar_collect_duration_seconds" [] "seconds":
-        "How long each collection took.";
+        "How long each collection took, without the time asleep until the kernel had switched maps.";
     COLLECT_ERRORS = Counter "ebpf_sidecar_collect_errors_total" [] "collections":
         "Collections that failed.";
     PROCESS_ROWS = Gauge "ebpf_sidecar_process_rows" [] "processes":

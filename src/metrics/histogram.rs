@@ -1,5 +1,7 @@
 //! Histograms with power-of-two buckets, the form in which the kernel side counts durations.
 
+use std::time::Duration;
+
 /// Number of buckets: the first holds up to 1.024 µs, each next one twice that, the last everything longer
 /// than 2^24 × 1.024 µs (about 17 s).
 pub const BUCKETS: usize = 26;
@@ -22,6 +24,15 @@ pub struct Histogram {
 }
 
 impl Histogram {
+    /// Counts one event.
+    pub fn record(&mut self, duration: Duration) {
+        let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let above = ns.saturating_sub(1) >> 10;
+        let i = (u64::BITS - above.leading_zeros()) as usize;
+        self.buckets[i.min(BUCKETS - 1)] += 1;
+        self.sum_ns = self.sum_ns.saturating_add(ns);
+    }
+
     /// Number of events in all buckets.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
@@ -39,5 +50,17 @@ mod tests {
         let last = upper_bound_seconds(BUCKETS - 2).unwrap();
         assert!((17.0..18.0).contains(&last), "{last}");
         assert_eq!(upper_bound_seconds(BUCKETS - 1), None);
+    }
+
+    #[test]
+    fn a_duration_falls_into_the_first_bucket_that_is_not_below_it() {
+        for ns in [0, 1, 1023, 1024, 1025, 2048, 2049, 1 << 20, (1 << 20) + 1, 1 << 34, (1 << 34) + 1, u64::MAX] {
+            let mut h = Histogram::default();
+            h.record(Duration::from_nanos(ns));
+            let i = h.buckets.iter().position(|n| *n == 1).unwrap();
+            assert!(upper_bound_seconds(i).is_none_or(|b| ns as f64 / 1e9 <= b), "{ns} in {i}");
+            assert!(i == 0 || upper_bound_seconds(i - 1).is_some_and(|b| ns as f64 / 1e9 > b), "{ns} in {i}");
+            assert_eq!((h.count(), h.sum_ns), (1, ns));
+        }
     }
 }

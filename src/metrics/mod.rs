@@ -3,4 +3,5 @@
 
 pub mod catalogue;
 pub mod histogram;
+pub mod process;
 pub mod snapshot;

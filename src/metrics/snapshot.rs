@@ -21,6 +21,8 @@ pub struct Snapshot {
     pub started: Instant,
     /// Time between collections.
     pub interval: Duration,
+    /// Whose I/O is counted: `host`, `cgroup:<path>` or `comm:<name>`.
+    pub scope: String,
     /// The I/O statistics, for outputs with a shape of their own (JSON, gRPC).
     pub io: IoStats,
     /// Every metric with its series, in catalogue order, for outputs that render a list.
@@ -38,6 +40,19 @@ pub struct Family {
     pub metric: &'static Metric,
     /// The series; label values stand in the order of `metric.labels`. May be empty.
     pub series: Vec<Series>,
+}
+
+impl Family {
+    /// A metric without labels.
+    pub fn single(metric: &'static Metric, value: Value) -> Self {
+        Self { metric, series: vec![Series { labels: Vec::new(), value }] }
+    }
+
+    /// A counter or gauge with one label, a series for each of its values.
+    pub fn labelled(metric: &'static Metric, series: impl IntoIterator<Item = (&'static str, u64)>) -> Self {
+        let series = series.into_iter().map(|(l, v)| Series { labels: vec![l.to_owned()], value: Value::Int(v) });
+        Self { metric, series: series.collect() }
+    }
 }
 
 /// One value of a metric.

@@ -1,0 +1,590 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * What the kernel does with a database's files: fadvise calls, pages read through the page cache, pages
+ * filled and evicted by cause, reclaim.
+ *
+ * Each probe's logic stands once, as a function of plain values; the entry points at the end, one for each
+ * way of attaching, only fetch those values. No global variables (kernels before 5.2 lack them): settings
+ * come from a map.
+ *
+ * Counting: one struct totals per CPU, added to atomically all the same, because where programs can be
+ * preempted (fentry, PREEMPT_RT) two of them can be in the middle of the same increment.
+ */
+#include "kernel.h"
+#include "syscalls.h"
+#include "iomonitor.h"
+
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct settings);
+} settings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_CGROUP_ARRAY);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32));
+} scope_cgroup SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct totals);
+} totals SEC(".maps");
+
+/*
+ * Rows of processes: the programs write to the map that `procs` holds; each tick the agent swaps it (the
+ * kernel waits for running programs), then empties the other at leisure, so that no count is lost to a
+ * delete. Shared between the CPUs rather than per CPU: on a host of 128 CPUs a per-CPU map of this size
+ * takes 50 MB, and these events are rare enough for an atomic add.
+ */
+struct proc_map {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PROCS);
+	__type(key, struct proc_key);
+	__type(value, struct proc_row);
+} procs_a SEC(".maps"), procs_b SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct proc_map);
+} procs SEC(".maps") = { .values = { &procs_a } };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_STALLS);
+	__type(key, __u64);
+	__type(value, struct stall);
+} stalls SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct read_cursor);
+} read_cursors SEC(".maps");
+
+/* A typed view of a kernel address, for loads without a helper call; 6.2+. */
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
+
+#define ADD(lvalue, n) ((void)__sync_fetch_and_add(&(lvalue), (n)))
+
+static __always_inline struct totals *cpu_totals(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&totals, &zero);
+}
+
+static __always_inline struct task_struct *current_task(void)
+{
+	return (struct task_struct *)bpf_get_current_task();
+}
+
+static __always_inline bool is_kswapd(void)
+{
+	return BPF_CORE_READ(current_task(), flags) & PF_KSWAPD;
+}
+
+/* ---- scope ---- */
+
+static __always_inline bool in_scope(const struct settings *set)
+{
+	__u64 comm[COMM_LEN / 8] = {};
+	const __u64 *want;
+
+	if (set->scope == SCOPE_HOST)
+		return true;
+	if (set->scope == SCOPE_CGROUP)
+		return bpf_current_task_under_cgroup(&scope_cgroup, 0) == 1;
+	/* The process's name, not the thread's. */
+	BPF_CORE_READ_INTO(&comm, current_task(), group_leader, comm);
+	want = (const __u64 *)set->comm;
+	return comm[0] == want[0] && comm[1] == want[1];
+}
+
+/* The settings, if the current task is in their scope. */
+static __always_inline const struct settings *scoped(void)
+{
+	__u32 zero = 0;
+	const struct settings *set = bpf_map_lookup_elem(&settings, &zero);
+
+	return set && in_scope(set) ? set : 0;
+}
+
+/* ---- rows of processes ---- */
+
+static __always_inline void current_proc(struct proc_key *key)
+{
+	struct task_struct *leader = BPF_CORE_READ(current_task(), group_leader);
+
+	key->tgid = bpf_get_current_pid_tgid() >> 32;
+	key->zero = 0;
+	key->start_ns = BPF_CORE_READ(leader, start_boottime);
+}
+
+/* The current process's row of this interval; null if the map is full. */
+static __always_inline struct proc_row *current_row(const struct proc_key *key)
+{
+	struct proc_row fresh = {};
+	struct proc_row *row;
+	__u32 zero = 0;
+	void *map = bpf_map_lookup_elem(&procs, &zero);
+
+	if (!map)
+		return 0;
+	row = bpf_map_lookup_elem(map, key);
+	if (row)
+		return row;
+	BPF_CORE_READ_INTO(&fresh.comm, current_task(), group_leader, comm);
+	/* Another thread of the process may be first: then this one fails and finds that row. */
+	bpf_map_update_elem(map, key, &fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(map, key);
+}
+
+/* ---- fadvise ---- */
+
+static __always_inline int fadvise_returned(long advice, long ret)
+{
+	struct proc_key key;
+	struct proc_row *row;
+	struct totals *t;
+	__u32 slot = advice >= 0 && advice < ADVICE_INVALID ? advice : ADVICE_INVALID;
+
+	if (!scoped())
+		return 0;
+	t = cpu_totals();
+	if (!t)
+		return 0;
+	ADD(t->fadvise_advice[slot], 1);
+	if (ret)
+		ADD(t->fadvise_failed, 1);
+	else
+		ADD(t->fadvise_success, 1);
+
+	current_proc(&key);
+	row = current_row(&key);
+	if (row) {
+		ADD(row->fadvise_calls, 1);
+		if (!ret)
+			ADD(row->fadvise_success, 1);
+	} else {
+		ADD(t->overflow_calls, 1);
+		if (!ret)
+			ADD(t->overflow_success, 1);
+	}
+	return 0;
+}
+
+/* ---- reads ---- */
+
+/*
+ * A buffered read asks the page cache for its pages in batches, and mm_filemap_get_pages tells of each batch
+ * with the whole rest of the range: first its whole range, then what is left. The range is counted once, on
+ * its first event. A later event of the same read has the same mapping and end and a larger index, and
+ * happens before the thread's count of read calls (ioac.syscr) moves on.
+ */
+static __always_inline bool continues_read(struct task_struct *task, __u64 mapping, __u64 index, __u64 last)
+{
+	struct read_cursor *cur =
+		bpf_task_storage_get(&read_cursors, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	__u64 syscr = task->ioac.syscr;
+	bool same;
+
+	if (!cur)
+		return false;
+	same = cur->mapping == mapping && cur->last_index == last && cur->syscr == syscr && cur->index < index;
+	cur->mapping = mapping;
+	cur->last_index = last;
+	cur->syscr = syscr;
+	cur->index = index;
+	return same;
+}
+
+/* Pages `index` to `last`, counted up to the end of the file: the kernel does not cut the range there. */
+static __always_inline int page_read(__u64 mapping, __u64 index, __u64 last)
+{
+	const struct settings *set = scoped();
+	struct address_space *space;
+	struct inode *inode;
+	struct totals *t;
+	__u64 end;
+
+	if (!set)
+		return 0;
+	space = bpf_rdonly_cast((void *)mapping, bpf_core_type_id_kernel(struct address_space));
+	inode = space->host;
+	if ((inode->i_mode & S_IFMT) != S_IFREG)
+		return 0;
+	if (continues_read(bpf_get_current_task_btf(), mapping, index, last))
+		return 0;
+	end = ((__u64)inode->i_size + (1ULL << set->page_shift) - 1) >> set->page_shift;
+	if (last >= end)
+		last = end - 1;
+	if (index >= end)
+		return 0;
+	t = cpu_totals();
+	if (t)
+		ADD(t->read_pages, last - index + 1);
+	return 0;
+}
+
+/* ---- fills and evictions ---- */
+
+static __always_inline __u64 folio_pages(void *folio)
+{
+	unsigned long flags = 0;
+	unsigned char order = 0;
+
+	/* The flags are the first word of a page, always. */
+	bpf_probe_read_kernel(&flags, sizeof(flags), folio);
+	if (!bpf_core_enum_value_exists(enum pageflags, PG_head) ||
+	    !(flags >> (bpf_core_enum_value(enum pageflags, PG_head) & 63) & 1))
+		return 1;
+	if (bpf_core_field_exists(struct folio___6_0, _folio_order))
+		order = BPF_CORE_READ((struct folio___6_0 *)folio, _folio_order);
+	else if (bpf_core_field_exists(struct folio, _flags_1))
+		order = BPF_CORE_READ((struct folio *)folio, _flags_1) & 0xff;
+	return 1ULL << (order & 63);
+}
+
+static __always_inline struct inode *folio_inode(void *folio)
+{
+	return BPF_CORE_READ((struct page *)folio, mapping, host);
+}
+
+static __always_inline bool is_regular(struct inode *inode)
+{
+	return (BPF_CORE_READ(inode, i_mode) & S_IFMT) == S_IFREG;
+}
+
+enum match { MATCH_NONE, MATCH_STACKED, MATCH_EXACT };
+
+/*
+ * Is `inode` the file behind descriptor `fd`? MATCH_STACKED: the descriptor is of a stacked file system
+ * (overlayfs), whose pages are those of the inode of a lower one.
+ */
+static __always_inline enum match fd_match(unsigned int fd, struct inode *inode)
+{
+	struct fdtable *fdt = BPF_CORE_READ(current_task(), files, fdt);
+	struct file **files;
+	struct file *file = 0;
+	struct inode *of_fd;
+
+	if (fd >= BPF_CORE_READ(fdt, max_fds))
+		return MATCH_NONE;
+	files = BPF_CORE_READ(fdt, fd);
+	bpf_probe_read_kernel(&file, sizeof(file), &files[fd]);
+	of_fd = BPF_CORE_READ(file, f_inode);
+	if (of_fd == inode)
+		return MATCH_EXACT;
+	return BPF_CORE_READ(of_fd, i_sb, s_stack_depth) > 0 ? MATCH_STACKED : MATCH_NONE;
+}
+
+/* A fill while a system call works on `fd`: a page of another file can only be a fault inside its copy. */
+static __always_inline enum fill_cause fd_cause(unsigned int fd, struct inode *inode, enum fill_cause cause)
+{
+	return fd_match(fd, inode) ? cause : FILL_FAULT;
+}
+
+/* sendfile and its kin read one file and may write another. */
+static __always_inline enum fill_cause copy_cause(unsigned int in, unsigned int out, struct inode *inode)
+{
+	enum match reads = fd_match(in, inode);
+	enum match writes = fd_match(out, inode);
+
+	if (reads == MATCH_NONE && writes == MATCH_NONE)
+		return FILL_FAULT;
+	return reads >= writes ? FILL_READ : FILL_WRITE;
+}
+
+/* Why the current task fills a page of this file. */
+static __always_inline enum fill_cause fill_cause(struct inode *inode)
+{
+	struct pt_regs *regs;
+
+	if (BPF_CORE_READ(current_task(), flags) & PF_KTHREAD)
+		return FILL_OTHER;
+	if (!is_regular(inode))
+		return FILL_OTHER;
+	regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+
+	switch (SYSCALL_NR(regs)) {
+	case -1:
+	/* These populate a mapping through the fault handler. */
+	case NR_mmap:
+	case NR_mremap:
+	case NR_mlock:
+	case NR_mlock2:
+	case NR_mlockall:
+		return FILL_FAULT;
+	case NR_read:
+	case NR_pread64:
+	case NR_readv:
+	case NR_preadv:
+	case NR_preadv2:
+	case NR_finit_module:
+		return fd_cause(SYSCALL_ARG0(regs), inode, FILL_READ);
+	/* The kernel reads the program's headers. */
+	case NR_execve:
+	case NR_execveat:
+		return FILL_READ;
+	case NR_write:
+	case NR_pwrite64:
+	case NR_writev:
+	case NR_pwritev:
+	case NR_pwritev2:
+		return fd_cause(SYSCALL_ARG0(regs), inode, FILL_WRITE);
+	/* These zero the rest of a page at the new end or at a hole. */
+	case NR_truncate:
+	case NR_ftruncate:
+	case NR_fallocate:
+		return FILL_WRITE;
+	case NR_fadvise64:
+	case NR_readahead:
+	case NR_madvise:
+	case NR_process_madvise:
+		return FILL_PREFETCH;
+	case NR_sendfile:
+		return copy_cause(SYSCALL_ARG1(regs), SYSCALL_ARG0(regs), inode);
+	case NR_splice:
+	case NR_copy_file_range:
+		return copy_cause(SYSCALL_ARG0(regs), SYSCALL_ARG2(regs), inode);
+	}
+	return FILL_OTHER;
+}
+
+static __always_inline int folio_added(void *folio)
+{
+	struct totals *t;
+	enum fill_cause cause;
+
+	if (!scoped())
+		return 0;
+	t = cpu_totals();
+	if (!t)
+		return 0;
+	cause = fill_cause(folio_inode(folio));
+	if (cause < FILL_CAUSES)
+		ADD(t->fills[cause], folio_pages(folio));
+	return 0;
+}
+
+/* A task in reclaim, of whatever kind, has its reclaim_state set. */
+static __always_inline enum eviction_cause eviction_cause(void)
+{
+	struct task_struct *task = current_task();
+	struct pt_regs *regs;
+
+	if (BPF_CORE_READ(task, reclaim_state))
+		return EVICT_RECLAIM;
+	if (BPF_CORE_READ(task, flags) & PF_KTHREAD)
+		return EVICT_OTHER;
+	regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+	return SYSCALL_NR(regs) == NR_fadvise64 ? EVICT_FADVISE : EVICT_OTHER;
+}
+
+static __always_inline int folio_removed(void *folio)
+{
+	struct totals *t;
+	enum eviction_cause cause;
+
+	if (!is_kswapd() && !scoped())
+		return 0;
+	/* tmpfs tells of pages that go, but not of those that come. */
+	if (BPF_CORE_READ(folio_inode(folio), i_sb, s_magic) == TMPFS_MAGIC)
+		return 0;
+	t = cpu_totals();
+	if (!t)
+		return 0;
+	cause = eviction_cause();
+	if (cause < EVICTION_CAUSES)
+		ADD(t->evictions[cause], folio_pages(folio));
+	return 0;
+}
+
+/* ---- reclaim ---- */
+
+/* Index of the bucket whose upper bound, 2^(10 + index) ns, is the first not below `ns`. */
+static __always_inline __u32 stall_bucket(__u64 ns)
+{
+	__u64 v = ns ? (ns - 1) >> 10 : 0;
+	__u32 bits = 0;
+
+	if (v >> 32)
+		return STALL_BUCKETS - 1;
+	if (v >> 16) { bits += 16; v >>= 16; }
+	if (v >> 8) { bits += 8; v >>= 8; }
+	if (v >> 4) { bits += 4; v >>= 4; }
+	if (v >> 2) { bits += 2; v >>= 2; }
+	if (v >> 1) { bits += 1; v >>= 1; }
+	bits += v;
+	return bits < STALL_BUCKETS ? bits : STALL_BUCKETS - 1;
+}
+
+static __always_inline int reclaim_begins(enum reclaimer reclaimer)
+{
+	struct stall stall = { .reclaimer = reclaimer };
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct proc_row *row;
+	struct totals *t;
+
+	/* kswapd's own softlimit passes are no stall of anyone. */
+	if (is_kswapd() || !scoped())
+		return 0;
+	current_proc(&stall.proc);
+	row = current_row(&stall.proc);
+	if (row)
+		ADD(row->stalls, 1);
+	stall.since_ns = bpf_ktime_get_ns();
+	if (bpf_map_update_elem(&stalls, &thread, &stall, BPF_ANY)) {
+		t = cpu_totals();
+		if (t)
+			ADD(t->lost_stalls, 1);
+	}
+	return 0;
+}
+
+static __always_inline int reclaim_ends(void)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct stall *stall = bpf_map_lookup_elem(&stalls, &thread);
+	struct proc_row *row;
+	struct totals *t;
+	__u64 ns;
+	__u32 bucket;
+
+	if (!stall)
+		return 0;
+	ns = bpf_ktime_get_ns() - stall->since_ns;
+	row = current_row(&stall->proc);
+	if (row)
+		ADD(row->stalls, 1);
+	t = cpu_totals();
+	bucket = stall_bucket(ns);
+	if (t && bucket < STALL_BUCKETS) {
+		ADD(t->stall_buckets[bucket], 1);
+		ADD(t->stall_ns, ns);
+	}
+	bpf_map_delete_elem(&stalls, &thread);
+	return 0;
+}
+
+/* One batch of an inactive list. A reclaim without begin and end of its own (of a node) is direct. */
+static __always_inline int inactive_scanned(__u64 pages, __u64 freed)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	__u32 who = RECLAIM_DIRECT;
+	struct stall *stall;
+	struct totals *t;
+
+	if (is_kswapd()) {
+		who = RECLAIM_KSWAPD;
+	} else {
+		stall = bpf_map_lookup_elem(&stalls, &thread);
+		if (stall)
+			who = stall->reclaimer;
+		else if (!scoped())
+			return 0;
+	}
+	t = cpu_totals();
+	if (t && who < RECLAIMERS) {
+		ADD(t->scanned[who], pages);
+		ADD(t->reclaimed[who], freed);
+	}
+	return 0;
+}
+
+static __always_inline int kswapd_woke(void)
+{
+	struct totals *t = cpu_totals();
+
+	if (t)
+		ADD(t->kswapd_wakeups, 1);
+	return 0;
+}
+
+/* ---- entry points: tracepoints and raw tracepoints ---- */
+
+struct sys_exit_args {
+	__u64 common;
+	__u64 nr;
+	long ret;
+};
+
+/*
+ * Only the return of the call: its arguments are still in the registers saved at its entry, so nothing has
+ * to be carried from entry to return and concurrent calls cannot mix. Any tracepoint of a system call slows
+ * all of them, which is why the other ways of attaching come first.
+ */
+SEC("tracepoint/syscalls/sys_exit_fadvise64")
+int tp_fadvise(struct sys_exit_args *ctx)
+{
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+
+	return fadvise_returned((int)SYSCALL_ARG3(regs), ctx->ret);
+}
+
+SEC("raw_tracepoint/mm_filemap_get_pages")
+int raw_read(struct bpf_raw_tracepoint_args *ctx)
+{
+	return page_read(ctx->args[0], ctx->args[1], ctx->args[2]);
+}
+
+SEC("raw_tracepoint/mm_filemap_add_to_page_cache")
+int raw_fill(struct bpf_raw_tracepoint_args *ctx)
+{
+	return folio_added((void *)ctx->args[0]);
+}
+
+SEC("raw_tracepoint/mm_filemap_delete_from_page_cache")
+int raw_evict(struct bpf_raw_tracepoint_args *ctx)
+{
+	return folio_removed((void *)ctx->args[0]);
+}
+
+SEC("raw_tracepoint/mm_vmscan_lru_shrink_inactive")
+int raw_scan(struct bpf_raw_tracepoint_args *ctx)
+{
+	return inactive_scanned(ctx->args[1], ctx->args[2]);
+}
+
+SEC("raw_tracepoint/mm_vmscan_direct_reclaim_begin")
+int raw_direct_in(struct bpf_raw_tracepoint_args *ctx)
+{
+	return reclaim_begins(RECLAIM_DIRECT);
+}
+
+SEC("raw_tracepoint/mm_vmscan_direct_reclaim_end")
+int raw_direct_out(struct bpf_raw_tracepoint_args *ctx)
+{
+	return reclaim_ends();
+}
+
+SEC("raw_tracepoint/mm_vmscan_memcg_reclaim_begin")
+int raw_memcg_in(struct bpf_raw_tracepoint_args *ctx)
+{
+	return reclaim_begins(RECLAIM_MEMCG);
+}
+
+SEC("raw_tracepoint/mm_vmscan_memcg_reclaim_end")
+int raw_memcg_out(struct bpf_raw_tracepoint_args *ctx)
+{
+	return reclaim_ends();
+}
+
+SEC("raw_tracepoint/mm_vmscan_kswapd_wake")
+int raw_kswapd(struct bpf_raw_tracepoint_args *ctx)
+{
+	return kswapd_woke();
+}

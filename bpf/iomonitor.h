@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What the programs in iomonitor.bpf.c and the agent (src/ebpf/abi.rs) share: plain structs, mirrored there
+ * field by field; a test compares the two through the object's BTF. Only fixed-size integers, no padding.
+ */
+#ifndef IOMONITOR_H
+#define IOMONITOR_H
+
+#define COMM_LEN 16
+
+/* Rows of a map of processes: how many processes one interval can tell apart. */
+#define MAX_PROCS 4096
+/* Threads in direct or memcg reclaim at one time. */
+#define MAX_STALLS 1024
+
+/* 1.024 us .. 17 s in powers of two, and one for what is longer (src/metrics/histogram.rs). */
+#define STALL_BUCKETS 26
+
+enum advice {
+	ADVICE_NORMAL,
+	ADVICE_RANDOM,
+	ADVICE_SEQUENTIAL,
+	ADVICE_WILLNEED,
+	ADVICE_DONTNEED,
+	ADVICE_NOREUSE,
+	ADVICE_INVALID,
+	ADVICES,
+};
+
+enum fill_cause { FILL_READ, FILL_WRITE, FILL_FAULT, FILL_PREFETCH, FILL_OTHER, FILL_CAUSES };
+
+enum eviction_cause { EVICT_RECLAIM, EVICT_FADVISE, EVICT_OTHER, EVICTION_CAUSES };
+
+enum reclaimer { RECLAIM_KSWAPD, RECLAIM_DIRECT, RECLAIM_MEMCG, RECLAIMERS };
+
+enum scope { SCOPE_HOST, SCOPE_CGROUP, SCOPE_COMM };
+
+/* Set once by the agent, before anything is attached. */
+struct settings {
+	__u32 scope; /* enum scope */
+	__u32 page_shift;
+	char comm[COMM_LEN]; /* SCOPE_COMM: NUL-padded */
+};
+
+/* One per CPU; only ever grows. */
+struct totals {
+	__u64 fadvise_success;
+	__u64 fadvise_failed;
+	__u64 fadvise_advice[ADVICES];
+	__u64 read_pages;
+	__u64 fills[FILL_CAUSES]; /* pages */
+	__u64 evictions[EVICTION_CAUSES]; /* pages */
+	__u64 scanned[RECLAIMERS]; /* pages */
+	__u64 reclaimed[RECLAIMERS]; /* pages */
+	__u64 kswapd_wakeups;
+	__u64 stall_buckets[STALL_BUCKETS];
+	__u64 stall_ns;
+	/* What found no place in a full map of processes or of stalls. */
+	__u64 overflow_calls;
+	__u64 overflow_success;
+	__u64 lost_stalls;
+};
+
+/* Thread-group ids are reused, so the start time belongs to the key. */
+struct proc_key {
+	__u32 tgid;
+	__u32 zero;
+	__u64 start_ns; /* since boot */
+};
+
+/* What a process did in the current interval. */
+struct proc_row {
+	__u64 fadvise_calls;
+	__u64 fadvise_success;
+	__u64 stalls; /* begins and ends of direct or memcg reclaim */
+	char comm[COMM_LEN];
+};
+
+/* A thread in direct or memcg reclaim; keyed by its id (tgid << 32 | tid). */
+struct stall {
+	__u64 since_ns;
+	struct proc_key proc;
+	__u32 reclaimer; /* RECLAIM_DIRECT or RECLAIM_MEMCG */
+	__u32 zero;
+};
+
+/* The multi-batch read that a thread is in: see page_read() in iomonitor.bpf.c. */
+struct read_cursor {
+	__u64 mapping;
+	__u64 last_index;
+	__u64 index;
+	__u64 syscr;
+};
+
+#endif

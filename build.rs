@@ -1,0 +1,91 @@
+//! Compiles bpf/*.bpf.c with clang and stamps the build with the git commit and time.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+use std::{env, fs, process};
+
+fn main() {
+    let out = PathBuf::from(var("OUT_DIR"));
+    compile_bpf(&out);
+    stamp();
+}
+
+fn var(name: &str) -> String {
+    env::var(name).unwrap_or_else(|_| fail(&format!("cargo did not set {name}")))
+}
+
+/// Ends the build with a message that tells what to do, rather than with a panic's backtrace.
+fn fail(message: &str) -> ! {
+    for line in message.lines() {
+        println!("cargo::error={line}");
+    }
+    process::exit(1);
+}
+
+fn compile_bpf(out: &Path) {
+    println!("cargo::rerun-if-changed=bpf");
+    println!("cargo::rerun-if-env-changed=CLANG");
+    let (arch, triple) = match var("CARGO_CFG_TARGET_ARCH").as_str() {
+        "x86_64" => ("x86", "x86_64-linux-gnu"),
+        "aarch64" => ("arm64", "aarch64-linux-gnu"),
+        other => fail(&format!("no system call numbers for {other} in bpf/syscalls.h: x86_64 and aarch64 only")),
+    };
+    let clang = env::var("CLANG").unwrap_or_else(|_| "clang".into());
+    let object = out.join("iomonitor.bpf.o");
+    let result = Command::new(&clang)
+        .args(["-O2", "-g", "-target", "bpf", "-Wall", "-Werror"])
+        .args(["-fdebug-compilation-dir=."]) // the same bytes wherever the tree lies
+        .arg(format!("-D__TARGET_ARCH_{arch}"))
+        .arg(format!("-I{}", var("DEP_BPF_INCLUDE"))) // bpf/bpf_helpers.h, from libbpf-sys
+        .arg(format!("-I/usr/include/{triple}")) // asm/types.h on Debian; elsewhere it is in /usr/include
+        .args(["-c", "bpf/iomonitor.bpf.c", "-o"])
+        .arg(&object)
+        .output();
+    match result {
+        Err(e) => fail(&format!(
+            "{clang} could not be run ({e}): it compiles the BPF programs. Install it with `make deps` \
+             (Debian: apt-get install clang llvm; Alpine: apk add clang llvm linux-headers)"
+        )),
+        Ok(o) if !o.status.success() => {
+            let text = String::from_utf8_lossy(&o.stderr);
+            if text.contains("file not found") {
+                let first = text.lines().find(|l| l.contains("file not found")).unwrap_or_default();
+                fail(&format!(
+                    "{first}\nkernel headers for user space are missing: run `make deps` \
+                     (Debian: apt-get install linux-libc-dev; Alpine: apk add linux-headers)"
+                ));
+            }
+            fail(&format!("{clang} rejects bpf/iomonitor.bpf.c:\n{text}"));
+        }
+        Ok(_) => {}
+    }
+    // Without DWARF the object is a third of the size; BTF stays. Not worth failing for.
+    let _ =
+        Command::new(env::var("LLVM_STRIP").unwrap_or_else(|_| "llvm-strip".into())).arg("-g").arg(&object).status();
+}
+
+fn stamp() {
+    println!("cargo::rerun-if-env-changed=SOURCE_DATE_EPOCH");
+    println!("cargo::rerun-if-env-changed=EBPF_SIDECAR_COMMIT");
+    println!("cargo::rerun-if-changed=src");
+    // The log of HEAD changes with every commit and checkout.
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|p| fs::exists(p).unwrap_or(false)) {
+        println!("cargo::rerun-if-changed={log}");
+    }
+    // An image is built without .git: the commit comes as a build argument there.
+    let commit = env::var("EBPF_SIDECAR_COMMIT").ok().filter(|c| !c.is_empty()).or_else(|| {
+        let id = git(&["rev-parse", "--short=12", "HEAD"])?;
+        let dirty = git(&["status", "--porcelain"]).is_some_and(|s| !s.is_empty());
+        Some(if dirty { format!("{id}-dirty") } else { id })
+    });
+    println!("cargo::rustc-env=BUILD_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let time = env::var("SOURCE_DATE_EPOCH").ok().and_then(|s| s.parse().ok()).unwrap_or(now);
+    println!("cargo::rustc-env=BUILD_TIME={time}");
+}
+
+fn git(args: &[&str]) -> Option<String> {
+    let o = Command::new("git").args(args).output().ok().filter(|o| o.status.success())?;
+    Some(String::from_utf8_lossy(&o.stdout).trim().to_owned())
+}

@@ -1,0 +1,9 @@
+//! tmp
+/// x
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub enum Scope {
+    Host,
+    Cgroup(std::path::PathBuf),
+    Comm(String),
+}

@@ -1,0 +1,181 @@
+//! Rust mirror of bpf/iomonitor.h. A test compares size and offsets with the object's BTF.
+
+use crate::metrics::histogram::BUCKETS;
+
+/// Length of a task's name with its final NUL (`TASK_COMM_LEN`).
+pub const COMM_LEN: usize = 16;
+/// Rows of a map of processes.
+pub const MAX_PROCS: usize = 4096;
+
+/// A struct that is nothing but fixed-size integers and byte arrays without padding, so that every bit
+/// pattern is a value and every value has defined bytes.
+///
+/// # Safety
+/// Implement it only for `#[repr(C)]` structs of which that is true.
+pub unsafe trait Plain: Copy + Default {
+    /// Its bytes, as the kernel reads them.
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: self is a live value of size_of::<Self>() bytes without padding (trait contract).
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), size_of::<Self>()) }
+    }
+
+    /// The value whose bytes begin `bytes`; `None` if there are too few.
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.get(..size_of::<Self>())?;
+        // SAFETY: as many bytes as the type has, any pattern is valid (trait contract), alignment not needed.
+        Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
+    }
+}
+
+// SAFETY: an integer.
+unsafe impl Plain for u64 {}
+
+macro_rules! plain {
+    ($($(#[$doc:meta])* $name:ident = $c:literal { $($(#[$fdoc:meta])* $field:ident: $ty:ty,)* })*) => {
+        $(
+            $(#[$doc])*
+            #[repr(C)]
+            #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+            pub struct $name { $($(#[$fdoc])* pub $field: $ty,)* }
+
+            // SAFETY: repr(C), integers and arrays of them only; that the sizes of the fields add up to the
+            // size of the struct (no padding) is checked here at compile time.
+            unsafe impl Plain for $name {}
+            const _: () = assert!(0 $(+ size_of::<$ty>())* == size_of::<$name>());
+        )*
+
+        /// Each mirrored struct: its C name, size, and fields with their offsets.
+        #[cfg(test)]
+        pub(crate) fn layouts() -> Vec<(&'static str, usize, Vec<(&'static str, usize)>)> {
+            vec![$(($c, size_of::<$name>(),
+                vec![$((stringify!($field), std::mem::offset_of!($name, $field)),)*]),)*]
+        }
+    };
+}
+
+plain! {
+    /// Set once, before anything is attached.
+    Settings = "settings" {
+        /// One of the `SCOPE_` constants.
+        scope: u32,
+        /// log2 of the page size.
+        page_shift: u32,
+        /// Name to match under [`SCOPE_COMM`], NUL-padded.
+        comm: [u8; COMM_LEN],
+    }
+
+    /// One CPU's counters.
+    Totals = "totals" {
+        /// Calls that returned 0.
+        fadvise_success: u64,
+        /// Calls that returned an error.
+        fadvise_failed: u64,
+        /// Calls by advice.
+        fadvise_advice: [u64; 7],
+        /// Pages that buffered reads touched.
+        read_pages: u64,
+        /// Pages filled, by cause.
+        fills: [u64; 5],
+        /// Pages removed, by cause.
+        evictions: [u64; 3],
+        /// Pages scanned, by reclaimer.
+        scanned: [u64; 3],
+        /// Pages reclaimed, by reclaimer.
+        reclaimed: [u64; 3],
+        /// Rounds of kswapd.
+        kswapd_wakeups: u64,
+        /// Stalls by duration.
+        stall_buckets: [u64; BUCKETS],
+        /// Sum of their durations.
+        stall_ns: u64,
+        /// fadvise calls without a row.
+        overflow_calls: u64,
+        /// Of those, successful.
+        overflow_success: u64,
+        /// Stalls without a place.
+        lost_stalls: u64,
+    }
+
+    /// A process: thread-group ids are reused, so the start time belongs to the key.
+    ProcKey = "proc_key" {
+        /// Thread-group id in the initial pid namespace.
+        tgid: u32,
+        /// Always 0.
+        zero: u32,
+        /// Start of its main thread, nanoseconds since boot.
+        start_ns: u64,
+    }
+
+    /// What a process did in one interval.
+    ProcRow = "proc_row" {
+        /// fadvise calls.
+        fadvise_calls: u64,
+        /// Of those, successful.
+        fadvise_success: u64,
+        /// Begins and ends of direct or memcg reclaim.
+        stalls: u64,
+        /// Name of the main thread, NUL-padded.
+        comm: [u8; COMM_LEN],
+    }
+
+    /// A thread in direct or memcg reclaim.
+    Stall = "stall" {
+        /// Since when, `CLOCK_MONOTONIC`.
+        since_ns: u64,
+        /// Its process.
+        proc: ProcKey,
+        /// 1 direct, 2 memcg.
+        reclaimer: u32,
+        /// Always 0.
+        zero: u32,
+    }
+}
+
+/// [`Settings::scope`]: everything on the host.
+pub const SCOPE_HOST: u32 = 0;
+/// [`Settings::scope`]: tasks in the cgroup of the map `scope_cgroup`, or below it.
+pub const SCOPE_CGROUP: u32 = 1;
+/// [`Settings::scope`]: processes with a given name.
+pub const SCOPE_COMM: u32 = 2;
+
+impl Totals {
+    /// The sum over all CPUs, given each one's bytes. Every field is made of `u64`, so the words can be added
+    /// without naming them.
+    pub fn sum<'a>(per_cpu: impl Iterator<Item = &'a [u8]>) -> Self {
+        const WORD: usize = size_of::<u64>();
+        let mut sum = [0u8; size_of::<Totals>()];
+        for cpu in per_cpu {
+            for (a, b) in sum.chunks_exact_mut(WORD).zip(cpu.chunks_exact(WORD)) {
+                let word = |w: &[u8]| w.try_into().map_or(0, u64::from_ne_bytes);
+                a.copy_from_slice(&word(a).wrapping_add(word(b)).to_ne_bytes());
+            }
+        }
+        Self::read(&sum).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn totals_add_up_over_the_cpus() {
+        let one = Totals {
+            fadvise_success: 1,
+            lost_stalls: u64::from(u32::MAX),
+            fills: [1, 2, 3, 4, 5],
+            ..Default::default()
+        };
+        let sum = Totals::sum([one.bytes(), one.bytes(), one.bytes()].into_iter());
+        assert_eq!(sum.fadvise_success, 3);
+        assert_eq!(sum.fills, [3, 6, 9, 12, 15]);
+        assert_eq!(sum.lost_stalls, 3 * u64::from(u32::MAX));
+        assert_eq!(sum.read_pages, 0);
+    }
+
+    #[test]
+    fn too_few_bytes_are_no_value() {
+        assert_eq!(ProcKey::read(&[0; 15]), None);
+        assert!(ProcKey::read(&[0; 17]).is_some());
+    }
+}

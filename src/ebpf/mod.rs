@@ -1,0 +1,8 @@
+//! The only unsafe code of the agent: a safe wrapper over libbpf and over the few system calls that std
+//! does not offer. Nothing here knows what the programs count.
+
+#![allow(unsafe_code)]
+
+pub mod abi;
+pub mod object;
+pub mod os;

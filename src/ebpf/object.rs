@@ -1,0 +1,506 @@
+//! Safe wrapper over libbpf: open an object, load its programs one by one, attach them, read and write its
+//! maps.
+//!
+//! libbpf's own `bpf_object__load` is all or nothing: one program that the kernel refuses takes the others
+//! with it. So the object is only prepared (maps created, relocations applied), and each program is loaded
+//! by itself, with an error of its own. Everything is held as file descriptors; dropping them undoes it.
+
+use std::cell::RefCell;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr::{self, NonNull};
+
+use libbpf_sys as sys;
+
+use super::abi::Plain;
+use super::os;
+
+/// Bytes of the verifier's log that a failed load is asked for. The interesting lines are the last ones.
+const VERIFIER_LOG: usize = 1 << 20;
+/// Lines of it that are kept.
+const VERIFIER_LINES: usize = 12;
+/// Steps of a walk through a hash that changes meanwhile.
+const MAX_WALK: usize = 65536;
+
+/// An operation on BPF that failed.
+#[derive(Debug)]
+pub struct Error {
+    /// What was tried, for example `load program raw_read`.
+    pub what: String,
+    /// The kernel's answer.
+    pub cause: io::Error,
+    /// The last lines of the verifier's log, or libbpf's own words; may be empty.
+    pub log: String,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.cause)?;
+        if !self.log.is_empty() {
+            write!(f, ": {}", self.log)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+fn error(what: impl Into<String>, cause: io::Error) -> Error {
+    Error { what: what.into(), cause, log: String::new() }
+}
+
+/// libbpf returns a negative errno.
+fn errno(code: c_int) -> io::Error {
+    io::Error::from_raw_os_error(-code)
+}
+
+fn c_string(s: &str) -> Result<CString, Error> {
+    CString::new(s).map_err(|_| error(format!("name {s:?}"), io::ErrorKind::InvalidInput.into()))
+}
+
+// ---- libbpf's messages ----
+
+thread_local! {
+    /// What libbpf has warned of on this thread since the last `take_warnings`.
+    static WARNINGS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+unsafe extern "C" {
+    fn vsnprintf(buf: *mut c_char, size: usize, format: *const c_char, args: *mut sys::__va_list_tag) -> c_int;
+}
+
+/// libbpf would write to stderr: its words go to the log instead, warnings into the error they explain.
+unsafe extern "C" fn print(
+    level: sys::libbpf_print_level,
+    format: *const c_char,
+    args: *mut sys::__va_list_tag,
+) -> c_int {
+    let mut buf = [0u8; 512];
+    // SAFETY: libbpf passes a format and its arguments; the buffer's size is given, and what is written ends
+    // in NUL.
+    let line = unsafe {
+        vsnprintf(buf.as_mut_ptr().cast(), buf.len(), format, args);
+        CStr::from_ptr(buf.as_ptr().cast())
+    };
+    let line = line.to_string_lossy().trim_end().to_owned();
+    log::trace!("{line}");
+    if level == sys::LIBBPF_WARN {
+        WARNINGS.with_borrow_mut(|w| w.push(line));
+    }
+    0
+}
+
+fn take_warnings() -> String {
+    WARNINGS.take().join("; ")
+}
+
+/// Version of the libbpf that is linked in.
+pub fn libbpf_version() -> String {
+    // SAFETY: no arguments, no state.
+    let (major, minor) = unsafe { (sys::libbpf_major_version(), sys::libbpf_minor_version()) };
+    format!("{major}.{minor}")
+}
+
+/// CPUs that the kernel keeps per-CPU values for.
+pub fn possible_cpus() -> Result<usize, Error> {
+    // SAFETY: no arguments; reads /sys.
+    let n = unsafe { sys::libbpf_num_possible_cpus() };
+    usize::try_from(n).map_err(|_| error("count the possible CPUs", errno(n)))
+}
+
+// ---- objects and programs ----
+
+/// An object whose maps exist and whose programs are ready to be loaded. Dropping it frees libbpf's memory;
+/// maps, programs and links taken from it live on.
+pub struct Object(NonNull<sys::bpf_object>);
+
+impl Object {
+    /// Opens the ELF image `elf`, creates its maps and applies the relocations for the running kernel.
+    pub fn prepare(name: &str, elf: &[u8]) -> Result<Self, Error> {
+        let object = Self::open(name, elf)?;
+        // SAFETY: the object is open and not yet prepared.
+        let code = unsafe { sys::bpf_object__prepare(object.0.as_ptr()) };
+        if code == 0 {
+            return Ok(object);
+        }
+        Err(Error { what: format!("prepare BPF object {name}"), cause: errno(code), log: take_warnings() })
+    }
+
+    fn open(name: &str, elf: &[u8]) -> Result<Self, Error> {
+        let c_name = c_string(name)?;
+        let opts = sys::bpf_object_open_opts {
+            sz: size_of::<sys::bpf_object_open_opts>() as _,
+            object_name: c_name.as_ptr(),
+            ..Default::default()
+        };
+        take_warnings();
+        // SAFETY: the callback has the type libbpf wants and is a function, hence there for good.
+        unsafe { sys::libbpf_set_print(Some(print)) };
+        // SAFETY: image and options are live for the call; libbpf copies what it keeps.
+        let raw = unsafe { sys::bpf_object__open_mem(elf.as_ptr().cast(), elf.len() as _, &opts) };
+        NonNull::new(raw).map(Self).ok_or_else(|| Error {
+            what: format!("open BPF object {name}"),
+            cause: io::Error::last_os_error(),
+            log: take_warnings(),
+        })
+    }
+
+    /// A handle of the map `name`.
+    pub fn map(&self, name: &str) -> Result<Map, Error> {
+        let what = || format!("find map {name}");
+        let c_name = c_string(name)?;
+        // SAFETY: the object is live, the name is a C string.
+        let map = unsafe { sys::bpf_object__find_map_by_name(self.0.as_ptr(), c_name.as_ptr()) };
+        if map.is_null() {
+            return Err(error(what(), io::ErrorKind::NotFound.into()));
+        }
+        // SAFETY: the map belongs to the live object; these only read it.
+        let (fd, kind, key_size, value_size) = unsafe {
+            (sys::bpf_map__fd(map), sys::bpf_map__type(map), sys::bpf_map__key_size(map), sys::bpf_map__value_size(map))
+        };
+        if fd < 0 {
+            return Err(error(what(), errno(fd)));
+        }
+        // SAFETY: the descriptor is open as long as the object lives, which outlives this borrow.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().map_err(|e| error(what(), e))?;
+        let per_cpu = kind == sys::BPF_MAP_TYPE_PERCPU_ARRAY || kind == sys::BPF_MAP_TYPE_PERCPU_HASH;
+        let (value_size, copies) = match per_cpu {
+            // The kernel copies one value a possible CPU, each rounded up to 8 bytes.
+            true => ((value_size as usize).next_multiple_of(8), possible_cpus()?),
+            false => (value_size as usize, 1),
+        };
+        Ok(Map { name: name.to_owned(), fd, key_size: key_size as usize, value_size, copies })
+    }
+
+    /// Has the kernel verify and load the program `name`.
+    pub fn load(&self, name: &str) -> Result<Program, Error> {
+        let what = || format!("load program {name}");
+        let c_name = c_string(name)?;
+        // SAFETY: the object is live, the name is a C string.
+        let prog = unsafe { sys::bpf_object__find_program_by_name(self.0.as_ptr(), c_name.as_ptr()) };
+        if prog.is_null() {
+            return Err(error(what(), io::ErrorKind::NotFound.into()));
+        }
+        // SAFETY: the program belongs to the live, prepared object, whose instructions and BTF stay put.
+        let (kind, insns, count, mut opts) = unsafe {
+            let mut opts = sys::bpf_prog_load_opts {
+                sz: size_of::<sys::bpf_prog_load_opts>() as _,
+                expected_attach_type: sys::bpf_program__expected_attach_type(prog),
+                ..Default::default()
+            };
+            let btf = sys::bpf_object__btf_fd(self.0.as_ptr());
+            if btf >= 0 {
+                // With these the verifier's log quotes our source.
+                opts.prog_btf_fd = btf as _;
+                opts.func_info = sys::bpf_program__func_info(prog).cast();
+                opts.func_info_cnt = sys::bpf_program__func_info_cnt(prog);
+                opts.func_info_rec_size = size_of::<sys::bpf_func_info>() as _;
+                opts.line_info = sys::bpf_program__line_info(prog).cast();
+                opts.line_info_cnt = sys::bpf_program__line_info_cnt(prog);
+                opts.line_info_rec_size = size_of::<sys::bpf_line_info>() as _;
+            }
+            (sys::bpf_program__type(prog), sys::bpf_program__insns(prog), sys::bpf_program__insn_cnt(prog), opts)
+        };
+        let license = c"Dual BSD/GPL";
+        let load = |opts: &mut sys::bpf_prog_load_opts| {
+            // SAFETY: instructions, names and options are live for the call; lengths are the true ones.
+            unsafe { sys::bpf_prog_load(kind, c_name.as_ptr(), license.as_ptr(), insns, count, opts) }
+        };
+        let code = load(&mut opts);
+        if code >= 0 {
+            // SAFETY: a fresh descriptor, ours alone.
+            return Ok(Program { name: name.to_owned(), fd: unsafe { OwnedFd::from_raw_fd(code) } });
+        }
+        // Once more, for the verifier's words; the log costs too much to ask for it at once.
+        let mut log = vec![0u8; VERIFIER_LOG];
+        opts.log_level = 1;
+        opts.log_buf = log.as_mut_ptr().cast();
+        opts.log_size = log.len() as _;
+        let again = load(&mut opts);
+        if again >= 0 {
+            // SAFETY: as above. The first refusal was a passing one (EAGAIN).
+            return Ok(Program { name: name.to_owned(), fd: unsafe { OwnedFd::from_raw_fd(again) } });
+        }
+        Err(Error { what: what(), cause: errno(code), log: verifier_tail(&log) })
+    }
+}
+
+impl Drop for Object {
+    fn drop(&mut self) {
+        // SAFETY: opened by us, closed once.
+        unsafe { sys::bpf_object__close(self.0.as_ptr()) };
+    }
+}
+
+/// The last lines of a verifier's log, without its closing statistics.
+fn verifier_tail(log: &[u8]) -> String {
+    let end = log.iter().position(|b| *b == 0).unwrap_or(log.len());
+    let text = String::from_utf8_lossy(&log[..end]);
+    let lines: Vec<&str> = text.lines().filter(|l| !l.starts_with("processed ")).collect();
+    lines[lines.len().saturating_sub(VERIFIER_LINES)..].join("\n")
+}
+
+/// A program that the kernel has accepted.
+pub struct Program {
+    name: String,
+    fd: OwnedFd,
+}
+
+impl Program {
+    /// Attaches it to the raw tracepoint `name` (4.17+).
+    pub fn attach_raw_tracepoint(&self, name: &str) -> Result<Link, Error> {
+        let c_name = c_string(name)?;
+        // SAFETY: the name is a C string, the descriptor a loaded program.
+        let fd = unsafe { sys::bpf_raw_tracepoint_open(c_name.as_ptr(), self.fd.as_raw_fd()) };
+        if fd < 0 {
+            return Err(error(format!("attach {} to raw tracepoint {name}", self.name), errno(fd)));
+        }
+        // SAFETY: a fresh descriptor, ours alone.
+        Ok(Link(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Attaches it to the tracepoint `category`:`name`, whose id tracefs has.
+    pub fn attach_tracepoint(&self, category: &str, name: &str) -> Result<Link, Error> {
+        let what = || format!("attach {} to tracepoint {category}:{name}", self.name);
+        let id = os::tracepoint_id(category, name).map_err(|e| error(what(), e))?;
+        os::perf_tracepoint(id, &self.fd).map(Link).map_err(|e| error(what(), e))
+    }
+}
+
+/// An attached program: detached when dropped.
+pub struct Link(#[allow(dead_code, reason = "held for its Drop")] OwnedFd);
+
+// ---- maps ----
+
+/// A map in the kernel.
+pub struct Map {
+    name: String,
+    fd: OwnedFd,
+    key_size: usize,
+    value_size: usize,
+    /// Values that one lookup returns: possible CPUs for a per-CPU map, else 1.
+    copies: usize,
+}
+
+impl Map {
+    fn what(&self, verb: &str) -> String {
+        format!("{verb} map {}", self.name)
+    }
+
+    fn key_ptr(&self, key: &[u8]) -> Result<*const c_void, Error> {
+        if key.len() != self.key_size {
+            return Err(error(self.what("use a key of a wrong size on"), io::ErrorKind::InvalidInput.into()));
+        }
+        Ok(key.as_ptr().cast())
+    }
+
+    /// The value of `key` into `value`, which becomes as long as needed (all CPUs' values for a per-CPU
+    /// map); false if the key is not there.
+    pub fn lookup(&self, key: &[u8], value: &mut Vec<u8>) -> Result<bool, Error> {
+        let key = self.key_ptr(key)?;
+        value.resize(self.value_size * self.copies, 0);
+        // SAFETY: key and value have the map's sizes, for all CPUs where it is per CPU.
+        let code = unsafe { sys::bpf_map_lookup_elem(self.fd.as_raw_fd(), key, value.as_mut_ptr().cast()) };
+        match -code {
+            0 => Ok(true),
+            libc::ENOENT => Ok(false),
+            _ => Err(error(self.what("read"), errno(code))),
+        }
+    }
+
+    /// Splits what [`Map::lookup`] read into one value a CPU.
+    pub fn per_cpu<'a>(&self, value: &'a [u8]) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        value.chunks_exact(self.value_size)
+    }
+
+    /// Sets `key` to `value`. Of a per-CPU map only the copy of all CPUs can be set.
+    pub fn update(&self, key: &[u8], value: &[u8]) -> Result<(), Error> {
+        let key = self.key_ptr(key)?;
+        if value.len() != self.value_size * self.copies {
+            return Err(error(self.what("use a value of a wrong size on"), io::ErrorKind::InvalidInput.into()));
+        }
+        // SAFETY: key and value have the map's sizes.
+        let code = unsafe { sys::bpf_map_update_elem(self.fd.as_raw_fd(), key, value.as_ptr().cast(), 0) };
+        if code == 0 { Ok(()) } else { Err(error(self.what("write"), errno(code))) }
+    }
+
+    /// Puts a descriptor into slot 0 of a map of descriptors (maps, cgroups). For a map of maps the kernel
+    /// returns only when no program works on the map that was there before (4.20+).
+    pub fn set_fd(&self, fd: BorrowedFd<'_>) -> Result<(), Error> {
+        self.update(&0u32.to_ne_bytes(), &fd.as_raw_fd().to_ne_bytes())
+    }
+
+    /// Deletes `key`; a key that is not there is fine.
+    pub fn delete(&self, key: &[u8]) -> Result<(), Error> {
+        let key = self.key_ptr(key)?;
+        // SAFETY: the key has the map's size.
+        let code = unsafe { sys::bpf_map_delete_elem(self.fd.as_raw_fd(), key) };
+        match -code {
+            0 | libc::ENOENT => Ok(()),
+            _ => Err(error(self.what("delete from"), errno(code))),
+        }
+    }
+
+    /// Takes every entry out of a hash that no program writes to at the moment.
+    pub fn drain<K: Plain, V: Plain>(&self, mut each: impl FnMut(K, V)) -> Result<(), Error> {
+        self.check_types::<K, V>()?;
+        let mut room = 256usize;
+        let mut position = 0u32; // of a hash: the index of a bucket
+        let mut first = true;
+        loop {
+            let mut keys = vec![0u8; room * self.key_size];
+            let mut values = vec![0u8; room * self.value_size];
+            let mut count = room as u32;
+            let to = ptr::from_mut(&mut position).cast();
+            let from = if first { ptr::null_mut() } else { to };
+            // SAFETY: the buffers hold `count` keys and values of the map's sizes; the kernel reads the
+            // position before it writes it.
+            let code = unsafe {
+                sys::bpf_map_lookup_and_delete_batch(
+                    self.fd.as_raw_fd(),
+                    from,
+                    to,
+                    keys.as_mut_ptr().cast(),
+                    values.as_mut_ptr().cast(),
+                    &mut count,
+                    ptr::null(),
+                )
+            };
+            match -code {
+                // A bucket with more entries than there was room for.
+                libc::ENOSPC if count == 0 => {
+                    room *= 2;
+                    continue;
+                }
+                libc::EINVAL if first => return self.drain_singly(each),
+                0 | libc::ENOENT | libc::ENOSPC => {}
+                _ => return Err(error(self.what("drain"), errno(code))),
+            }
+            let pairs = keys.chunks_exact(self.key_size).zip(values.chunks_exact(self.value_size));
+            for (k, v) in pairs.take(count as usize) {
+                if let (Some(k), Some(v)) = (K::read(k), V::read(v)) {
+                    each(k, v);
+                }
+            }
+            if code == -libc::ENOENT {
+                return Ok(());
+            }
+            first = false;
+        }
+    }
+
+    /// The same before 5.6, which has no batches.
+    fn drain_singly<K: Plain, V: Plain>(&self, mut each: impl FnMut(K, V)) -> Result<(), Error> {
+        let mut value = Vec::new();
+        while let Some(key) = self.next_key(None)? {
+            if self.lookup(&key, &mut value)?
+                && let (Some(k), Some(v)) = (K::read(&key), V::read(&value))
+            {
+                each(k, v);
+            }
+            self.delete(&key)?;
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> Result<bool, Error> {
+        self.next_key(None).map(|k| k.is_none())
+    }
+
+    /// Shows each entry of a hash that programs may be writing to: one that comes or goes meanwhile may be
+    /// missed, or shown twice.
+    pub fn for_each<K: Plain, V: Plain>(&self, mut each: impl FnMut(K, V)) -> Result<(), Error> {
+        self.check_types::<K, V>()?;
+        let (mut value, mut key) = (Vec::new(), None);
+        // A deleted key sends the walk back to the start: bounded all the same.
+        for _ in 0..MAX_WALK {
+            let Some(next) = self.next_key(key.as_deref())? else { break };
+            if self.lookup(&next, &mut value)?
+                && let (Some(k), Some(v)) = (K::read(&next), V::read(&value))
+            {
+                each(k, v);
+            }
+            key = Some(next);
+        }
+        Ok(())
+    }
+
+    fn next_key(&self, key: Option<&[u8]>) -> Result<Option<Vec<u8>>, Error> {
+        let from = key.map_or(Ok(ptr::null()), |k| self.key_ptr(k))?;
+        let mut next = vec![0u8; self.key_size];
+        // SAFETY: both keys have the map's size.
+        let code = unsafe { sys::bpf_map_get_next_key(self.fd.as_raw_fd(), from, next.as_mut_ptr().cast()) };
+        match -code {
+            0 => Ok(Some(next)),
+            libc::ENOENT => Ok(None),
+            _ => Err(error(self.what("walk"), errno(code))),
+        }
+    }
+
+    fn check_types<K, V>(&self) -> Result<(), Error> {
+        if (size_of::<K>(), size_of::<V>()) == (self.key_size, self.value_size) {
+            return Ok(());
+        }
+        Err(error(self.what("use wrong types on"), io::ErrorKind::InvalidInput.into()))
+    }
+}
+
+impl AsFd for Map {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ebpf::abi;
+    use std::slice;
+
+    /// Size and members (name, offset in bytes) of a struct, from the object's BTF.
+    fn layout(object: &Object, name: &str) -> Option<(usize, Vec<(String, usize)>)> {
+        let name = CString::new(name).unwrap();
+        // SAFETY: the BTF belongs to the live object; a struct's members follow its btf_type, as many as the
+        // low 16 bits of info say; names are C strings of the BTF.
+        unsafe {
+            let btf = sys::bpf_object__btf(object.0.as_ptr());
+            let id = sys::btf__find_by_name_kind(btf, name.as_ptr(), sys::BTF_KIND_STRUCT);
+            let ty = sys::btf__type_by_id(btf, u32::try_from(id).ok()?);
+            let members = slice::from_raw_parts(ty.add(1).cast::<sys::btf_member>(), ((*ty).info & 0xffff) as usize);
+            let text = |m: &sys::btf_member| {
+                CStr::from_ptr(sys::btf__name_by_offset(btf, m.name_off)).to_str().unwrap().to_owned()
+            };
+            let members = members.iter().map(|m| (text(m), m.offset as usize / 8)).collect();
+            Some(((*ty).__bindgen_anon_1.size as usize, members))
+        }
+    }
+
+    #[test]
+    fn rust_mirrors_the_structs_of_the_programs() {
+        let object = Object::open("iomonitor", crate::modules::iomonitor::elf()).unwrap();
+        for (name, size, fields) in abi::layouts() {
+            let (c_size, members) = layout(&object, name).unwrap_or_else(|| panic!("struct {name} is not in the BTF"));
+            assert_eq!(size, c_size, "size of {name}");
+            let fields: Vec<_> = fields.into_iter().map(|(f, o)| (f.to_owned(), o)).collect();
+            assert_eq!(fields, members, "fields of {name}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_object_is_an_error_with_libbpfs_words() {
+        let e = Object::prepare("junk", b"this is no ELF file").err().unwrap();
+        assert!(e.to_string().starts_with("open BPF object junk"), "{e}");
+        assert!(!e.log.is_empty());
+    }
+
+    #[test]
+    fn the_tail_of_a_verifier_log_has_no_statistics() {
+        let mut log = (1..=30).map(|i| format!("line {i}\n")).collect::<String>();
+        log += "processed 99 insns\n\0garbage";
+        let tail = verifier_tail(log.as_bytes());
+        assert!(tail.starts_with("line 19\n") && tail.ends_with("line 30"), "{tail}");
+    }
+}

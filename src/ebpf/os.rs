@@ -1,0 +1,181 @@
+//! The system calls that std does not offer: signals, mounts, perf events, and what the kernel tells of
+//! itself.
+
+use std::fs;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::ptr;
+
+/// 0, or the errno of the call that returned -1.
+fn check(code: libc::c_int) -> io::Result<libc::c_int> {
+    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(code) }
+}
+
+// ---- signals ----
+
+/// SIGTERM and SIGINT, taken out of the ordinary delivery.
+pub struct StopSignals(libc::sigset_t);
+
+impl StopSignals {
+    /// Blocks both for this thread and all that it starts: to be called before the first one is.
+    pub fn block() -> io::Result<Self> {
+        // SAFETY: sigemptyset makes the set valid before it is used; the others only read or change it.
+        unsafe {
+            let mut set: libc::sigset_t = mem::zeroed();
+            libc::sigemptyset(&mut set);
+            libc::sigaddset(&mut set, libc::SIGTERM);
+            libc::sigaddset(&mut set, libc::SIGINT);
+            match libc::pthread_sigmask(libc::SIG_BLOCK, &set, ptr::null_mut()) {
+                0 => Ok(Self(set)),
+                code => Err(io::Error::from_raw_os_error(code)),
+            }
+        }
+    }
+
+    /// Waits for one of them; returns its name.
+    pub fn wait(&self) -> io::Result<&'static str> {
+        let mut signal = 0;
+        // SAFETY: the set was made by block(); the signal is written to a live integer.
+        match unsafe { libc::sigwait(&self.0, &mut signal) } {
+            0 if signal == libc::SIGTERM => Ok("SIGTERM"),
+            0 => Ok("SIGINT"),
+            code => Err(io::Error::from_raw_os_error(code)),
+        }
+    }
+}
+
+// ---- tracefs ----
+
+/// Where tracefs may be mounted; the second is its place of old.
+const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+
+/// The mounted tracefs, if there is one.
+pub fn tracefs() -> Option<PathBuf> {
+    TRACEFS.iter().map(PathBuf::from).find(|p| p.join("events").is_dir())
+}
+
+/// Mounts tracefs where it is missing, in a mount namespace of this process alone: nothing of it shows on
+/// the host, and nothing stays. To be called before the first thread is started, since a namespace belongs
+/// to a thread. `Ok(false)`: it was there already.
+pub fn mount_tracefs_privately() -> io::Result<bool> {
+    if tracefs().is_some() {
+        return Ok(false);
+    }
+    // SAFETY: no pointers.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
+    // Slave, not private: later mounts of the host (a disk, say) still show here.
+    // SAFETY: C strings; source, type and data are not used when only the propagation changes.
+    check(unsafe { libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), libc::MS_SLAVE | libc::MS_REC, ptr::null()) })?;
+    // SAFETY: C strings; tracefs needs no data.
+    check(unsafe {
+        libc::mount(
+            c"tracefs".as_ptr(),
+            c"/sys/kernel/tracing".as_ptr(),
+            c"tracefs".as_ptr(),
+            libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC,
+            ptr::null(),
+        )
+    })?;
+    Ok(true)
+}
+
+/// The number by which perf knows a tracepoint.
+pub fn tracepoint_id(category: &str, name: &str) -> io::Result<u64> {
+    let dir = tracefs().ok_or_else(|| {
+        io::Error::new(io::ErrorKind::NotFound, "tracefs is not mounted (mount -t tracefs tracefs /sys/kernel/tracing)")
+    })?;
+    let path = dir.join("events").join(category).join(name).join("id");
+    let text = fs::read_to_string(&path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+    text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {text:?}", path.display())))
+}
+
+/// Runs the loaded program `prog` at the tracepoint with this id, until the descriptor is closed.
+pub fn perf_tracepoint(id: u64, prog: &OwnedFd) -> io::Result<OwnedFd> {
+    // SAFETY: all-zero is a valid perf_event_attr.
+    let mut attr: libbpf_sys::perf_event_attr = unsafe { mem::zeroed() };
+    attr.type_ = libbpf_sys::PERF_TYPE_TRACEPOINT;
+    attr.size = size_of::<libbpf_sys::perf_event_attr>() as _;
+    attr.config = id;
+    // One event on one CPU is enough: the program hangs at the tracepoint, and runs on all of them.
+    // SAFETY: the attributes are live and as long as they say.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_perf_event_open, &attr, -1, 0, -1, libbpf_sys::PERF_FLAG_FD_CLOEXEC as libc::c_ulong)
+    };
+    check(fd as libc::c_int)?;
+    // SAFETY: a fresh descriptor, ours alone.
+    let event = unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) };
+    // _IOW('$', 8, u32) and _IO('$', 0) of linux/perf_event.h, the same on x86-64 and arm64.
+    const SET_BPF: u32 = 0x4004_2408;
+    const ENABLE: u32 = 0x2400;
+    // SAFETY: both take an integer, on a perf event.
+    check(unsafe { libc::ioctl(event.as_raw_fd(), SET_BPF as _, prog.as_raw_fd()) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::ioctl(event.as_raw_fd(), ENABLE as _, 0) })?;
+    Ok(event)
+}
+
+// ---- the kernel and this process ----
+
+/// Bytes of a page.
+pub fn page_size() -> u64 {
+    // SAFETY: no pointers.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// `uname -r`.
+pub fn kernel_release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|_| "unknown".into(), |s| s.trim().to_owned())
+}
+
+/// Whether the kernel describes its types.
+pub fn has_btf() -> bool {
+    Path::new("/sys/kernel/btf/vmlinux").exists()
+}
+
+/// Lets this process lock as much memory as BPF maps take; before 5.11 they count against the limit. A
+/// refusal matters only there, and shows when the maps are made.
+pub fn raise_memlock() {
+    let all = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: a live struct.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &all) };
+}
+
+/// Effective capabilities of this process, as the bits of `CapEff`.
+pub fn capabilities() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let hex = status.lines().find_map(|l| l.strip_prefix("CapEff:")).unwrap_or("0");
+    u64::from_str_radix(hex.trim(), 16).unwrap_or(0)
+}
+
+/// Gives memory that was freed back to the kernel. glibc keeps the high-water mark of loading otherwise.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no pointers.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_is_known() {
+        assert!(kernel_release().contains('.'));
+        assert!(page_size().is_power_of_two());
+    }
+
+    #[test]
+    fn a_missing_tracepoint_is_an_error_with_its_path() {
+        if tracefs().is_none() {
+            let e = tracepoint_id("syscalls", "none").unwrap_err();
+            assert!(e.to_string().contains("mount -t tracefs"), "{e}");
+        } else {
+            let e = tracepoint_id("syscalls", "none").unwrap_err();
+            assert!(e.to_string().contains("syscalls/none/id"), "{e}");
+        }
+    }
+}

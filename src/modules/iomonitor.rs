@@ -1,0 +1,486 @@
+//! The I/O monitor: attaches bpf/iomonitor.bpf.c and turns its counters into metrics.
+//!
+//! To add a probe: its programs in bpf/iomonitor.bpf.c, their counters in bpf/iomonitor.h and
+//! `ebpf/abi.rs`, an entry in [`PROBES`], the metrics in `metrics/catalogue.rs`, and their values in
+//! `IoMonitor::statistics` and [`families`].
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use super::processes::Processes;
+use super::{Module, Sample};
+use crate::config::Scope;
+use crate::ebpf::abi::{self, COMM_LEN, Plain, ProcKey, ProcRow, Settings, Stall, Totals};
+use crate::ebpf::object::{Error, Link, Map, Object};
+use crate::ebpf::os;
+use crate::metrics::catalogue as m;
+use crate::metrics::histogram::Histogram;
+use crate::metrics::snapshot::{
+    ADVICES, Cache, EVICTION_CAUSES, FILL_CAUSES, Fadvise, Family, IoStats, Memory, ProbeStatus, RECLAIMERS, Value,
+};
+
+/// The name of this module in the configuration.
+pub const NAME: &str = "iomonitor";
+
+/// The compiled programs; libelf reads them in place, so they are aligned as an ELF image wants.
+static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/iomonitor.bpf.o")));
+
+/// The compiled programs.
+pub fn elf() -> &'static [u8] {
+    &OBJECT.0
+}
+
+#[repr(C, align(8))]
+struct Aligned<T: ?Sized>(T);
+
+/// Something to observe, and the ways of attaching to it, best first.
+struct Probe {
+    name: &'static str,
+    ways: &'static [Way],
+}
+
+/// All its programs are attached, in order, or none.
+struct Way {
+    mode: &'static str,
+    programs: &'static [(&'static str, Hook)],
+}
+
+enum Hook {
+    RawTracepoint(&'static str),
+    Tracepoint(&'static str, &'static str),
+}
+
+/// A way through raw tracepoints: pairs of program and tracepoint.
+macro_rules! raw {
+    ($($program:literal => $tracepoint:literal),+) => {
+        Way { mode: "raw_tracepoint", programs: &[$(($program, Hook::RawTracepoint($tracepoint))),+] }
+    };
+}
+
+const FADVISE: &str = "fadvise";
+const CACHE_READ: &str = "cache_read";
+const CACHE_FILL: &str = "cache_fill";
+const CACHE_EVICT: &str = "cache_evict";
+const RECLAIM_SCAN: &str = "reclaim_scan";
+const DIRECT_RECLAIM: &str = "direct_reclaim";
+const MEMCG_RECLAIM: &str = "memcg_reclaim";
+const KSWAPD: &str = "kswapd";
+
+static PROBES: &[Probe] = &[
+    Probe {
+        name: FADVISE,
+        ways: &[Way {
+            mode: "tracepoint",
+            programs: &[("tp_fadvise", Hook::Tracepoint("syscalls", FADVISE_TRACEPOINT))],
+        }],
+    },
+    Probe { name: CACHE_READ, ways: &[raw!("raw_read" => "mm_filemap_get_pages")] },
+    Probe { name: CACHE_FILL, ways: &[raw!("raw_fill" => "mm_filemap_add_to_page_cache")] },
+    Probe { name: CACHE_EVICT, ways: &[raw!("raw_evict" => "mm_filemap_delete_from_page_cache")] },
+    Probe { name: RECLAIM_SCAN, ways: &[raw!("raw_scan" => "mm_vmscan_lru_shrink_inactive")] },
+    // The end first: a stall whose begin is seen must not miss its end.
+    Probe {
+        name: DIRECT_RECLAIM,
+        ways: &[
+            raw!("raw_direct_out" => "mm_vmscan_direct_reclaim_end", "raw_direct_in" => "mm_vmscan_direct_reclaim_begin"),
+        ],
+    },
+    Probe {
+        name: MEMCG_RECLAIM,
+        ways: &[
+            raw!("raw_memcg_out" => "mm_vmscan_memcg_reclaim_end", "raw_memcg_in" => "mm_vmscan_memcg_reclaim_begin"),
+        ],
+    },
+    Probe { name: KSWAPD, ways: &[raw!("raw_kswapd" => "mm_vmscan_kswapd_wake")] },
+];
+
+#[cfg(target_arch = "x86_64")]
+const FADVISE_TRACEPOINT: &str = "sys_exit_fadvise64";
+#[cfg(target_arch = "aarch64")]
+const FADVISE_TRACEPOINT: &str = "sys_exit_fadvise64_64";
+
+/// The module.
+pub struct IoMonitor {
+    scope: Scope,
+    attached: Option<Attached>,
+    probes: Vec<ProbeStatus>,
+    processes: Processes,
+    /// Counters of earlier attachments: they go on where they were.
+    base: Totals,
+    /// Counters at the last collection, for what is "of the last interval".
+    last: Totals,
+    hits: u64,
+}
+
+/// What lives in the kernel; dropping it detaches and frees.
+struct Attached {
+    /// Held for their `Drop`; the first goes first.
+    _links: Vec<Link>,
+    totals: Map,
+    procs: Map,
+    /// The two maps that take turns behind `procs`, the one in use first.
+    halves: [Map; 2],
+    /// Whether the one not in use may hold rows.
+    undrained: bool,
+    stalls: Map,
+}
+
+impl IoMonitor {
+    /// A monitor of what is in `scope`, not yet attached.
+    pub fn new(scope: Scope) -> Self {
+        Self {
+            scope,
+            attached: None,
+            probes: Vec::new(),
+            processes: Processes::default(),
+            base: Totals::default(),
+            last: Totals::default(),
+            hits: 0,
+        }
+    }
+
+    fn has(&self, probe: &str) -> bool {
+        self.probes.iter().any(|p| p.name == probe && p.mode.is_some())
+    }
+
+    /// The statistics, from counters and from what the interval's map of processes and the map of stalls
+    /// under way hold.
+    fn statistics(&mut self, now: &Totals, interval: &[(ProcKey, ProcRow)], stalling: &[ProcKey]) -> IoStats {
+        let last = std::mem::replace(&mut self.last, *now);
+        let fadvise = self.has(FADVISE).then(|| {
+            let success = now.fadvise_success - last.fadvise_success;
+            let failed = now.fadvise_failed - last.fadvise_failed;
+            Fadvise {
+                success: now.fadvise_success,
+                failed: now.fadvise_failed,
+                advice: now.fadvise_advice,
+                success_rate_percent: percent(success, success + failed),
+                processes: self.processes.rows((now.overflow_calls, now.overflow_success)),
+            }
+        });
+
+        let (reads, fills) = (self.has(CACHE_READ), self.has(CACHE_FILL));
+        let (attempts, misses) = (now.read_pages, now.fills[0]);
+        self.hits = self.hits.max(attempts.saturating_sub(misses));
+        let (new_attempts, new_misses) = (attempts - last.read_pages, misses - last.fills[0]);
+        let miss_rate = percent(new_misses, new_attempts.max(new_misses)).filter(|_| reads && fills);
+        let cache = Cache {
+            read_attempts: reads.then_some(attempts),
+            hits: (reads && fills).then_some(self.hits),
+            misses: fills.then_some(misses),
+            hit_rate_percent: miss_rate.map(|r| 100.0 - r),
+            miss_rate_percent: miss_rate,
+            read_bytes: None,
+            adds: fills.then_some(now.fills),
+            evictions: self.has(CACHE_EVICT).then_some(now.evictions),
+        };
+
+        let scans = self.has(RECLAIM_SCAN);
+        let stalls = self.has(DIRECT_RECLAIM) || self.has(MEMCG_RECLAIM);
+        let total = |of: &[u64; 3]| of.iter().sum::<u64>();
+        let stalled: HashSet<&ProcKey> =
+            interval.iter().filter(|(_, r)| r.stalls > 0).map(|(k, _)| k).chain(stalling).collect();
+        let memory = Memory {
+            scanned: scans.then_some(now.scanned),
+            reclaimed: scans.then_some(now.reclaimed),
+            reclaim_efficiency_percent: percent(
+                total(&now.reclaimed) - total(&last.reclaimed),
+                total(&now.scanned) - total(&last.scanned),
+            ),
+            direct_reclaim_processes: stalls.then_some(stalled.len() as u64),
+            stalls: stalls.then_some(Histogram { buckets: now.stall_buckets, sum_ns: now.stall_ns }),
+            kswapd_wakeups: self.has(KSWAPD).then_some(now.kswapd_wakeups),
+        };
+        IoStats { fadvise, cache, memory }
+    }
+}
+
+impl Module for IoMonitor {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn start(&mut self) -> Result<(), Error> {
+        self.stop();
+        let (attached, probes) = attach(&self.scope)?;
+        for p in &probes {
+            match p.mode {
+                Some(mode) => log::info!("probe {} attached: {mode}", p.name),
+                None => log::warn!("probe {} could not be attached, its metrics are absent: {}", p.name, reasons(p)),
+            }
+        }
+        self.probes = probes;
+        if self.probes.iter().all(|p| p.mode.is_none()) {
+            return Err(Error {
+                what: "attach any probe".into(),
+                cause: io::ErrorKind::Unsupported.into(),
+                log: self.probes.iter().map(|p| format!("\n  {}: {}", p.name, reasons(p))).collect(),
+            });
+        }
+        self.attached = Some(attached);
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        if self.attached.take().is_some() {
+            self.base = self.last;
+            for p in &mut self.probes {
+                p.mode = None;
+            }
+        }
+    }
+
+    /// Swapping the maps of processes waits for an RCU grace period: some milliseconds asleep. It comes
+    /// before the totals are read, so that each call in the rows taken is in the totals too.
+    fn prepare(&mut self) -> Result<(), Error> {
+        self.attached.as_mut().map_or(Ok(()), Attached::swap_processes)
+    }
+
+    fn collect(&mut self) -> Result<Sample, Error> {
+        let Some(attached) = &mut self.attached else { return Ok(Sample::default()) };
+        let totals = attached.totals(&self.base)?;
+        let interval = attached.drain_processes()?;
+        let mut stalling = Vec::new();
+        attached.stalls.for_each(|_: u64, s: Stall| stalling.push(s.proc))?;
+
+        self.processes.absorb(&interval, Instant::now());
+        let io = self.statistics(&totals, &interval, &stalling);
+        let mut families = families(&io);
+        families.push(Family::single(&m::PROCESS_ROWS, Value::Int(self.processes.len() as u64)));
+        families.push(Family::labelled(
+            &m::EVENTS_LOST,
+            [("processes", totals.overflow_calls), ("stalls", totals.lost_stalls)],
+        ));
+        Ok(Sample { io: Some(io), families })
+    }
+
+    fn probes(&self) -> Vec<ProbeStatus> {
+        self.probes.clone()
+    }
+}
+
+impl Attached {
+    fn totals(&self, base: &Totals) -> Result<Totals, Error> {
+        let mut value = Vec::new();
+        self.totals.lookup(&0u32.to_ne_bytes(), &mut value)?;
+        Ok(Totals::sum(self.totals.per_cpu(&value).chain([base.bytes()])))
+    }
+
+    /// Has the programs write to the other map, unless they wrote nothing to this one.
+    fn swap_processes(&mut self) -> Result<(), Error> {
+        let [in_use, idle] = &mut self.halves;
+        if in_use.is_empty()? {
+            return Ok(());
+        }
+        self.procs.set_fd(idle.as_fd())?;
+        std::mem::swap(in_use, idle);
+        self.undrained = true;
+        Ok(())
+    }
+
+    /// Takes the rows out of the map that is not in use.
+    fn drain_processes(&mut self) -> Result<Vec<(ProcKey, ProcRow)>, Error> {
+        let mut rows = Vec::new();
+        if self.undrained {
+            self.halves[1].drain(|key, row| rows.push((key, row)))?;
+            self.undrained = false;
+        }
+        Ok(rows)
+    }
+}
+
+/// The failed ways of a probe, as a text.
+fn reasons(probe: &ProbeStatus) -> String {
+    let all: Vec<String> = probe.failures.iter().map(|(mode, why)| format!("{mode}: {why}")).collect();
+    all.join("; ")
+}
+
+/// `part` per hundred of `whole`; `None` if there is nothing to divide by.
+fn percent(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| part as f64 * 100.0 / whole as f64)
+}
+
+/// Loads the object and attaches each probe in the first way that works.
+fn attach(scope: &Scope) -> Result<(Attached, Vec<ProbeStatus>), Error> {
+    let object = Object::prepare(NAME, elf())?;
+    apply_scope(&object, scope)?;
+    let mut links = Vec::new();
+    let mut probes = Vec::new();
+    for probe in PROBES {
+        let mut status = ProbeStatus { name: probe.name, mode: None, failures: Vec::new() };
+        for way in probe.ways {
+            match attach_way(&object, way) {
+                Ok(new) => {
+                    status.mode = Some(way.mode);
+                    // The last attached is the first to go.
+                    links.splice(0..0, new.into_iter().rev());
+                    break;
+                }
+                Err(e) => status.failures.push((way.mode, e.to_string())),
+            }
+        }
+        probes.push(status);
+    }
+    let attached = Attached {
+        _links: links,
+        totals: object.map("totals")?,
+        procs: object.map("procs")?,
+        halves: [object.map("procs_a")?, object.map("procs_b")?],
+        undrained: false,
+        stalls: object.map("stalls")?,
+    };
+    drop(object);
+    os::trim_heap();
+    Ok((attached, probes))
+}
+
+fn attach_way(object: &Object, way: &Way) -> Result<Vec<Link>, Error> {
+    way.programs
+        .iter()
+        .map(|(name, hook)| {
+            let program = object.load(name)?;
+            match hook {
+                Hook::RawTracepoint(name) => program.attach_raw_tracepoint(name),
+                Hook::Tracepoint(category, name) => program.attach_tracepoint(category, name),
+            }
+        })
+        .collect()
+}
+
+/// Tells the programs whom to count.
+fn apply_scope(object: &Object, scope: &Scope) -> Result<(), Error> {
+    let mut settings = Settings { page_shift: os::page_size().ilog2(), scope: abi::SCOPE_HOST, ..Default::default() };
+    match scope {
+        Scope::Host => {}
+        Scope::Cgroup(path) => {
+            settings.scope = abi::SCOPE_CGROUP;
+            let no_cgroup = |cause| Error {
+                what: format!("collector.scope.cgroup {:?}", path.display()),
+                cause,
+                log: "it must be a directory of a mounted cgroup v2 hierarchy, such as /sys/fs/cgroup/system.slice"
+                    .into(),
+            };
+            let dir = File::open(path).map_err(no_cgroup)?;
+            object.map("scope_cgroup")?.set_fd(dir.as_fd()).map_err(|e| no_cgroup(e.cause))?;
+        }
+        Scope::Comm(name) => {
+            settings.scope = abi::SCOPE_COMM;
+            // The kernel cuts names the same way, and the configuration allows no longer one.
+            let n = name.len().min(COMM_LEN - 1);
+            settings.comm[..n].copy_from_slice(&name.as_bytes()[..n]);
+        }
+    }
+    object.map("settings")?.update(&0u32.to_ne_bytes(), settings.bytes())
+}
+
+/// The metrics of the statistics: those that are there, in catalogue order.
+pub fn families(io: &IoStats) -> Vec<Family> {
+    let single = |metric, value: Option<Value>| value.map(|v| Family::single(metric, v));
+    let int = |metric, value: Option<u64>| single(metric, value.map(Value::Int));
+    let (f, c, r) = (io.fadvise.as_ref(), &io.cache, &io.memory);
+    // A rate is absent with its probes, and empty where they saw nothing.
+    let rate = |r| c.hits.map(|_| Value::Percent(r));
+    [
+        int(&m::FADVISE_CALLS, f.map(Fadvise::total)),
+        int(&m::FADVISE_SUCCESS, f.map(|f| f.success)),
+        int(&m::FADVISE_FAILED, f.map(|f| f.failed)),
+        f.map(|f| Family::labelled(&m::FADVISE_ADVICE, ADVICES.into_iter().zip(f.advice))),
+        single(&m::FADVISE_SUCCESS_RATE, f.map(|f| Value::Percent(f.success_rate_percent))),
+        int(&m::CACHE_READ_ATTEMPTS, c.read_attempts),
+        int(&m::CACHE_HITS, c.hits),
+        int(&m::CACHE_MISSES, c.misses),
+        single(&m::CACHE_HIT_RATE, rate(c.hit_rate_percent)),
+        single(&m::CACHE_MISS_RATE, rate(c.miss_rate_percent)),
+        int(&m::CACHE_READ_BYTES, c.read_bytes),
+        c.adds.map(|v| Family::labelled(&m::PAGE_CACHE_ADDS, FILL_CAUSES.into_iter().zip(v))),
+        c.evictions.map(|v| Family::labelled(&m::PAGE_CACHE_EVICTIONS, EVICTION_CAUSES.into_iter().zip(v))),
+        r.scanned.map(|v| Family::labelled(&m::LRU_PAGES_SCANNED, RECLAIMERS.into_iter().zip(v))),
+        r.reclaimed.map(|v| Family::labelled(&m::PAGES_RECLAIMED, RECLAIMERS.into_iter().zip(v))),
+        single(&m::RECLAIM_EFFICIENCY, r.scanned.map(|_| Value::Percent(r.reclaim_efficiency_percent))),
+        int(&m::DIRECT_RECLAIM_PROCESSES, r.direct_reclaim_processes),
+        single(&m::DIRECT_RECLAIM_SECONDS, r.stalls.clone().map(Value::Histogram)),
+        int(&m::KSWAPD_WAKEUPS, r.kswapd_wakeups),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn monitor() -> IoMonitor {
+        let mut monitor = IoMonitor::new(Scope::Host);
+        let status = |p: &Probe| ProbeStatus { name: p.name, mode: Some("test"), failures: Vec::new() };
+        monitor.probes = PROBES.iter().map(status).collect();
+        monitor
+    }
+
+    fn names(io: &IoStats) -> Vec<&'static str> {
+        families(io).iter().map(|f| f.metric.name).collect()
+    }
+
+    #[test]
+    fn rates_are_of_the_last_interval() {
+        let mut monitor = monitor();
+        let mut totals = Totals { read_pages: 1000, fills: [250, 0, 0, 0, 0], ..Default::default() };
+        let cache = monitor.statistics(&totals, &[], &[]).cache;
+        assert_eq!((cache.hit_rate_percent, cache.miss_rate_percent), (Some(75.0), Some(25.0)));
+        assert_eq!(cache.hits, Some(750));
+        totals.read_pages += 100;
+        let cache = monitor.statistics(&totals, &[], &[]).cache;
+        assert_eq!((cache.hit_rate_percent, cache.hits), (Some(100.0), Some(850)));
+        let cache = monitor.statistics(&totals, &[], &[]).cache;
+        assert_eq!((cache.hit_rate_percent, cache.miss_rate_percent), (None, None), "nothing was read");
+    }
+
+    #[test]
+    fn readahead_ahead_of_the_reader_neither_lowers_the_hits_nor_exceeds_100_percent() {
+        let mut monitor = monitor();
+        let mut totals = Totals { read_pages: 100, ..Default::default() };
+        assert_eq!(monitor.statistics(&totals, &[], &[]).cache.hits, Some(100));
+        totals.fills[0] = 400;
+        totals.read_pages += 100;
+        let cache = monitor.statistics(&totals, &[], &[]).cache;
+        assert_eq!((cache.hits, cache.miss_rate_percent), (Some(100), Some(100.0)));
+    }
+
+    #[test]
+    fn a_probe_that_is_not_attached_takes_its_metrics_away() {
+        let mut monitor = monitor();
+        assert_eq!(names(&monitor.statistics(&Totals::default(), &[], &[])).len(), 18);
+        monitor.probes.iter_mut().filter(|p| p.name == CACHE_READ).for_each(|p| p.mode = None);
+        let io = monitor.statistics(&Totals::default(), &[], &[]);
+        let got = names(&io);
+        for gone in ["ebpf_cache_read_attempts_total", "ebpf_cache_hits_total", "ebpf_cache_miss_rate_percent"] {
+            assert!(!got.contains(&gone), "{gone}");
+        }
+        assert!(got.contains(&"ebpf_cache_misses_total"));
+        monitor.probes.clear();
+        assert!(names(&monitor.statistics(&Totals::default(), &[], &[])).is_empty());
+    }
+
+    #[test]
+    fn a_process_that_stalls_counts_once_however_often() {
+        let mut monitor = monitor();
+        let key = |tgid| ProcKey { tgid, zero: 0, start_ns: 1 };
+        let row = |stalls| ProcRow { stalls, ..Default::default() };
+        let interval = [(key(1), row(7)), (key(2), row(0)), (key(3), row(1))];
+        let io = monitor.statistics(&Totals::default(), &interval, &[key(3), key(4), key(4)]);
+        assert_eq!(io.memory.direct_reclaim_processes, Some(3));
+    }
+
+    #[test]
+    fn families_stand_in_catalogue_order() {
+        let all = families(&monitor().statistics(&Totals::default(), &[], &[]));
+        let place = |f: &Family| m::CATALOGUE.iter().position(|m| m.name == f.metric.name);
+        assert!(all.is_sorted_by_key(place));
+        for f in &all {
+            assert!(f.series.iter().all(|s| s.labels.len() == f.metric.labels.len()), "{}", f.metric.name);
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! What the agent can observe. A module owns its programs and maps; the collector asks it for a sample each
+//! interval.
+
+pub mod iomonitor;
+pub mod processes;
+
+use crate::ebpf::object::Error;
+use crate::metrics::snapshot::{Family, IoStats, ProbeStatus};
+
+/// A source of metrics.
+pub trait Module: Send {
+    /// Its name in the configuration.
+    fn name(&self) -> &'static str;
+
+    /// Loads and attaches. An error means that nothing could be attached; a probe that could not be, beside
+    /// others that were, shows in [`Module::probes`].
+    fn start(&mut self) -> Result<(), Error>;
+
+    /// Detaches everything. Counters go on from where they were if it is started again.
+    fn stop(&mut self);
+
+    /// Gets ready for [`Module::collect`]; may sleep until the kernel is, and is not counted as collecting.
+    fn prepare(&mut self) -> Result<(), Error>;
+
+    /// Reads the kernel's counters.
+    fn collect(&mut self) -> Result<Sample, Error>;
+
+    /// Each probe, attached or not; empty before the first start.
+    fn probes(&self) -> Vec<ProbeStatus>;
+}
+
+/// What one collection of a module found.
+#[derive(Debug, Default)]
+pub struct Sample {
+    /// The I/O statistics, from the module that has them.
+    pub io: Option<IoStats>,
+    /// The module's metrics, in catalogue order; those whose probe is not attached are not among them.
+    pub families: Vec<Family>,
+}
