@@ -1,0 +1,459 @@
+//! What the tests share: a running agent, its metrics, cgroups to count in, files with a known state in the
+//! page cache.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+pub mod sys;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub const MIB: usize = 1 << 20;
+
+// ---- skipping ----
+
+/// What keeps this machine from running tests that load BPF programs.
+pub fn missing_for_bpf() -> Option<&'static str> {
+    if !sys::is_root() {
+        return Some("needs root");
+    }
+    if cgroup_root().is_none() {
+        return Some("needs a mounted cgroup v2 hierarchy");
+    }
+    None
+}
+
+/// Says that a test did not run, where `make test` collects it.
+pub fn skipped(test: &str, why: &str) {
+    eprintln!("SKIPPED {test}: {why}");
+}
+
+/// Ends the test here if BPF cannot be loaded at all.
+#[macro_export]
+macro_rules! need_bpf {
+    ($test:literal) => {
+        if let Some(why) = $crate::common::missing_for_bpf() {
+            $crate::common::skipped($test, why);
+            return;
+        }
+    };
+}
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Tests whose counts would mix hold this: they run one after the other, whatever the number of threads.
+pub fn alone() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+// ---- the agent ----
+
+/// The binary under test.
+pub fn binary() -> PathBuf {
+    std::env::var_os("EBPF_SIDECAR_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_ebpf-sidecar").into(), PathBuf::from)
+}
+
+/// A command that runs the binary with nothing of the caller's environment that configures it.
+pub fn command() -> Command {
+    let mut c = Command::new(binary());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("EBPF_SIDECAR_") {
+            c.env_remove(name);
+        }
+    }
+    c
+}
+
+/// A port of loopback that nobody listens on.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A running agent; killed when dropped.
+pub struct Agent {
+    pub child: Child,
+    pub port: u16,
+    log: PathBuf,
+}
+
+static AGENTS: AtomicU32 = AtomicU32::new(0);
+
+impl Agent {
+    /// Starts it on loopback with these environment variables (without their prefix), and waits until it
+    /// serves.
+    pub fn start(settings: &[(&str, &str)]) -> Self {
+        Self::start_with(command(), settings)
+    }
+
+    pub fn start_with(mut command: Command, settings: &[(&str, &str)]) -> Self {
+        let port = free_port();
+        let n = AGENTS.fetch_add(1, Ordering::Relaxed);
+        let log = std::env::temp_dir().join(format!("ebpf-sidecar-test-{}-{n}.log", std::process::id()));
+        command
+            .env("EBPF_SIDECAR_SERVER_HTTP_ADDRESS", "127.0.0.1")
+            .env("EBPF_SIDECAR_SERVER_HTTP_PORT", port.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).unwrap());
+        for (name, value) in settings {
+            command.env(format!("EBPF_SIDECAR_{name}"), value);
+        }
+        let mut agent = Self { child: command.spawn().unwrap(), port, log };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while agent.try_get("/health").is_none() {
+            if let Some(status) = agent.child.try_wait().unwrap() {
+                panic!("the agent ended with {status}:\n{}", agent.log());
+            }
+            assert!(Instant::now() < deadline, "the agent does not serve:\n{}", agent.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+        agent
+    }
+
+    /// What it has written to stderr.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn try_get(&self, path: &str) -> Option<Response> {
+        request(self.port, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")).ok()
+    }
+
+    pub fn get(&self, path: &str) -> Response {
+        self.try_get(path).unwrap_or_else(|| panic!("GET {path} failed; agent's log:\n{}", self.log()))
+    }
+
+    /// The metrics now.
+    pub fn metrics(&self) -> Metrics {
+        Metrics::parse(&self.get("/metrics").body)
+    }
+
+    /// The metrics of a collection that began after this call: two ticks on, since one may be under way.
+    pub fn settled(&self) -> Metrics {
+        let now = self.metrics().get("ebpf_sidecar_snapshot_sequence");
+        self.wait(|m| m.get("ebpf_sidecar_snapshot_sequence") >= now + 2.0)
+    }
+
+    /// The first metrics for which `done` holds.
+    pub fn wait(&self, done: impl Fn(&Metrics) -> bool) -> Metrics {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let m = self.metrics();
+            if done(&m) {
+                return m;
+            }
+            assert!(Instant::now() < deadline, "waited in vain; agent's log:\n{}", self.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// What `work` adds to the counters.
+    pub fn during<T>(&self, work: impl FnOnce() -> T) -> (Delta, T) {
+        let before = self.settled();
+        let result = work();
+        (Delta { before, after: self.settled() }, result)
+    }
+
+    pub fn stats(&self) -> serde_json::Value {
+        serde_json::from_str(&self.get("/api/v1/stats").body).unwrap()
+    }
+
+    pub fn rss_kib(&self) -> u64 {
+        status_field(self.child.id(), "VmRSS:")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_file(&self.log);
+    }
+}
+
+/// A number of /proc/PID/status.
+pub fn status_field(pid: u32, field: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find_map(|l| l.strip_prefix(field)).unwrap();
+    line.split_ascii_whitespace().next().unwrap().parse().unwrap()
+}
+
+// ---- HTTP ----
+
+pub struct Response {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+/// Sends `head` and reads until the server closes.
+pub fn request(port: u16, head: &str) -> std::io::Result<Response> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.write_all(head.as_bytes())?;
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text)?;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let bad = || std::io::Error::other(format!("no HTTP response: {text:?}"));
+    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(bad)?;
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(bad)?;
+    Ok(Response { status, head: head.to_owned(), body: body.to_owned() })
+}
+
+// ---- metrics ----
+
+/// Samples of a Prometheus text: `name` or `name{labels}` to value.
+#[derive(Clone, Debug)]
+pub struct Metrics(pub BTreeMap<String, f64>);
+
+impl Metrics {
+    pub fn parse(text: &str) -> Self {
+        let samples = text.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).map(|l| {
+            let (name, value) = l.rsplit_once(' ').unwrap_or_else(|| panic!("no sample: {l}"));
+            (name.to_owned(), value.parse().unwrap_or_else(|_| panic!("no number: {l}")))
+        });
+        Self(samples.collect())
+    }
+
+    pub fn get(&self, name: &str) -> f64 {
+        *self.0.get(name).unwrap_or_else(|| panic!("{name} is not there"))
+    }
+}
+
+/// Metrics before and after some work.
+pub struct Delta {
+    pub before: Metrics,
+    pub after: Metrics,
+}
+
+impl Delta {
+    /// Growth of one counter.
+    pub fn of(&self, name: &str) -> f64 {
+        self.after.get(name) - self.before.get(name)
+    }
+
+    pub fn adds(&self, cause: &str) -> f64 {
+        self.of(&format!("ebpf_page_cache_adds_total{{cause=\"{cause}\"}}"))
+    }
+
+    pub fn evictions(&self, cause: &str) -> f64 {
+        self.of(&format!("ebpf_page_cache_evictions_total{{cause=\"{cause}\"}}"))
+    }
+
+    pub fn attempts(&self) -> f64 {
+        self.of("ebpf_cache_read_attempts_total")
+    }
+
+    pub fn misses(&self) -> f64 {
+        self.of("ebpf_cache_misses_total")
+    }
+
+    /// Misses per hundred attempts over the whole work.
+    pub fn miss_rate(&self) -> f64 {
+        100.0 * self.misses() / self.attempts().max(self.misses())
+    }
+
+    /// All counters that moved, for the message of a failed assertion.
+    pub fn moved(&self) -> String {
+        let moved = self.after.0.iter().filter(|(k, _)| k.starts_with("ebpf_") && !k.starts_with("ebpf_sidecar"));
+        moved
+            .filter_map(|(k, v)| Some((k, v - self.before.0.get(k)?)))
+            .filter(|(_, d)| *d != 0.0)
+            .map(|(k, d)| format!("\n  {k} {d:+}"))
+            .collect()
+    }
+}
+
+/// `got` is `want`, give or take `percent` of it.
+#[track_caller]
+pub fn assert_near(what: &str, got: f64, want: f64, percent: f64, delta: &Delta) {
+    let slack = want.abs() * percent / 100.0;
+    assert!((got - want).abs() <= slack, "{what}: {got}, not {want} +- {percent} %; moved:{}", delta.moved());
+}
+
+// ---- cgroups ----
+
+/// Where cgroup v2 is mounted.
+pub fn cgroup_root() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").ok()?;
+    mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>()).find(|f| f[2] == "cgroup2").map(|f| f[1].into())
+}
+
+/// A cgroup of the test's own; removed when dropped.
+pub struct Cgroup {
+    pub path: PathBuf,
+    /// Where this process was before [`Cgroup::enter`].
+    home: RefCell<Option<PathBuf>>,
+}
+
+static CGROUPS: AtomicU32 = AtomicU32::new(0);
+
+impl Cgroup {
+    pub fn new() -> Self {
+        let n = CGROUPS.fetch_add(1, Ordering::Relaxed);
+        Self::at(cgroup_root().unwrap().join(format!("ebpf-sidecar-test-{}-{n}", std::process::id())))
+    }
+
+    pub fn child(&self, name: &str) -> Self {
+        Self::at(self.path.join(name))
+    }
+
+    pub fn at(path: PathBuf) -> Self {
+        fs::create_dir(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        Self { path, home: RefCell::default() }
+    }
+
+    pub fn add(&self, pid: u32) {
+        fs::write(self.path.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+
+    /// Moves this process into it, until it is dropped.
+    pub fn enter(&self) {
+        let mine = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let home = mine.lines().find_map(|l| l.strip_prefix("0::/")).unwrap();
+        *self.home.borrow_mut() = Some(cgroup_root().unwrap().join(home));
+        self.add(std::process::id());
+    }
+
+    pub fn leave(&self) {
+        if let Some(home) = self.home.take() {
+            fs::write(home.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        }
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        self.leave();
+        // A process that was just killed is still leaving.
+        for _ in 0..100 {
+            if fs::remove_dir(&self.path).is_ok() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        eprintln!("{} could not be removed", self.path.display());
+    }
+}
+
+/// An agent that counts this process alone, which is in the agent's scope as long as this lives.
+pub struct Scoped {
+    pub agent: Agent,
+    pub cgroup: Cgroup,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Scoped {
+    pub fn start(settings: &[(&str, &str)]) -> Self {
+        let alone = alone();
+        let cgroup = Cgroup::new();
+        let path = cgroup.path.to_str().unwrap().to_owned();
+        let mut all = vec![("COLLECTOR_INTERVAL", "100ms"), ("COLLECTOR_SCOPE_CGROUP", path.as_str())];
+        all.extend(settings);
+        let agent = Agent::start(&all);
+        cgroup.enter();
+        Self { agent, cgroup, _alone: alone }
+    }
+}
+
+// ---- files ----
+
+/// Where test files are made: a disk file system, whose reads go through the page cache.
+pub fn disk() -> PathBuf {
+    let dir = std::env::var_os("TEST_DISK").map_or_else(|| env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from);
+    fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+/// A file on disk; removed when dropped.
+pub struct TestFile {
+    pub path: PathBuf,
+    pub file: File,
+}
+
+impl TestFile {
+    /// `len` bytes that are no hole, written and on the disk.
+    pub fn new(name: &str, len: usize) -> Self {
+        let path = disk().join(format!("{name}-{}", std::process::id()));
+        let _ = fs::remove_file(&path);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
+        let block = vec![0xa5u8; MIB.min(len.max(1))];
+        let mut at = 0;
+        while at < len {
+            let n = block.len().min(len - at);
+            file.write_all_at(&block[..n], at as u64).unwrap();
+            at += n;
+        }
+        file.sync_all().unwrap();
+        Self { path, file }
+    }
+
+    /// The same, and none of it in the page cache.
+    pub fn cold(name: &str, len: usize) -> Self {
+        let f = Self::new(name, len);
+        f.drop_cache();
+        assert_eq!(f.resident(), 0, "{name} is still in the page cache");
+        f
+    }
+
+    pub fn drop_cache(&self) {
+        self.file.sync_all().unwrap();
+        sys::fadvise(self.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED).unwrap();
+    }
+
+    /// Pages in the page cache.
+    pub fn resident(&self) -> usize {
+        sys::Mapping::of(&self.file).resident().iter().filter(|r| **r).count()
+    }
+
+    /// A descriptor with a readahead state of its own.
+    pub fn reopen(&self) -> File {
+        File::open(&self.path).unwrap()
+    }
+}
+
+impl Drop for TestFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Reads `file` from start to end with preads of `block` bytes; returns the bytes read.
+pub fn read_all(file: &File, block: usize) -> u64 {
+    let mut buf = vec![0u8; block];
+    let mut at = 0u64;
+    loop {
+        match file.read_at(&mut buf, at).unwrap() {
+            0 => return at,
+            n => at += n as u64,
+        }
+    }
+}
+
+/// A small generator of numbers, the same in each run (xorshift64*).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % n
+    }
+}
+
+/// A path as text.
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}

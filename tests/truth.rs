@@ -1,0 +1,775 @@
+//! Known work against the real kernel, and whether the agent's counters say the same. Each test puts this
+//! process into the scope of an agent of its own, so that counts are exact.
+
+mod common;
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::sys::{self, Mapping, PAGE};
+use common::{Agent, Cgroup, Delta, MIB, Random, Scoped, TestFile, alone, assert_near, read_all, text};
+
+/// Pages of the file that most reads go over: 64 MiB.
+const FILE: usize = 64 * MIB;
+const PAGES: f64 = (FILE / PAGE) as f64;
+
+// ---- reads ----
+
+#[test]
+fn cold_and_warm_reads() {
+    need_bpf!("cold_and_warm_reads");
+    let s = Scoped::start(&[]);
+    for block in [PAGE, 64 * 1024, MIB] {
+        let f = TestFile::cold("cold", FILE);
+        let (d, _) = s.agent.during(|| assert_eq!(read_all(&f.reopen(), block), FILE as u64));
+        assert_near("attempts, cold", d.attempts(), PAGES, 1.0, &d);
+        assert_near("misses, cold", d.misses(), PAGES, 3.0, &d);
+        assert!(d.miss_rate() >= 98.0, "{} % missed;{}", d.miss_rate(), d.moved());
+        assert_eq!(d.misses(), d.adds("read"));
+
+        let (d, _) = s.agent.during(|| read_all(&f.reopen(), block));
+        assert_near("attempts, warm", d.attempts(), PAGES, 1.0, &d);
+        assert!(d.miss_rate() <= 1.0, "{} % missed;{}", d.miss_rate(), d.moved());
+    }
+}
+
+#[test]
+fn the_rate_gauges_are_of_the_last_interval() {
+    need_bpf!("the_rate_gauges_are_of_the_last_interval");
+    let s = Scoped::start(&[("COLLECTOR_INTERVAL", "1s")]);
+    let f = TestFile::cold("gauge", FILE);
+    let idle = s.agent.settled();
+    assert!(idle.get("ebpf_cache_miss_rate_percent").is_nan(), "nothing was read");
+    read_all(&f.file, MIB);
+    let m = s.agent.wait(|m| m.get("ebpf_cache_read_attempts_total") > idle.get("ebpf_cache_read_attempts_total"));
+    assert!(m.get("ebpf_cache_miss_rate_percent") >= 98.0);
+    assert!(m.get("ebpf_cache_hit_rate_percent") <= 2.0);
+    let m = s.agent.settled();
+    assert!(m.get("ebpf_cache_hit_rate_percent").is_nan(), "the interval is over");
+}
+
+#[test]
+fn random_reads_of_a_half_cached_file() {
+    need_bpf!("random_reads_of_a_half_cached_file");
+    let s = Scoped::start(&[]);
+    let f = TestFile::cold("half", FILE);
+    sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM).unwrap();
+    let pages = FILE / PAGE;
+    let mut random = Random(42);
+    let mut buf = [0u8; PAGE];
+    for _ in 0..pages * 7 / 10 {
+        f.file.read_at(&mut buf, (random.below(pages) * PAGE) as u64).unwrap();
+    }
+    let resident = Mapping::of(&f.file).resident();
+    let cached = resident.iter().filter(|r| **r).count();
+    assert!((pages * 4 / 10..pages * 6 / 10).contains(&cached), "{cached} of {pages} pages are cached");
+
+    let mut picks = HashSet::new();
+    while picks.len() < 4000 {
+        picks.insert(random.below(pages));
+    }
+    let missing = picks.iter().filter(|p| !resident[**p]).count() as f64;
+    let (d, _) = s.agent.during(|| {
+        for page in &picks {
+            f.file.read_at(&mut buf, (page * PAGE) as u64).unwrap();
+        }
+    });
+    assert_eq!(d.attempts(), 4000.0, "{}", d.moved());
+    let truth = missing / 40.0;
+    assert!((d.miss_rate() - truth).abs() <= 2.0, "{} %, not {truth} %;{}", d.miss_rate(), d.moved());
+}
+
+#[test]
+fn overlapping_reads_that_end_at_the_same_page() {
+    need_bpf!("overlapping_reads_that_end_at_the_same_page");
+    let s = Scoped::start(&[]);
+    let f = TestFile::new("overlap", MIB);
+    let mut buf = vec![0u8; MIB];
+    let (d, _) = s.agent.during(|| {
+        f.file.read_at(&mut buf, 0).unwrap();
+        f.file.read_at(&mut buf[..MIB / 2], MIB as u64 / 2).unwrap();
+    });
+    assert_eq!(d.attempts(), 384.0, "{}", d.moved());
+    f.drop_cache();
+    let (d, _) = s.agent.during(|| {
+        f.file.read_at(&mut buf, 0).unwrap();
+        f.file.read_at(&mut buf[..MIB / 2], MIB as u64 / 2).unwrap();
+    });
+    assert_eq!(d.attempts(), 384.0, "cold: {}", d.moved());
+    assert_eq!(d.misses(), 256.0, "{}", d.moved());
+}
+
+/// Threads that are preempted and moved between the CPUs in the middle of reads of many batches.
+#[test]
+fn reads_of_any_size_from_more_threads_than_cpus() {
+    need_bpf!("reads_of_any_size_from_more_threads_than_cpus");
+    let s = Scoped::start(&[]);
+    let f = TestFile::cold("sizes", FILE);
+    let truth = AtomicU64::new(0);
+    let (d, _) = s.agent.during(|| {
+        thread::scope(|scope| {
+            for seed in 1..=8 {
+                let (file, truth) = (f.reopen(), &truth);
+                scope.spawn(move || {
+                    let mut random = Random(seed);
+                    let mut buf = vec![0u8; 2 * MIB];
+                    for _ in 0..400 {
+                        let at = random.below(FILE - 1);
+                        let len = 1 + random.below([100, 10_000, 2 * MIB][random.below(3)]);
+                        let n = file.read_at(&mut buf[..len], at as u64).unwrap();
+                        let pages = (at + n - 1) / PAGE - at / PAGE + 1;
+                        truth.fetch_add(pages as u64, Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+    });
+    // Where a folio is being read by another thread, a read waits for it and asks again: that must not count
+    // twice.
+    assert_eq!(d.attempts(), truth.into_inner() as f64, "{}", d.moved());
+    assert_near("misses", d.misses(), f.resident() as f64, 0.0, &d);
+}
+
+#[test]
+fn opening_many_cold_files() {
+    need_bpf!("opening_many_cold_files");
+    let s = Scoped::start(&[]);
+    let files: Vec<_> = (0..300).map(|i| TestFile::cold(&format!("many{i}"), 64 * 1024)).collect();
+    let hits = AtomicU64::new(s.agent.settled().get("ebpf_cache_hits_total") as u64);
+    let (d, _) = s.agent.during(|| {
+        let mut buf = [0u8; PAGE];
+        for f in &files {
+            f.reopen().read_exact_at(&mut buf, 0).unwrap();
+            let now = s.agent.metrics().get("ebpf_cache_hits_total") as u64;
+            assert!(hits.swap(now, Ordering::Relaxed) <= now, "the hits fell");
+        }
+    });
+    let filled: usize = files.iter().map(TestFile::resident).sum();
+    assert_eq!(d.attempts(), 300.0, "{}", d.moved());
+    assert_eq!(d.misses(), filled as f64, "{}", d.moved());
+}
+
+#[test]
+fn sendfile_and_vectored_reads() {
+    need_bpf!("sendfile_and_vectored_reads");
+    let s = Scoped::start(&[]);
+    let len = 4 * MIB;
+    for cold in [false, true] {
+        let f = TestFile::new("sendfile", len);
+        if cold {
+            f.drop_cache();
+        } else {
+            read_all(&f.file, MIB);
+        }
+        let (d, _) = s.agent.during(|| {
+            let (mut near, far) = UnixStream::pair().unwrap();
+            let reader = thread::spawn(move || {
+                let mut sink = vec![0u8; MIB];
+                while near.read(&mut sink).unwrap() > 0 {}
+            });
+            let mut sent = 0;
+            while sent < len {
+                sent += sys::sendfile(far.as_raw_fd(), &f.file, sent as i64, len - sent);
+            }
+            drop(far);
+            reader.join().unwrap();
+        });
+        assert_near("attempts of sendfile", d.attempts(), 1024.0, 2.0, &d);
+        assert_eq!(d.misses(), if cold { 1024.0 } else { 0.0 }, "{}", d.moved());
+    }
+    let f = TestFile::cold("preadv", MIB);
+    let (mut a, mut b) = (vec![0u8; 10 * PAGE], vec![0u8; 30 * PAGE]);
+    let (d, n) = s.agent.during(|| sys::preadv2_buffers(&f.file, &mut a, &mut b, 0));
+    assert_eq!((n, d.attempts()), (40 * PAGE, 40.0), "{}", d.moved());
+    assert_eq!(d.misses(), f.resident() as f64, "{}", d.moved());
+}
+
+#[test]
+fn the_end_of_a_file_and_holes() {
+    need_bpf!("the_end_of_a_file_and_holes");
+    let s = Scoped::start(&[]);
+    let f = TestFile::new("end", 10 * PAGE + 1);
+    let mut buf = vec![0u8; MIB];
+    let (d, _) = s.agent.during(|| {
+        f.file.read_at(&mut buf, 0).unwrap();
+    });
+    assert_eq!(d.attempts(), 11.0, "a read longer than the file;{}", d.moved());
+    let (d, _) = s.agent.during(|| {
+        for at in [11 * PAGE, MIB, 1 << 40] {
+            assert_eq!(f.file.read_at(&mut buf, at as u64).unwrap(), 0);
+        }
+    });
+    assert_eq!(d.attempts(), 0.0, "reads past the end;{}", d.moved());
+
+    let hole = TestFile::new("hole", 0);
+    hole.file.set_len(FILE as u64).unwrap();
+    let (d, _) = s.agent.during(|| read_all(&hole.file, MIB));
+    assert_near("attempts in a hole", d.attempts(), PAGES, 1.0, &d);
+}
+
+#[test]
+fn what_is_no_buffered_read_counts_nothing() {
+    need_bpf!("what_is_no_buffered_read_counts_nothing");
+    let s = Scoped::start(&[]);
+    let f = TestFile::cold("direct", 4 * MIB);
+    let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&f.path).unwrap();
+    let mut buf = sys::Aligned::new(MIB);
+    let (d, _) = s.agent.during(|| {
+        for i in 0..4 {
+            assert_eq!(direct.read_at(buf.get(), (i * MIB) as u64).unwrap(), MIB);
+        }
+        let (mut a, mut b) = UnixStream::pair().unwrap();
+        let (mut from, mut to) = std::io::pipe().unwrap();
+        let mut small = [0u8; 4096];
+        for _ in 0..100 {
+            a.write_all(&small).unwrap();
+            b.read_exact(&mut small).unwrap();
+            to.write_all(&small).unwrap();
+            from.read_exact(&mut small).unwrap();
+            fs::read("/proc/self/maps").unwrap();
+            File::open("/dev/zero").unwrap().read_exact(&mut small).unwrap();
+        }
+    });
+    assert_eq!((d.attempts(), d.misses()), (0.0, 0.0), "{}", d.moved());
+}
+
+/// Containers read through overlayfs, where the file of the descriptor is not the one with the pages.
+#[test]
+fn reads_through_overlayfs() {
+    need_bpf!("reads_through_overlayfs");
+    let s = Scoped::start(&[]);
+    let base = common::disk().join(format!("overlay-{}", std::process::id()));
+    for d in ["lower", "upper", "work", "merged"] {
+        fs::create_dir_all(base.join(d)).unwrap();
+    }
+    let lower = TestFile::new("overlaid", FILE);
+    fs::rename(&lower.path, base.join("lower/file")).unwrap();
+    let options = format!("lowerdir={0}/lower,upperdir={0}/upper,workdir={0}/work", text(&base));
+    let merged = base.join("merged");
+    let mount = Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(&merged).output().unwrap();
+    let _cleanup = Unmount(&base);
+    if !mount.status.success() {
+        common::skipped("reads_through_overlayfs", String::from_utf8_lossy(&mount.stderr).trim());
+        return;
+    }
+    let file = File::open(merged.join("file")).unwrap();
+    lower.drop_cache();
+    let (d, _) = s.agent.during(|| read_all(&file, 64 * 1024));
+    assert_near("attempts", d.attempts(), PAGES, 1.0, &d);
+    assert_near("misses", d.misses(), PAGES, 3.0, &d);
+
+    let new = merged.join("new");
+    let (d, _) = s.agent.during(|| fs::write(&new, vec![1u8; 4 * MIB]).unwrap());
+    assert_near("written", d.adds("write"), 1024.0, 1.0, &d);
+    assert_eq!(d.misses(), 0.0, "{}", d.moved());
+}
+
+struct Unmount<'a>(&'a Path);
+
+impl Drop for Unmount<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.join("merged")).stderr(Stdio::null()).status();
+        let _ = fs::remove_dir_all(self.0);
+    }
+}
+
+// ---- fills that are no misses ----
+
+#[test]
+fn writing_a_new_file() {
+    need_bpf!("writing_a_new_file");
+    let s = Scoped::start(&[]);
+    let (d, f) = s.agent.during(|| TestFile::new("written", FILE));
+    assert!(d.misses() <= PAGES * 0.005, "{} misses;{}", d.misses(), d.moved());
+    assert_near("adds by writing", d.adds("write"), PAGES, 1.0, &d);
+    drop(f);
+}
+
+#[test]
+fn willneed_and_readahead() {
+    need_bpf!("willneed_and_readahead");
+    let s = Scoped::start(&[]);
+    let f = TestFile::cold("willneed", 16 * MIB);
+    let (d, _) = s.agent.during(|| {
+        for i in 0..16 {
+            let at = (i * MIB) as i64;
+            sys::fadvise(f.file.as_raw_fd(), at, MIB as i64, libc::POSIX_FADV_WILLNEED).unwrap();
+        }
+    });
+    let truth = f.resident() as f64;
+    assert!(truth > 0.0);
+    assert_near("adds by WILLNEED", d.adds("prefetch"), truth, 3.0, &d);
+    assert_eq!(d.misses(), 0.0, "{}", d.moved());
+
+    f.drop_cache();
+    let (d, _) = s.agent.during(|| sys::readahead(&f.file, 0, MIB));
+    assert_near("adds by readahead()", d.adds("prefetch"), f.resident() as f64, 3.0, &d);
+    f.drop_cache();
+    let (d, _) = s.agent.during(|| Mapping::of(&f.file).advise(libc::MADV_WILLNEED));
+    assert_near("adds by madvise", d.adds("prefetch"), f.resident() as f64, 3.0, &d);
+}
+
+#[test]
+fn faults_between_warm_reads() {
+    need_bpf!("faults_between_warm_reads");
+    let s = Scoped::start(&[]);
+    let mapped = TestFile::cold("mapped", FILE);
+    let warm = TestFile::new("warm", MIB);
+    let map = Mapping::of(&mapped.file);
+    map.advise(libc::MADV_RANDOM);
+    let mut buf = [0u8; PAGE];
+    let (d, _) = s.agent.during(|| {
+        for i in 0..1000 {
+            map.touch(i * 16);
+            warm.file.read_at(&mut buf, (i % 256 * PAGE) as u64).unwrap();
+        }
+    });
+    assert_near("adds by faults", d.adds("fault"), 1000.0, 2.0, &d);
+    assert_eq!((d.misses(), d.attempts()), (0.0, 1000.0), "{}", d.moved());
+}
+
+/// A fault in the middle of a write: the pages of the mapped file belong to the fault, those of the written
+/// one to the write.
+#[test]
+fn faults_inside_a_copy() {
+    need_bpf!("faults_inside_a_copy");
+    let s = Scoped::start(&[]);
+    let from = TestFile::cold("copied", MIB);
+    let to = TestFile::new("copy", 0);
+    let map = Mapping::of(&from.file);
+    map.advise(libc::MADV_RANDOM);
+    let (d, _) = s.agent.during(|| to.file.write_all_at(map.bytes(), 0).unwrap());
+    assert_near("adds by writing", d.adds("write"), 256.0, 1.0, &d);
+    assert_near("adds by faults", d.adds("fault"), 256.0, 2.0, &d);
+    assert_eq!(d.misses(), 0.0, "{}", d.moved());
+
+    let (mut near, mut far) = UnixStream::pair().unwrap();
+    from.drop_cache();
+    let remapped = Mapping::of(&from.file);
+    remapped.advise(libc::MADV_RANDOM);
+    let sink = thread::spawn(move || near.read_to_end(&mut Vec::new()).unwrap());
+    let (d, _) = s.agent.during(|| {
+        far.write_all(remapped.bytes()).unwrap();
+        drop(far);
+    });
+    assert_eq!(sink.join().unwrap(), MIB);
+    drop(map);
+    assert_eq!(d.misses(), 0.0, "{}", d.moved());
+}
+
+#[test]
+fn alternating_cold_reads_and_appends() {
+    need_bpf!("alternating_cold_reads_and_appends");
+    let s = Scoped::start(&[]);
+    let cold = TestFile::cold("read", FILE);
+    sys::fadvise(cold.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM).unwrap();
+    let log = TestFile::new("appended", 0);
+    let mut buf = [7u8; PAGE];
+    let (d, _) = s.agent.during(|| {
+        for i in 0..2000 {
+            cold.file.read_at(&mut buf, (i * 8 * PAGE) as u64).unwrap();
+            log.file.write_all_at(&buf, (i * PAGE) as u64).unwrap();
+        }
+    });
+    assert_eq!((d.adds("read"), d.adds("write")), (2000.0, 2000.0), "{}", d.moved());
+    assert_eq!((d.attempts(), d.misses()), (2000.0, 2000.0), "{}", d.moved());
+}
+
+// ---- evictions ----
+
+#[test]
+fn evictions_by_cause() {
+    need_bpf!("evictions_by_cause");
+    let s = Scoped::start(&[]);
+    let len = 48 * MIB;
+    let f = TestFile::new("dontneed", len);
+    let (d, _) = s.agent.during(|| f.drop_cache());
+    assert_near("evictions by fadvise", d.evictions("fadvise"), 12288.0, 1.0, &d);
+    assert_eq!(d.evictions("other"), 0.0, "{}", d.moved());
+
+    let f = TestFile::new("unlinked", len);
+    let other = TestFile::new("kept", PAGE);
+    let (d, _) = s.agent.during(|| {
+        drop(f);
+        sys::fadvise(other.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
+    });
+    assert_near("evictions by unlink", d.evictions("other"), 12288.0, 1.0, &d);
+    assert_eq!(d.evictions("fadvise"), 0.0, "{}", d.moved());
+
+    let f = TestFile::new("truncated", len);
+    let (d, _) = s.agent.during(|| f.file.set_len(len as u64 / 2).unwrap());
+    assert_near("evictions by truncate", d.evictions("other"), 6144.0, 1.0, &d);
+}
+
+/// tmpfs tells of pages that go and not of those that come: neither counts.
+#[test]
+fn tmpfs_counts_nothing() {
+    need_bpf!("tmpfs_counts_nothing");
+    let s = Scoped::start(&[]);
+    let path = PathBuf::from(format!("/dev/shm/ebpf-sidecar-test-{}", std::process::id()));
+    let (d, written) = s.agent.during(|| fs::write(&path, vec![1u8; MIB]).and_then(|()| fs::remove_file(&path)));
+    if written.is_err() {
+        return common::skipped("tmpfs_counts_nothing", "needs /dev/shm");
+    }
+    let all: f64 = ["reclaim", "fadvise", "other"].iter().map(|c| d.evictions(c)).sum();
+    assert_eq!(all, 0.0, "{}", d.moved());
+}
+
+// ---- fadvise ----
+
+const ADVICES: [(&str, i32); 6] = [
+    ("normal", libc::POSIX_FADV_NORMAL),
+    ("random", libc::POSIX_FADV_RANDOM),
+    ("sequential", libc::POSIX_FADV_SEQUENTIAL),
+    ("willneed", libc::POSIX_FADV_WILLNEED),
+    ("dontneed", libc::POSIX_FADV_DONTNEED),
+    ("noreuse", libc::POSIX_FADV_NOREUSE),
+];
+
+fn fadvise_calls(d: &Delta, advice: &str) -> f64 {
+    d.of(&format!("ebpf_fadvise_advice_total{{advice=\"{advice}\"}}"))
+}
+
+/// Calls and successful calls in the rows of one process.
+fn rows_of(agent: &Agent, pid: u32) -> (u64, u64) {
+    let stats = agent.stats();
+    let rows = stats["fadvise"]["process_stats"].as_array().unwrap();
+    let of = |key| rows.iter().filter(|r| r["pid"] == pid).map(|r| r[key].as_u64().unwrap()).sum();
+    (of("call_count"), of("success_count"))
+}
+
+#[test]
+fn fadvise_calls_from_four_threads() {
+    need_bpf!("fadvise_calls_from_four_threads");
+    let s = Scoped::start(&[]);
+    let f = TestFile::new("advised", MIB);
+    let (pipe, _other) = std::io::pipe().unwrap();
+    s.agent.settled();
+    let before = rows_of(&s.agent, std::process::id());
+    let (d, _) = s.agent.during(|| {
+        thread::scope(|scope| {
+            for t in 0..4 {
+                let (fd, pipe) = (f.file.as_raw_fd(), pipe.as_raw_fd());
+                scope.spawn(move || {
+                    for i in 0..600 {
+                        // Each thread in another order, so that calls in flight differ.
+                        let (_, advice) = ADVICES[(i + t) % 6];
+                        sys::fadvise(fd, 0, 4096, advice).unwrap();
+                    }
+                    for _ in 0..50 {
+                        assert_eq!(sys::fadvise(9999, 0, 0, libc::POSIX_FADV_RANDOM), Err(libc::EBADF));
+                        assert_eq!(sys::fadvise(pipe, 0, 0, libc::POSIX_FADV_WILLNEED), Err(libc::ESPIPE));
+                        assert_eq!(sys::fadvise(fd, 0, 0, 99), Err(libc::EINVAL));
+                        assert_eq!(sys::fadvise(fd, 0, 0, -1), Err(libc::EINVAL));
+                    }
+                });
+            }
+        });
+    });
+    assert_eq!(d.of("ebpf_fadvise_calls_total"), 3200.0, "{}", d.moved());
+    assert_eq!(d.of("ebpf_fadvise_success_total"), 2400.0, "{}", d.moved());
+    assert_eq!(d.of("ebpf_fadvise_failed_total"), 800.0, "{}", d.moved());
+    for (name, _) in ADVICES {
+        let failing = if ["random", "willneed"].contains(&name) { 200.0 } else { 0.0 };
+        assert_eq!(fadvise_calls(&d, name), 400.0 + failing, "{name};{}", d.moved());
+    }
+    assert_eq!(fadvise_calls(&d, "invalid"), 400.0, "{}", d.moved());
+    let after = rows_of(&s.agent, std::process::id());
+    assert_eq!((after.0 - before.0, after.1 - before.1), (3200, 2400));
+    let stats = s.agent.stats();
+    let mine = stats["fadvise"]["process_stats"].as_array().unwrap().iter().find(|r| r["pid"] == std::process::id());
+    let comm = fs::read_to_string("/proc/self/comm").unwrap();
+    assert_eq!(mine.unwrap()["comm"], comm.trim_end());
+}
+
+#[test]
+fn host_wide_counts_are_never_too_small() {
+    need_bpf!("host_wide_counts_are_never_too_small");
+    let _alone = alone();
+    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms")]);
+    let f = TestFile::cold("host", 4 * MIB);
+    let before = rows_of(&agent, std::process::id());
+    let (d, _) = agent.during(|| {
+        for _ in 0..500 {
+            sys::fadvise(f.file.as_raw_fd(), 0, 4096, libc::POSIX_FADV_NOREUSE).unwrap();
+        }
+        read_all(&f.file, MIB);
+    });
+    let after = rows_of(&agent, std::process::id());
+    assert_eq!((after.0 - before.0, after.1 - before.1), (500, 500), "the rows of one process are exact");
+    assert!(d.of("ebpf_fadvise_calls_total") >= 500.0);
+    assert!(d.attempts() >= 1024.0 && d.misses() >= 1024.0, "{}", d.moved());
+}
+
+#[test]
+fn draining_loses_nothing() {
+    need_bpf!("draining_loses_nothing");
+    let s = Scoped::start(&[("COLLECTOR_INTERVAL", "20ms")]);
+    let f = TestFile::new("million", PAGE);
+    s.agent.settled();
+    let before = rows_of(&s.agent, std::process::id());
+    let (d, _) = s.agent.during(|| {
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..500_000 {
+                        sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
+                    }
+                });
+            }
+        });
+    });
+    assert!(d.of("ebpf_sidecar_snapshot_sequence") > 20.0, "it was drained while the calls were made");
+    assert_eq!(d.of("ebpf_fadvise_calls_total"), 1_000_000.0);
+    assert_eq!(d.of("ebpf_fadvise_success_total"), 1_000_000.0);
+    let after = rows_of(&s.agent, std::process::id());
+    assert_eq!((after.0 - before.0, after.1 - before.1), (1_000_000, 1_000_000));
+}
+
+#[test]
+fn short_lived_processes_stay_bounded() {
+    need_bpf!("short_lived_processes_stay_bounded");
+    // One interval holds them all, then a short one.
+    for interval in ["5s", "50ms"] {
+        let s = Scoped::start(&[("COLLECTOR_INTERVAL", interval)]);
+        let f = TestFile::new("forked", PAGE);
+        s.agent.settled();
+        let rss = s.agent.rss_kib();
+        let (d, _) = s.agent.during(|| {
+            for _ in 0..200 {
+                let children: Vec<_> = (0..100).map(|_| sys::fork_one_fadvise(f.file.as_raw_fd())).collect();
+                children.into_iter().for_each(sys::wait_for);
+            }
+        });
+        assert_eq!(d.of("ebpf_fadvise_calls_total"), 20_000.0, "{interval};{}", d.moved());
+        let stats = s.agent.stats();
+        let rows = stats["fadvise"]["process_stats"].as_array().unwrap();
+        let sum: u64 = rows.iter().map(|r| r["call_count"].as_u64().unwrap()).sum();
+        assert_eq!(stats["fadvise"]["total_calls"], sum, "{interval}: rows + overflow = total");
+        assert!(rows.len() <= 4097, "{interval}: {} rows", rows.len());
+        let overflow = rows.iter().find(|r| r["pid"] == 0).expect("an overflow row");
+        assert_eq!(overflow["comm"], "overflow");
+        let grown = s.agent.rss_kib().saturating_sub(rss);
+        assert!(grown < 8 * 1024, "{interval}: resident memory grew by {grown} KiB");
+    }
+}
+
+// ---- reclaim ----
+
+/// A memory cgroup with a limit, of whichever version has the memory controller.
+struct MemoryLimit {
+    cgroup: Cgroup,
+}
+
+impl MemoryLimit {
+    fn new(bytes: usize) -> Option<Self> {
+        let v1 = PathBuf::from("/sys/fs/cgroup/memory");
+        let name = format!("ebpf-sidecar-test-memory-{}", std::process::id());
+        if v1.join("memory.limit_in_bytes").exists() {
+            let cgroup = Cgroup::at(v1.join(name));
+            fs::write(cgroup.path.join("memory.limit_in_bytes"), bytes.to_string()).unwrap();
+            return Some(Self { cgroup });
+        }
+        let root = common::cgroup_root()?;
+        fs::write(root.join("cgroup.subtree_control"), "+memory").ok()?;
+        let cgroup = Cgroup::at(root.join(name));
+        fs::write(cgroup.path.join("memory.max"), bytes.to_string()).ok()?;
+        Some(Self { cgroup })
+    }
+}
+
+#[test]
+fn reclaim_in_a_memory_cgroup() {
+    need_bpf!("reclaim_in_a_memory_cgroup");
+    let _alone = alone();
+    let Some(limit) = MemoryLimit::new(64 * MIB) else {
+        return common::skipped("reclaim_in_a_memory_cgroup", "needs the memory controller");
+    };
+    let big = TestFile::cold("big", 512 * MIB);
+    // The scope: the limited cgroup itself if it is of version 2, else another with the same process.
+    let of_v2 = limit.cgroup.path.starts_with(common::cgroup_root().unwrap())
+        && !limit.cgroup.path.starts_with("/sys/fs/cgroup/memory");
+    let separate = (!of_v2).then(Cgroup::new);
+    let scope = separate.as_ref().unwrap_or(&limit.cgroup);
+    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms"), ("COLLECTOR_SCOPE_CGROUP", text(&scope.path))]);
+
+    let before = agent.settled();
+    let begun = Instant::now();
+    let script = "echo $$ > $1/cgroup.procs; echo $$ > $2/cgroup.procs; \
+                  i=0; while [ $i -lt 3 ]; do dd if=$3 of=/dev/null bs=64k 2>/dev/null; i=$((i+1)); done";
+    let mut child = Command::new("sh")
+        .args(["-c", script, "sh", text(&limit.cgroup.path), text(&scope.path), text(&big.path)])
+        .spawn()
+        .unwrap();
+    let mut most = 0f64;
+    let mut efficiency = Vec::new();
+    while child.try_wait().unwrap().is_none() {
+        let m = agent.metrics();
+        most = most.max(m.get("ebpf_memory_direct_reclaim_processes"));
+        let e = m.get("ebpf_memory_reclaim_efficiency_percent");
+        efficiency.extend((!e.is_nan()).then_some(e));
+        thread::sleep(Duration::from_millis(20));
+    }
+    let wall = begun.elapsed().as_secs_f64();
+    let after = agent.settled();
+    let d = Delta { before, after };
+    let scanned = d.of("ebpf_memory_lru_pages_scanned_total{reclaimer=\"memcg\"}");
+    let reclaimed = d.of("ebpf_memory_pages_reclaimed_total{reclaimer=\"memcg\"}");
+    assert!(scanned > 0.0 && reclaimed > 0.0 && reclaimed <= scanned, "{}", d.moved());
+    assert!(most >= 1.0, "no process was seen in reclaim;{}", d.moved());
+    assert!(!efficiency.is_empty() && efficiency.iter().all(|e| (0.0..=100.0).contains(e)), "{efficiency:?}");
+    // What does not fit into 64 MiB must have been evicted by the reader's own reclaim.
+    let evicted = d.evictions("reclaim");
+    let at_least = ((512 - 64) * MIB / PAGE) as f64;
+    assert!(evicted >= at_least, "{evicted} pages evicted, at least {at_least};{}", d.moved());
+    assert_near("reclaimed and evicted", reclaimed, evicted, 3.0, &d);
+    let stalls = d.of("ebpf_memory_direct_reclaim_seconds_count");
+    let seconds = d.of("ebpf_memory_direct_reclaim_seconds_sum");
+    assert!(stalls > 0.0 && seconds > 0.0 && seconds < wall, "{stalls} stalls of {seconds} s in {wall} s");
+    assert_eq!(d.after.get("ebpf_memory_direct_reclaim_processes"), 0.0, "two intervals after");
+    assert_eq!(d.after.get("ebpf_sidecar_events_lost_total{map=\"stalls\"}"), 0.0);
+}
+
+/// kswapd's rounds and pages, against the kernel's own counters.
+#[test]
+fn kswapd_as_vmstat_says() {
+    need_bpf!("kswapd_as_vmstat_says");
+    let _alone = alone();
+    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms")]);
+    let vmstat = |name: &str| -> f64 {
+        let text = fs::read_to_string("/proc/vmstat").unwrap();
+        let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')).unwrap();
+        line.parse().unwrap()
+    };
+    let names = ["pageoutrun", "pgscan_kswapd", "pgsteal_kswapd"];
+    let before: Vec<f64> = names.map(vmstat).into();
+    let first = agent.settled();
+    // Raising the watermarks above what is free makes kswapd run at the next allocation.
+    let watermark = "/proc/sys/vm/min_free_kbytes";
+    let old = fs::read_to_string(watermark).unwrap();
+    let _filler = TestFile::new("filler", 512 * MIB);
+    let free = |name: &str| -> u64 {
+        let text = fs::read_to_string("/proc/meminfo").unwrap();
+        text.lines().find_map(|l| l.strip_prefix(name)?.split_ascii_whitespace().next()?.parse().ok()).unwrap()
+    };
+    let want = (free("MemFree:") + 256 * 1024).min(free("MemTotal:") / 2);
+    let _restore = Restore(watermark, old);
+    if fs::write(watermark, want.to_string()).is_err() {
+        return common::skipped("kswapd_as_vmstat_says", "needs to write vm.min_free_kbytes");
+    }
+    let small = TestFile::new("small", 16 * MIB);
+    drop(small);
+    thread::sleep(Duration::from_millis(500));
+    drop(_restore);
+    thread::sleep(Duration::from_millis(300));
+    let d = Delta { before: first, after: agent.settled() };
+    let truth: Vec<f64> = names.map(vmstat).iter().zip(before).map(|(a, b)| a - b).collect();
+    if truth[0] == 0.0 {
+        return common::skipped("kswapd_as_vmstat_says", "kswapd did not run: too much memory is free");
+    }
+    assert_eq!(d.of("ebpf_memory_kswapd_wakeups_total"), truth[0], "rounds; {truth:?}{}", d.moved());
+    assert_near(
+        "scanned",
+        d.of("ebpf_memory_lru_pages_scanned_total{reclaimer=\"kswapd\"}"),
+        truth[1],
+        1.0,
+        &d,
+    );
+    assert_near(
+        "reclaimed",
+        d.of("ebpf_memory_pages_reclaimed_total{reclaimer=\"kswapd\"}"),
+        truth[2],
+        1.0,
+        &d,
+    );
+}
+
+struct Restore(&'static str, String);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        fs::write(self.0, &self.1).unwrap();
+    }
+}
+
+// ---- scope ----
+
+/// A bit of everything that counts.
+fn some_of_everything() {
+    let f = TestFile::cold("everything", 8 * MIB);
+    read_all(&f.file, 64 * 1024);
+    f.drop_cache();
+    let map = Mapping::of(&f.file);
+    (0..100).for_each(|p| drop(map.touch(p * 16)));
+    sys::readahead(&f.file, 0, MIB);
+}
+
+/// Names of the counters that nothing outside the scope may move: kswapd has no owner.
+fn scoped_counters(d: &Delta) -> Vec<(&String, f64)> {
+    let owned = |name: &&String| {
+        name.starts_with("ebpf_")
+            && !name.starts_with("ebpf_sidecar")
+            && !name.contains("kswapd")
+            && !name.contains("reclaim")
+            && !name.contains("percent")
+    };
+    d.after.0.keys().filter(owned).map(|n| (n, d.of(n))).collect()
+}
+
+#[test]
+fn work_outside_the_scope_moves_nothing() {
+    need_bpf!("work_outside_the_scope_moves_nothing");
+    let s = Scoped::start(&[]);
+    let (d, _) = s.agent.during(some_of_everything);
+    for cause in ["read", "fault", "prefetch", "write"] {
+        assert!(d.adds(cause) > 0.0, "inside, {cause} counts;{}", d.moved());
+    }
+    s.cgroup.leave();
+    let (d, _) = s.agent.during(some_of_everything);
+    let moved: Vec<_> = scoped_counters(&d).into_iter().filter(|(_, by)| *by != 0.0).collect();
+    assert!(moved.is_empty(), "{moved:?}");
+
+    let below = s.cgroup.child("below");
+    below.enter();
+    let (d, _) = s.agent.during(some_of_everything);
+    assert!(d.attempts() >= 2048.0, "a cgroup below the scope belongs to it;{}", d.moved());
+}
+
+#[test]
+fn scope_of_a_process_name() {
+    need_bpf!("scope_of_a_process_name");
+    let _alone = alone();
+    let f = TestFile::cold("named", 4 * MIB);
+    let dir = common::disk().join(format!("comm-{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    // Two names that begin alike: the whole name must match.
+    let dd = ["/bin/dd", "/usr/bin/dd"].into_iter().find(|p| Path::new(p).exists()).unwrap();
+    for name in ["sidecar-testdb", "sidecar-test"] {
+        fs::copy(dd, dir.join(name)).unwrap();
+    }
+    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms"), ("COLLECTOR_SCOPE_COMM", "sidecar-testdb")]);
+    let run = |name: &str| {
+        f.drop_cache();
+        agent.during(|| {
+            let input = format!("if={}", text(&f.path));
+            let status = Command::new(dir.join(name)).args([&input, "of=/dev/null", "bs=4k"]).stderr(Stdio::null()).status();
+            assert!(status.unwrap().success());
+        })
+    };
+    let (inside, _) = run("sidecar-testdb");
+    let (outside, _) = run("sidecar-test");
+    fs::remove_dir_all(&dir).unwrap();
+    assert!(inside.attempts() >= 1024.0 && inside.attempts() < 1100.0, "{}", inside.moved());
+    assert!(inside.misses() >= 1024.0, "{}", inside.moved());
+    let moved: Vec<_> = scoped_counters(&outside).into_iter().filter(|(_, by)| *by != 0.0).collect();
+    assert!(moved.is_empty(), "{moved:?}");
+}
