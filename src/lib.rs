@@ -4,4 +4,5 @@
 //! Data flows one way: BPF programs → kernel maps → collector → [`metrics::snapshot`] → outputs.
 //! Nothing downstream calls back.
 
+pub mod config;
 pub mod metrics;
