@@ -4,5 +4,6 @@
 //! Data flows one way: BPF programs → kernel maps → collector → [`metrics::snapshot`] → outputs.
 //! Nothing downstream calls back.
 
+pub mod cli;
 pub mod config;
 pub mod metrics;
