@@ -121,9 +121,18 @@ mod tests {
         let mut seen = HashSet::new();
         for m in CATALOGUE {
             assert!(seen.insert(m.name), "{} is declared twice", m.name);
-            assert_eq!(m.name.ends_with("_total"), m.kind == Kind::Counter, "{}", m.name);
+            assert_eq!(
+                m.name.ends_with("_total"),
+                m.kind == Kind::Counter,
+                "{}",
+                m.name
+            );
             assert!(m.help.ends_with('.'), "{}: help is a sentence", m.name);
-            assert!(!m.help.contains(['\n', '\\']), "{}: help is one plain line", m.name);
+            assert!(
+                !m.help.contains(['\n', '\\']),
+                "{}: help is one plain line",
+                m.name
+            );
         }
     }
 }

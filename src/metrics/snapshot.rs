@@ -98,7 +98,15 @@ pub struct IoStats {
 }
 
 /// Names of the fadvise advices, in the order of [`Fadvise::advice`].
-pub const ADVICES: [&str; 7] = ["normal", "random", "sequential", "willneed", "dontneed", "noreuse", "invalid"];
+pub const ADVICES: [&str; 7] = [
+    "normal",
+    "random",
+    "sequential",
+    "willneed",
+    "dontneed",
+    "noreuse",
+    "invalid",
+];
 /// Causes of a page-cache fill, in the order of [`Cache::adds`].
 pub const FILL_CAUSES: [&str; 5] = ["read", "write", "fault", "prefetch", "other"];
 /// Causes of a page-cache eviction, in the order of [`Cache::evictions`].
