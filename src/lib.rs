@@ -1,9 +1,10 @@
 //! Kernel-level I/O observability for a database: fadvise calls, page-cache hits and misses, fills and
 //! evictions by cause, memory reclaim. The binary `ebpf-sidecar` is wiring over this library.
 //!
-//! Data flows one way: BPF programs → kernel maps → [`collector`] → [`metrics::snapshot`] → outputs.
-//! Nothing downstream calls back.
+//! Data flows one way: BPF programs → kernel maps → [`collector`] → [`metrics::snapshot`] → [`export`] and
+//! [`server`]. Nothing downstream calls back.
 
+pub mod cli;
 pub mod collector;
 pub mod config;
 pub mod ebpf;

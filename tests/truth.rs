@@ -677,20 +677,8 @@ fn kswapd_as_vmstat_says() {
         return common::skipped("kswapd_as_vmstat_says", "kswapd did not run: too much memory is free");
     }
     assert_eq!(d.of("ebpf_memory_kswapd_wakeups_total"), truth[0], "rounds; {truth:?}{}", d.moved());
-    assert_near(
-        "scanned",
-        d.of("ebpf_memory_lru_pages_scanned_total{reclaimer=\"kswapd\"}"),
-        truth[1],
-        1.0,
-        &d,
-    );
-    assert_near(
-        "reclaimed",
-        d.of("ebpf_memory_pages_reclaimed_total{reclaimer=\"kswapd\"}"),
-        truth[2],
-        1.0,
-        &d,
-    );
+    assert_near("scanned", d.of("ebpf_memory_lru_pages_scanned_total{reclaimer=\"kswapd\"}"), truth[1], 1.0, &d);
+    assert_near("reclaimed", d.of("ebpf_memory_pages_reclaimed_total{reclaimer=\"kswapd\"}"), truth[2], 1.0, &d);
 }
 
 struct Restore(&'static str, String);
@@ -761,7 +749,8 @@ fn scope_of_a_process_name() {
         f.drop_cache();
         agent.during(|| {
             let input = format!("if={}", text(&f.path));
-            let status = Command::new(dir.join(name)).args([&input, "of=/dev/null", "bs=4k"]).stderr(Stdio::null()).status();
+            let status =
+                Command::new(dir.join(name)).args([&input, "of=/dev/null", "bs=4k"]).stderr(Stdio::null()).status();
             assert!(status.unwrap().success());
         })
     };

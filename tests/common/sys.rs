@@ -28,9 +28,7 @@ impl Mapping {
     pub fn of(file: &File) -> Self {
         let len = file.metadata().unwrap().len() as usize;
         // SAFETY: a new mapping at an address that the kernel chooses.
-        let base = unsafe {
-            libc::mmap(ptr::null_mut(), len, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)
-        };
+        let base = unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
         assert_ne!(base, libc::MAP_FAILED, "mmap: {}", io::Error::last_os_error());
         Self { base: base.cast(), len }
     }

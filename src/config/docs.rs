@@ -1,0 +1,62 @@
+//! docs/configuration.md, made from the table of keys.
+
+use super::{Config, DEFAULT_PATH, env_name, keys::KEYS};
+
+const HEAD: &str = "\
+# Configuration
+
+<!-- Made from src/config/keys.rs: UPDATE_DOCS=1 cargo test writes it. -->
+
+`ebpf-sidecar config` prints what is in effect. [configs/config.yaml](../configs/config.yaml) is a complete file with every
+key at its default.
+
+## Sources
+
+Later ones win:
+
+1. The defaults.
+2. The file that `--config` names, or else `{default_path}` if there is one.
+3. Environment variables: `EBPF_SIDECAR_` and the key, upper case with `_` for `.`; lists with commas.
+
+A key with nothing after it (null in YAML, an empty environment variable) is at its default, whatever an earlier source
+says. An unknown key or variable, a key given twice or a value that is not allowed ends the start with exit code 2 and a message
+with file and line (or the variable), key, value and what is allowed.
+
+## Keys
+
+| key | default | allowed | environment |
+|---|---|---|---|
+";
+
+const TAIL: &str = "
+Durations are numbers with units, larger ones first: `500ms`, `10s`, `1m30s`, `1h`. A number alone is an error.
+
+The two servers cannot share a port at the same address. `server.grpc.tls.enabled: true` needs both files.
+
+## Scope
+
+Without a scope the agent counts the I/O of the whole host. `collector.scope.cgroup` narrows it to one cgroup v2 directory with
+everything below it (a pod, a systemd unit), `collector.scope.comm` to the processes with one name; at most one of the two. The
+filter runs in the kernel, so that what is outside costs almost nothing. What belongs to no process, such as kswapd's reclaim,
+stays host-wide; the help text of each such metric says so.
+
+To go back from a scope of the file to another one by environment, empty the first:
+`EBPF_SIDECAR_COLLECTOR_SCOPE_CGROUP= EBPF_SIDECAR_COLLECTOR_SCOPE_COMM=banyand`.
+
+## Kubernetes
+
+For a Service called `ebpf-sidecar`, Kubernetes sets `EBPF_SIDECAR_SERVICE_HOST`, `EBPF_SIDECAR_PORT`,
+`EBPF_SIDECAR_PORT_9090_TCP_ADDR` and the like in every pod of its namespace; the agent ignores them. For a Service whose name only
+begins with `ebpf-sidecar-`, set `enableServiceLinks: false` in the pod's spec: its variables look like mistyped keys.
+";
+
+/// docs/configuration.md as the table of keys has it.
+pub fn markdown() -> String {
+    let mut text = HEAD.replace("{default_path}", DEFAULT_PATH);
+    for key in KEYS {
+        let default = (key.get)(&Config::default()).map_or("none".into(), |d| format!("`{d}`"));
+        let name = env_name(key.path);
+        text += &format!("| `{}`<br>{} | {default} | {} | `{name}` |\n", key.path, key.help, key.allowed);
+    }
+    text + TAIL
+}

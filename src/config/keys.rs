@@ -1,0 +1,360 @@
+//! The table of keys: path, what is allowed, help, and how a text becomes a field and back. Each key once.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{Config, ExportKind, ModuleName, Scope};
+
+/// One key of the configuration.
+pub(super) struct Key {
+    /// Its place in the file, sections separated by dots.
+    pub path: &'static str,
+    /// Its form.
+    pub kind: Kind,
+    /// What is allowed, as messages and documentation say it.
+    pub allowed: &'static str,
+    /// What it is for, in one sentence.
+    pub help: &'static str,
+    /// Parses the text into its field.
+    pub set: fn(&mut Config, &str) -> Result<(), Why>,
+    /// Its field as the text that sets it; `None` when it is unset.
+    pub get: fn(&Config) -> Option<String>,
+}
+
+/// Form of a key's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// One value.
+    Scalar,
+    /// A list in YAML; as text, with commas.
+    List,
+    /// One value that no message or printout shows.
+    #[cfg_attr(not(test), expect(dead_code, reason = "no key is secret yet"))]
+    Secret,
+}
+
+/// Why a text is not allowed, where what is allowed does not say enough.
+pub(super) type Why = Option<&'static str>;
+
+type Parsed<T> = Result<T, Why>;
+
+const ADDRESS: &str = "an IPv4 or IPv6 address, such as 0.0.0.0 or ::1";
+const PORT: &str = "a port from 1 to 65535";
+const BOOL: &str = "true or false";
+const FILE: &str = "the path of a PEM file";
+const DURATION: &str = "a duration from 10ms to 1h, such as 500ms, 10s or 1m30s";
+
+/// Every key, in the order of the file.
+pub(super) static KEYS: &[Key] = &[
+    Key {
+        path: "server.grpc.address",
+        kind: Kind::Scalar,
+        allowed: ADDRESS,
+        help: "Address of the gRPC server; 0.0.0.0 is every IPv4 interface, :: every interface.",
+        set: |c, s| put(&mut c.server.grpc.address, address(s)),
+        get: |c| Some(c.server.grpc.address.to_string()),
+    },
+    Key {
+        path: "server.grpc.port",
+        kind: Kind::Scalar,
+        allowed: PORT,
+        help: "Port of the gRPC server.",
+        set: |c, s| put(&mut c.server.grpc.port, port(s)),
+        get: |c| Some(c.server.grpc.port.to_string()),
+    },
+    Key {
+        path: "server.grpc.tls.enabled",
+        kind: Kind::Scalar,
+        allowed: BOOL,
+        help: "Whether the gRPC server encrypts; needs both files.",
+        set: |c, s| put(&mut c.server.grpc.tls.enabled, boolean(s)),
+        get: |c| Some(c.server.grpc.tls.enabled.to_string()),
+    },
+    Key {
+        path: "server.grpc.tls.cert_file",
+        kind: Kind::Scalar,
+        allowed: FILE,
+        help: "Certificate chain of the gRPC server.",
+        set: |c, s| put(&mut c.server.grpc.tls.cert_file, file(s).map(Some)),
+        get: |c| c.server.grpc.tls.cert_file.as_deref().map(show_path),
+    },
+    Key {
+        path: "server.grpc.tls.key_file",
+        kind: Kind::Scalar,
+        allowed: FILE,
+        help: "Private key that belongs to it.",
+        set: |c, s| put(&mut c.server.grpc.tls.key_file, file(s).map(Some)),
+        get: |c| c.server.grpc.tls.key_file.as_deref().map(show_path),
+    },
+    Key {
+        path: "server.http.address",
+        kind: Kind::Scalar,
+        allowed: ADDRESS,
+        help: "Address of the HTTP server; 0.0.0.0 is every IPv4 interface, :: every interface.",
+        set: |c, s| put(&mut c.server.http.address, address(s)),
+        get: |c| Some(c.server.http.address.to_string()),
+    },
+    Key {
+        path: "server.http.port",
+        kind: Kind::Scalar,
+        allowed: PORT,
+        help: "Port of the HTTP server.",
+        set: |c, s| put(&mut c.server.http.port, port(s)),
+        get: |c| Some(c.server.http.port.to_string()),
+    },
+    Key {
+        path: "server.http.metrics_path",
+        kind: Kind::Scalar,
+        allowed: "a path such as /metrics, of letters, digits and -._~, other than /, /health and /api/v1/stats",
+        help: "Path of the Prometheus metrics.",
+        set: |c, s| put(&mut c.server.http.metrics_path, metrics_path(s)),
+        get: |c| Some(c.server.http.metrics_path.clone()),
+    },
+    Key {
+        path: "collector.interval",
+        kind: Kind::Scalar,
+        allowed: DURATION,
+        help: "Time between collections; percentages are over one interval.",
+        set: |c, s| put(&mut c.collector.interval, duration(s)),
+        get: |c| Some(show_duration(c.collector.interval)),
+    },
+    Key {
+        path: "collector.modules",
+        kind: Kind::List,
+        allowed: "a list of modules, each once: iomonitor",
+        help: "Modules to run; iomonitor has fadvise, page cache and reclaim.",
+        set: |c, s| put(&mut c.collector.modules, modules(s)),
+        get: |c| {
+            let names: Vec<_> = c.collector.modules.iter().map(|m| m.as_str()).collect();
+            Some(names.join(","))
+        },
+    },
+    Key {
+        path: "collector.scope.cgroup",
+        kind: Kind::Scalar,
+        allowed: "the absolute path of a cgroup v2 directory, such as /sys/fs/cgroup/system.slice",
+        help: "Counts only the processes of this cgroup and of all below it.",
+        set: |c, s| put(&mut c.collector.scope, cgroup(s).map(Scope::Cgroup)),
+        get: |c| match &c.collector.scope {
+            Scope::Cgroup(path) => Some(show_path(path)),
+            _ => None,
+        },
+    },
+    Key {
+        path: "collector.scope.comm",
+        kind: Kind::Scalar,
+        allowed: "a process name of 1 to 15 bytes: the kernel keeps no more of it",
+        help: "Counts only the processes with this name, as ps -o comm shows it.",
+        set: |c, s| put(&mut c.collector.scope, comm(s).map(Scope::Comm)),
+        get: |c| match &c.collector.scope {
+            Scope::Comm(comm) => Some(comm.clone()),
+            _ => None,
+        },
+    },
+    Key {
+        path: "export.type",
+        kind: Kind::Scalar,
+        allowed: "prometheus or banyandb",
+        help: "Where the metrics go: fetched by Prometheus, or sent to BanyanDB as well.",
+        set: |c, s| put(&mut c.export.kind, export_kind(s)),
+        get: |c| {
+            Some(match c.export.kind {
+                ExportKind::Prometheus => "prometheus".into(),
+                ExportKind::BanyanDb => "banyandb".into(),
+            })
+        },
+    },
+    Key {
+        path: "export.banyandb.endpoint",
+        kind: Kind::Scalar,
+        allowed: "host:port, or several with commas in between, IPv6 addresses in brackets, ports from 1 to 65535",
+        help: "gRPC address of BanyanDB.",
+        set: |c, s| put(&mut c.export.banyandb.endpoint, endpoint(s)),
+        get: |c| Some(c.export.banyandb.endpoint.clone()),
+    },
+    Key {
+        path: "export.banyandb.group",
+        kind: Kind::Scalar,
+        allowed: "a name of 1 to 255 letters, digits and -._",
+        help: "BanyanDB group that holds the measures.",
+        set: |c, s| put(&mut c.export.banyandb.group, group(s)),
+        get: |c| Some(c.export.banyandb.group.clone()),
+    },
+    Key {
+        path: "export.banyandb.timeout",
+        kind: Kind::Scalar,
+        allowed: DURATION,
+        help: "Time limit of one request to BanyanDB.",
+        set: |c, s| put(&mut c.export.banyandb.timeout, duration(s)),
+        get: |c| Some(show_duration(c.export.banyandb.timeout)),
+    },
+];
+
+/// The key with this path.
+pub(super) fn find(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|k| k.path == path)
+}
+
+/// The names that may stand in the section with this path (empty for the root), each once; none if there is no
+/// such section.
+pub(super) fn names_in(section: &str) -> Vec<&'static str> {
+    let mut names: Vec<&str> = KEYS
+        .iter()
+        .filter_map(|k| match section {
+            "" => Some(k.path),
+            _ => k.path.strip_prefix(section)?.strip_prefix('.'),
+        })
+        .filter_map(|rest| rest.split('.').next())
+        .collect();
+    names.dedup();
+    names
+}
+
+fn put<T>(field: &mut T, value: Parsed<T>) -> Result<(), Why> {
+    *field = value?;
+    Ok(())
+}
+
+fn address(s: &str) -> Parsed<IpAddr> {
+    s.parse().map_err(|_| None)
+}
+
+fn port(s: &str) -> Parsed<u16> {
+    // parse() alone would take "+80".
+    let digits = s.bytes().all(|b| b.is_ascii_digit());
+    s.parse().ok().filter(|p| digits && *p != 0).ok_or(None)
+}
+
+fn boolean(s: &str) -> Parsed<bool> {
+    s.parse().map_err(|_| None)
+}
+
+fn file(s: &str) -> Parsed<PathBuf> {
+    if s.is_empty() || s.contains('\0') {
+        return Err(None);
+    }
+    Ok(s.into())
+}
+
+fn cgroup(s: &str) -> Parsed<PathBuf> {
+    file(s).and_then(|p| if p.is_absolute() { Ok(p) } else { Err(Some("not absolute")) })
+}
+
+fn show_path(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// Whether `s` has 1 to 255 characters, all of them letters, digits or among `others`.
+fn plain(s: &str, others: &str) -> bool {
+    (1..=255).contains(&s.len()) && s.chars().all(|c| c.is_ascii_alphanumeric() || others.contains(c))
+}
+
+fn metrics_path(s: &str) -> Parsed<String> {
+    const TAKEN: [&str; 3] = ["/", "/health", "/api/v1/stats"];
+    if TAKEN.contains(&s) {
+        return Err(Some("the agent serves something else there"));
+    }
+    let rest = s.strip_prefix('/').ok_or(Some("it must start with /"))?;
+    if rest.split('/').any(|part| !plain(part, "-._~") || part == "." || part == "..") || s.len() > 255 {
+        return Err(None);
+    }
+    Ok(s.into())
+}
+
+fn modules(s: &str) -> Parsed<Vec<ModuleName>> {
+    let mut modules = Vec::new();
+    for name in s.split(',').map(str::trim) {
+        let module = match name {
+            "iomonitor" => ModuleName::IoMonitor,
+            "fadvise" | "memory" | "cache" => {
+                return Err(Some("iomonitor has all of the former modules fadvise, memory and cache"));
+            }
+            "" => return Err(Some("a name is missing")),
+            _ => return Err(Some("no such module")),
+        };
+        if modules.contains(&module) {
+            return Err(Some("given twice"));
+        }
+        modules.push(module);
+    }
+    Ok(modules)
+}
+
+fn comm(s: &str) -> Parsed<String> {
+    if !(1..=15).contains(&s.len()) || s.contains('\0') {
+        return Err(None);
+    }
+    Ok(s.into())
+}
+
+fn export_kind(s: &str) -> Parsed<ExportKind> {
+    match s {
+        "prometheus" => Ok(ExportKind::Prometheus),
+        "banyandb" => Ok(ExportKind::BanyanDb),
+        _ => Err(None),
+    }
+}
+
+fn endpoint(s: &str) -> Parsed<String> {
+    if s.contains("://") {
+        return Err(Some("no scheme stands before the host"));
+    }
+    for one in s.split(',') {
+        let (host, p) = one.rsplit_once(':').ok_or(None)?;
+        port(p)?;
+        let valid = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+            Some(v6) => v6.parse::<Ipv6Addr>().is_ok(),
+            None => plain(host, "-._"),
+        };
+        if !valid {
+            return Err(None);
+        }
+    }
+    Ok(s.into())
+}
+
+fn group(s: &str) -> Parsed<String> {
+    if plain(s, "-._") { Ok(s.into()) } else { Err(None) }
+}
+
+/// Units of durations with their milliseconds, in the order in which they may follow each other.
+const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+
+fn duration(s: &str) -> Parsed<Duration> {
+    if !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(Some("a number alone has no unit"));
+    }
+    match millis(s) {
+        Some(ms @ 10..=3_600_000) => Ok(Duration::from_millis(ms)),
+        _ => Err(None),
+    }
+}
+
+fn millis(s: &str) -> Option<u64> {
+    let digit = |c: char| c.is_ascii_digit();
+    let (mut rest, mut total) = (s, 0u64);
+    // Used up from the left: each unit once, the larger ones first.
+    let mut units = UNITS.iter();
+    while !rest.is_empty() {
+        let (number, tail) = rest.split_at(rest.find(|c| !digit(c))?);
+        let (unit, tail) = tail.split_at(tail.find(digit).unwrap_or(tail.len()));
+        let (_, ms) = units.find(|(name, _)| *name == unit)?;
+        total = total.checked_add(number.parse::<u64>().ok()?.checked_mul(*ms)?)?;
+        rest = tail;
+    }
+    Some(total)
+}
+
+fn show_duration(d: Duration) -> String {
+    let mut ms = d.as_millis();
+    let mut text = String::new();
+    for (name, unit) in UNITS {
+        let n = ms / u128::from(unit);
+        if n > 0 {
+            text += &format!("{n}{name}");
+        }
+        ms %= u128::from(unit);
+    }
+    text
+}

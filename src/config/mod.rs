@@ -1,0 +1,476 @@
+//! The configuration: one YAML file, then the environment, into one validated [`Config`].
+//!
+//! The table in `keys.rs` drives everything: the reader, the names in the environment, suggestions, the printout and
+//! docs/configuration.md. To add a key: a field here, with its default in [`Config::default`], and an entry
+//! there; the tests then ask for its line in configs/config.yaml and for new docs (`UPDATE_DOCS=1 cargo test`).
+
+mod docs;
+mod keys;
+#[cfg(test)]
+mod tests;
+mod yaml;
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use docs::markdown;
+use keys::{KEYS, Key, Kind, Why};
+
+/// Where the configuration lies when the command line names no file.
+pub const DEFAULT_PATH: &str = "/etc/ebpf-sidecar/config.yaml";
+
+/// What every environment variable of the agent starts with.
+pub const ENV_PREFIX: &str = "EBPF_SIDECAR_";
+
+/// More than any configuration needs. Bounds memory (`--config /dev/zero`) and libyaml's time, which is quadratic
+/// in the nesting.
+const MAX_FILE_BYTES: u64 = 64 << 10;
+
+/// The whole configuration. [`load`] makes it, and what it returns is valid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What the agent serves.
+    pub server: Server,
+    /// What it collects.
+    pub collector: Collector,
+    /// Where it sends its metrics.
+    pub export: Export,
+}
+
+/// What the agent serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// The gRPC server.
+    pub grpc: Grpc,
+    /// The HTTP server.
+    pub http: Http,
+}
+
+/// The gRPC server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grpc {
+    /// Address to listen on.
+    pub address: IpAddr,
+    /// Port to listen on, never 0.
+    pub port: u16,
+    /// Encryption.
+    pub tls: Tls,
+}
+
+/// Encryption of a server. When enabled, both files are given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// Whether it is on.
+    pub enabled: bool,
+    /// Certificate chain.
+    pub cert_file: Option<PathBuf>,
+    /// Private key.
+    pub key_file: Option<PathBuf>,
+}
+
+/// The HTTP server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http {
+    /// Address to listen on.
+    pub address: IpAddr,
+    /// Port to listen on, never 0.
+    pub port: u16,
+    /// Path of the Prometheus metrics; none of the paths with a meaning of their own.
+    pub metrics_path: String,
+}
+
+/// What the agent collects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Collector {
+    /// Time between collections.
+    pub interval: Duration,
+    /// The modules to run: at least one, each once.
+    pub modules: Vec<ModuleName>,
+    /// Whose I/O is counted.
+    pub scope: Scope,
+}
+
+/// A module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModuleName {
+    /// fadvise, page cache, reclaim.
+    IoMonitor,
+}
+
+impl ModuleName {
+    /// Its name in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ModuleName::IoMonitor => "iomonitor",
+        }
+    }
+}
+
+/// Whose I/O is counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// Every process of the host.
+    Host,
+    /// The processes of a cgroup and of all below it. The path is absolute; whether it is a cgroup is not
+    /// checked here.
+    Cgroup(PathBuf),
+    /// The processes with this name, of 1 to 15 bytes.
+    Comm(String),
+}
+
+/// Where the metrics go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Export {
+    /// The kind of store (`export.type`).
+    pub kind: ExportKind,
+    /// The BanyanDB server, used when `kind` says so.
+    pub banyandb: BanyanDb,
+}
+
+/// The kind of store that the metrics go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportKind {
+    /// Nothing is sent: Prometheus fetches.
+    Prometheus,
+    /// Sent to BanyanDB.
+    BanyanDb,
+}
+
+/// A BanyanDB server to send to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BanyanDb {
+    /// `host:port`, or several of them with commas in between; IPv6 addresses in brackets.
+    pub endpoint: String,
+    /// The group that holds the measures.
+    pub group: String,
+    /// Time limit of one request.
+    pub timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        // Not `::`, which hosts without IPv6 do not have.
+        let all_interfaces = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        Config {
+            server: Server {
+                grpc: Grpc {
+                    address: all_interfaces,
+                    port: 9090,
+                    tls: Tls { enabled: false, cert_file: None, key_file: None },
+                },
+                http: Http { address: all_interfaces, port: 8080, metrics_path: "/metrics".into() },
+            },
+            collector: Collector {
+                interval: Duration::from_secs(10),
+                modules: vec![ModuleName::IoMonitor],
+                scope: Scope::Host,
+            },
+            export: Export {
+                kind: ExportKind::Prometheus,
+                banyandb: BanyanDb {
+                    endpoint: "localhost:17912".into(),
+                    group: "ebpf-metrics".into(),
+                    timeout: Duration::from_secs(30),
+                },
+            },
+        }
+    }
+}
+
+/// What is wrong with the configuration, in one line for the user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Reads the configuration: `path`, or else [`DEFAULT_PATH`] if there is one, then the environment.
+pub fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
+    load_with(path, Path::new(DEFAULT_PATH), std::env::vars_os())
+}
+
+fn load_with(
+    path: Option<&Path>,
+    default_path: &Path,
+    env: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Config, ConfigError> {
+    let read_path = path.unwrap_or(default_path);
+    let bytes = match read(read_path) {
+        Ok(bytes) => Some(bytes),
+        Err(e) if path.is_none() && e.kind() == io::ErrorKind::NotFound => None,
+        Err(e) => {
+            let message = format!("{}: cannot read the configuration: {e}", read_path.display());
+            return Err(ConfigError(message));
+        }
+    };
+    from_sources(bytes.as_deref().map(|b| (read_path, b)), env)
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::other("larger than 64 KiB"));
+    }
+    Ok(bytes)
+}
+
+/// The configuration that a file (its path, for messages, and its content) and environment variables give.
+pub fn from_sources(
+    file: Option<(&Path, &[u8])>,
+    env: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Config, ConfigError> {
+    let mut sources = Sources { file, given: BTreeMap::new() };
+    if let Some((path, bytes)) = file {
+        for (key, text) in yaml::read(path, bytes)? {
+            sources.given.insert(key.path, (Origin::File, text));
+        }
+    }
+    for (name, value) in env {
+        let Some(key) = env_key(&name)? else { continue };
+        let Some(text) = value.to_str() else {
+            let shown = bad_value(key, &value.to_string_lossy());
+            return Err(sources.error(
+                Origin::Env,
+                key,
+                &format!("{shown} is not UTF-8 text; allowed: {}", key.allowed),
+            ));
+        };
+        if text.is_empty() {
+            // The counterpart of null in YAML, and the only way to take back what the file sets.
+            sources.given.remove(key.path);
+        } else {
+            sources.given.insert(key.path, (Origin::Env, text.into()));
+        }
+    }
+
+    let mut config = Config::default();
+    for key in KEYS {
+        if let Some((origin, text)) = sources.given.get(key.path) {
+            (key.set)(&mut config, text).map_err(|why| sources.error(*origin, key, &not_allowed(key, text, why)))?;
+        }
+    }
+    sources.check(&config)?;
+    Ok(config)
+}
+
+/// What the sources give.
+struct Sources<'a> {
+    file: Option<(&'a Path, &'a [u8])>,
+    /// Text by path. Only the last source of each key is kept: the others are no longer in effect.
+    given: BTreeMap<&'static str, (Origin, String)>,
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, Copy)]
+enum Origin {
+    Default,
+    File,
+    Env,
+}
+
+impl Sources<'_> {
+    fn error(&self, origin: Origin, key: &Key, problem: &str) -> ConfigError {
+        ConfigError(format!("{}: {}: {problem}", self.place(origin, key.path), key.path))
+    }
+
+    /// An origin as messages name it.
+    fn place(&self, origin: Origin, path: &str) -> String {
+        match (origin, self.file) {
+            (Origin::Env, _) => format!("environment variable {}", env_name(path)),
+            (Origin::File, Some((file, bytes))) => yaml::place(file, yaml::line_of(bytes, path)),
+            _ => "built-in default".into(),
+        }
+    }
+
+    fn text(&self, path: &str) -> Option<&str> {
+        self.given.get(path).map(|(_, text)| text.as_str())
+    }
+
+    /// Checks what no single key can tell.
+    fn check(&self, config: &Config) -> Result<(), ConfigError> {
+        let Server { grpc, http } = &config.server;
+        if grpc.port == http.port && overlap(grpc.address, http.address) {
+            // A key that was given comes first: it is the one to change.
+            let (mut a, mut b) = ("server.http.port", "server.grpc.port");
+            if self.text(a).is_none() {
+                (a, b) = (b, a);
+            }
+            let port = http.port.to_string();
+            let allowed = "different ports, or different addresses";
+            return Err(self.conflict((a, &port), "is taken at the same address by", (b, &port), allowed));
+        }
+        for (path, file) in
+            [("server.grpc.tls.cert_file", &grpc.tls.cert_file), ("server.grpc.tls.key_file", &grpc.tls.key_file)]
+        {
+            if grpc.tls.enabled && file.is_none() {
+                let enabled = ("server.grpc.tls.enabled", "true");
+                let allowed = "true with both cert_file and key_file, or false";
+                return Err(self.conflict(enabled, "needs", (path, ""), allowed));
+            }
+        }
+        let (comm, cgroup) = ("collector.scope.comm", "collector.scope.cgroup");
+        if let (Some(a), Some(b)) = (self.text(comm), self.text(cgroup)) {
+            return Err(self.conflict((comm, a), "cannot be combined with", (cgroup, b), "at most one of the two"));
+        }
+        Ok(())
+    }
+
+    /// An error between two keys, each with its value.
+    fn conflict(&self, a: (&str, &str), what: &str, b: (&str, &str), allowed: &str) -> ConfigError {
+        let origin = |path: &str| {
+            let origin = self.given.get(path).map_or(Origin::Default, |(origin, _)| *origin);
+            self.place(origin, path)
+        };
+        ConfigError(format!(
+            "{}: {}: {:?} {what} {}: {:?} ({}); allowed: {allowed}",
+            origin(a.0),
+            a.0,
+            shorten(a.1, 80),
+            b.0,
+            shorten(b.1, 80),
+            origin(b.0),
+        ))
+    }
+}
+
+/// Whether two servers on the same port would meet. `::` takes IPv4 as well.
+fn overlap(a: IpAddr, b: IpAddr) -> bool {
+    let (a, b) = (a.to_canonical(), b.to_canonical());
+    let takes = |x: IpAddr, y: IpAddr| x == Ipv6Addr::UNSPECIFIED || x == Ipv4Addr::UNSPECIFIED && y.is_ipv4();
+    a == b || takes(a, b) || takes(b, a)
+}
+
+/// The environment variable of the key with this path. Names are made from the table and looked up in it,
+/// never taken apart: keys contain `_` themselves.
+fn env_name(path: &str) -> String {
+    format!("{ENV_PREFIX}{}", path.to_ascii_uppercase().replace('.', "_"))
+}
+
+/// The key that an environment variable sets; `None` for one that is not the agent's.
+fn env_key(name: &OsStr) -> Result<Option<&'static Key>, ConfigError> {
+    let name = name.to_string_lossy();
+    let Some(rest) = name.strip_prefix(ENV_PREFIX) else {
+        return Ok(None);
+    };
+    if let Some(key) = KEYS.iter().find(|k| env_name(k.path) == name) {
+        return Ok(Some(key));
+    }
+    if injected_by_kubernetes(rest) {
+        return Ok(None);
+    }
+    let names: Vec<String> = KEYS.iter().map(|k| env_name(k.path)).collect();
+    Err(ConfigError(format!(
+        "environment variable {}: no such key; the nearest is {}; \
+         allowed: {ENV_PREFIX} and the path of a key, upper case with _ for .",
+        shorten(&name, 120).escape_debug(),
+        nearest(&name, names.iter().map(String::as_str)),
+    )))
+}
+
+/// Whether Kubernetes sets this variable (without the prefix) in every pod because a Service is called
+/// ebpf-sidecar.
+fn injected_by_kubernetes(rest: &str) -> bool {
+    if matches!(rest, "SERVICE_HOST" | "SERVICE_PORT" | "PORT") || rest.starts_with("SERVICE_PORT_") {
+        return true;
+    }
+    let mut parts = rest.split('_');
+    parts.next() == Some("PORT")
+        && parts.next().is_some_and(|n| n.parse::<u16>().is_ok())
+        && matches!(parts.next(), Some("TCP" | "UDP" | "SCTP"))
+        && matches!(parts.next(), None | Some("ADDR" | "PORT" | "PROTO"))
+        && parts.next().is_none()
+}
+
+/// What a message says about a text that `key` does not take.
+fn not_allowed(key: &Key, text: &str, why: Why) -> String {
+    let why = why.map_or(String::new(), |w| format!(": {w}"));
+    format!("{} is not allowed{why}; allowed: {}", bad_value(key, text), key.allowed)
+}
+
+/// A value as messages show it: quoted, of bounded length, and never a secret.
+fn bad_value(key: &Key, text: &str) -> String {
+    match key.kind {
+        Kind::Secret => MASK.into(),
+        Kind::Scalar | Kind::List => format!("{:?}", shorten(text, 80)),
+    }
+}
+
+/// The text without its middle if it has more than `max` characters.
+fn shorten(text: &str, max: usize) -> String {
+    let chars: Vec<char> = text.chars().collect();
+    if chars.len() <= max {
+        return text.into();
+    }
+    let (head, tail) = (&chars[..max / 2], &chars[chars.len() - max / 2..]);
+    head.iter().chain(&['…']).chain(tail).collect()
+}
+
+/// Stands for a secret.
+const MASK: &str = "***";
+
+/// The configuration as YAML that loads again to the same [`Config`], except that secrets are masked.
+pub fn print(config: &Config) -> String {
+    print_keys(KEYS, config)
+}
+
+fn print_keys(keys: &[Key], config: &Config) -> String {
+    use serde_yaml::{Mapping, Value};
+
+    // Every value is read as text, so that quoting decides only how it looks.
+    let scalar = |text: &str| match text.parse::<u64>() {
+        Ok(n) if n.to_string() == text => Value::from(n),
+        _ => text.parse::<bool>().map_or_else(|_| Value::from(text), Value::from),
+    };
+    let mut root = Mapping::new();
+    for key in keys {
+        let value = match ((key.get)(config), key.kind) {
+            (None, _) => Value::Null,
+            (Some(_), Kind::Secret) => Value::from(MASK),
+            (Some(text), Kind::List) => text.split(',').map(scalar).collect(),
+            (Some(text), Kind::Scalar) => scalar(&text),
+        };
+        let mut parts: Vec<&str> = key.path.split('.').collect();
+        let name = parts.pop().unwrap_or_default();
+        let mut section = Some(&mut root);
+        for part in parts {
+            section =
+                section.and_then(|s| s.entry(part.into()).or_insert_with(|| Mapping::new().into()).as_mapping_mut());
+        }
+        if let Some(section) = section {
+            section.insert(name.into(), value);
+        }
+    }
+    serde_yaml::to_string(&root).unwrap_or_else(|e| format!("# cannot be shown: {e}\n"))
+}
+
+/// The candidate with the fewest edits from `word`; empty without candidates.
+pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> &'a str {
+    candidates.min_by_key(|c| edits(word, c)).unwrap_or_default()
+}
+
+/// Levenshtein distance, looking at no more of `a` than a long name has.
+fn edits(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, ca) in a.chars().take(100).enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.chars().enumerate() {
+            let substituted = diagonal + usize::from(ca != cb);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[row.len() - 1]
+}

@@ -1,0 +1,590 @@
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::keys::{KEYS, Key, Kind};
+use super::*;
+
+const FILE: &str = "/etc/x.yaml";
+
+fn env(vars: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
+    vars.iter().map(|(n, v)| (n.into(), v.into())).collect()
+}
+
+fn load_text(yaml: &str, vars: &[(&str, &str)]) -> Result<Config, String> {
+    from_sources(Some((Path::new(FILE), yaml.as_bytes())), env(vars)).map_err(|e| e.to_string())
+}
+
+fn load_env(vars: &[(&str, &str)]) -> Result<Config, String> {
+    from_sources(None, env(vars)).map_err(|e| e.to_string())
+}
+
+fn repo_file(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    std::fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn the_table_is_in_order() {
+    let mut names = HashSet::new();
+    for key in KEYS {
+        let name = env_name(key.path);
+        assert!(!injected_by_kubernetes(&name[ENV_PREFIX.len()..]), "{name}");
+        assert!(names.insert(name), "{} has the variable of another key", key.path);
+        assert!(key.help.ends_with('.'), "{}: help is a sentence", key.path);
+        assert!(!key.allowed.contains('|') && !key.help.contains('|'), "{}: breaks the table in the docs", key.path);
+        if let Some(default) = (key.get)(&Config::default()) {
+            let mut config = Config::default();
+            assert_eq!((key.set)(&mut config, &default), Ok(()), "{}", key.path);
+            assert_eq!(config, Config::default(), "{}", key.path);
+        }
+    }
+}
+
+#[test]
+fn nothing_given_is_the_defaults() {
+    for yaml in [
+        "",
+        "# nothing\n",
+        "---\n",
+        "---\n# nothing\n...\n",
+        "\u{feff}",
+        "~",
+        "{}",
+        "server:\n",
+        "server: ~\ncollector:\n  scope:\nexport:\n  banyandb: {}\n",
+        "server:\n  http:\n    port:\n    address: null\n",
+        "collector:\n  modules:\n",
+    ] {
+        assert_eq!(load_text(yaml, &[]), Ok(Config::default()), "{yaml:?}");
+    }
+    assert_eq!(load_env(&[("PATH", "/bin"), ("EBPF_SIDECARX", "1")]), Ok(Config::default()));
+}
+
+#[test]
+fn every_key_is_read_from_the_file() {
+    let yaml = "
+server:
+  grpc: {address: '::1', port: 1, tls: {enabled: true, cert_file: c.pem, key_file: /k.pem}}
+  http: &http
+    address: 127.0.0.1
+    port: '65535'
+    metrics_path: /a/b-c_d.e~f
+collector:
+  interval: &time 1m30s
+  modules: [\"iomonitor\"]
+  scope:
+    comm: 0x10
+export:
+  type: banyandb
+  banyandb: {endpoint: 'a-b.c:1,[::1]:17912,10.0.0.1:2', group: g_1, timeout: *time}
+";
+    let expected = Config {
+        server: Server {
+            grpc: Grpc {
+                address: "::1".parse().unwrap(),
+                port: 1,
+                tls: Tls { enabled: true, cert_file: Some("c.pem".into()), key_file: Some("/k.pem".into()) },
+            },
+            http: Http { address: "127.0.0.1".parse().unwrap(), port: 65535, metrics_path: "/a/b-c_d.e~f".into() },
+        },
+        collector: Collector {
+            interval: Duration::from_secs(90),
+            modules: vec![ModuleName::IoMonitor],
+            scope: Scope::Comm("0x10".into()),
+        },
+        export: Export {
+            kind: ExportKind::BanyanDb,
+            banyandb: BanyanDb {
+                endpoint: "a-b.c:1,[::1]:17912,10.0.0.1:2".into(),
+                group: "g_1".into(),
+                timeout: Duration::from_secs(90),
+            },
+        },
+    };
+    assert_eq!(load_text(yaml, &[]), Ok(expected.clone()));
+
+    // The same through the environment alone.
+    let vars: Vec<_> =
+        KEYS.iter().filter_map(|k| Some((env_name(k.path).into(), (k.get)(&expected)?.into()))).collect();
+    assert_eq!(from_sources(None, vars), Ok(expected));
+}
+
+/// Values, as YAML, that a key does not take, and what the message says beside what is allowed.
+const BAD_VALUES: &[(&str, &str, &[&str])] = &[
+    ("server.grpc.address", "", &["localhost", "1.2.3", "1.2.3.4:80", "'[::]'", "''", "0"]),
+    ("server.http.address", "", &["localhost", "::g"]),
+    ("server.grpc.port", "", &["0", "70000"]),
+    (
+        "server.http.port",
+        "",
+        &["0", "70000", "65536", "-1", "+80", "1.5", "0x50", "x", "''", "' 80'", "999999999999999999"],
+    ),
+    ("server.grpc.tls.enabled", "", &["yes", "on", "1", "''"]),
+    ("server.grpc.tls.cert_file", "", &["''"]),
+    ("server.grpc.tls.key_file", "", &["''"]),
+    ("server.http.metrics_path", "the agent serves something else there", &["/", "/health", "/api/v1/stats"]),
+    ("server.http.metrics_path", "it must start with /", &["metrics", "''", "http://x/metrics"]),
+    ("server.http.metrics_path", "", &["/a b", "/a?b", "/ä", "/a/", "//a", "/a/../b", "/./a", "/%41"]),
+    ("collector.interval", "a number alone has no unit", &["10", "0", "007"]),
+    (
+        "collector.interval",
+        "",
+        &["0s", "9ms", "1h1ms", "2h", "-1s", "1.5s", "10 s", "10S", "s", "''", "1d", "10us", "１s"],
+    ),
+    ("collector.interval", "", &["1s1m", "1s1s", "99999999999999999999h", "9999999999999999h"]),
+    ("collector.scope.cgroup", "not absolute", &["system.slice", "../a"]),
+    ("collector.scope.cgroup", "", &["''"]),
+    ("collector.scope.comm", "", &["''", "sixteen-bytes-xy", "ääääääää"]),
+    ("export.type", "", &["influxdb", "Prometheus", "''"]),
+    ("export.banyandb.endpoint", "no scheme stands before the host", &["http://a:1"]),
+    (
+        "export.banyandb.endpoint",
+        "",
+        &["a", "a:0", "a:70000", ":1", "::1:1", "'[::1]'", "'[x]:1'", "a:1,", "a:1,b", "'a:1, b:2'"],
+    ),
+    ("export.banyandb.group", "", &["''", "a/b", "a b"]),
+    ("export.banyandb.timeout", "", &["0s", "2h"]),
+    ("export.banyandb.timeout", "a number alone has no unit", &["30"]),
+];
+
+#[test]
+fn a_bad_value_is_an_error_with_file_line_key_value_and_what_is_allowed() {
+    for (path, why, values) in BAD_VALUES {
+        for value in *values {
+            let (mut yaml, mut lines) = ("# first\n".to_string(), 1);
+            for (depth, name) in path.split('.').enumerate() {
+                yaml += &format!("{}{name}:\n", "  ".repeat(depth));
+                lines += 1;
+            }
+            yaml.pop();
+            yaml += &format!(" {value}\n");
+            let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+            let (shown, allowed) = (value.trim_matches('\''), keys::find(path).unwrap().allowed);
+            let expected = format!("{FILE}:{lines}: {path}: {shown:?} is not allowed{why}; allowed: {allowed}");
+            assert_eq!(load_text(&yaml, &[]), Err(expected));
+        }
+    }
+    let without: Vec<_> = KEYS.iter().filter(|k| !BAD_VALUES.iter().any(|b| b.0 == k.path)).map(|k| k.path).collect();
+    assert_eq!(without, ["collector.modules"], "no bad value is tried");
+}
+
+/// The other errors of the file: the text, the line, and what the message says.
+const BAD_FILES: &str = r#"
+sever:\n  http: | 1 | sever: unknown key | nearest is server; | allowed here: server, collector, export
+server:\n  http:\n    prot: 1 | 3 | server.http.prot | nearest is server.http.port; | allowed here: address, port, metrics_path
+port: 1 | 1 | port: unknown key | nearest is server.grpc.port; | allowed here: server, collector, export
+collector:\n  scope:\n    a: 1 | 3 | collector.scope.a: unknown key | allowed here: cgroup, comm
+7: 1 | 1 | 7: unknown key | allowed here: server
+<<: {} | 1 | <<: unknown key | allowed here: server
+"a\\nb": 1 | 1 | a\\nb: unknown key | allowed here: server
+? [a]\n: b | 1 | sequence | one of server, collector, export
+server:\n  http:\n    port: 1\n    port: 2 | 4 | server.http.port: given twice | allowed: each key once
+server:\ncollector:\nserver: | 3 | server: given twice | allowed: each key once
+just text | 1 | "just text" | a section with server, collector, export
+- server | 1 | sequence | a section with server, collector, export
+server:\n  http: 8080 | 2 | server.http | 8080 | a section with address, port, metrics_path
+server:\n  grpc: [1] | 2 | server.grpc | sequence | a section with address, port, tls
+server:\n  http:\n    port: [1] | 3 | server.http.port | sequence | a port from 1 to 65535
+server:\n  http:\n    port:\n      a: 1 | 4 | server.http.port | map | a port from 1 to 65535
+collector:\n  modules: iomonitor | 2 | collector.modules | "iomonitor" | a list of modules
+collector:\n  modules: {a: b} | 2 | collector.modules | map | a list of modules
+collector:\n  modules: [[a]] | 2 | collector.modules[0] | sequence | a list of modules
+collector:\n  modules: [] | 2 | collector.modules: [] is not allowed | each once: iomonitor
+collector:\n  modules: [''] | 2 | collector.modules: "" is not allowed | a name is missing | each once: iomonitor
+collector:\n  modules:\n    - | 3 | collector.modules: "" is not allowed | a name is missing | each once: iomonitor
+collector:\n  modules: [fadvise] | 2 | collector.modules: "fadvise" | iomonitor has all of the former modules | each once: iomonitor
+collector:\n  modules: [memory] | 2 | collector.modules: "memory" | iomonitor has all of the former modules | each once: iomonitor
+collector:\n  modules:\n  - iomonitor\n  - cache | 4 | collector.modules: "cache" | iomonitor has all | each once: iomonitor
+collector:\n  modules:\n  - iomonitor\n  - tcp | 4 | collector.modules: "tcp" | no such module | each once: iomonitor
+collector:\n  modules:\n  - iomonitor\n  - iomonitor | 4 | collector.modules: "iomonitor" | given twice | each once: iomonitor
+collector:\n  scope:\n    cgroup: "/a\\0b" | 3 | collector.scope.cgroup | the absolute path of a cgroup
+server:\n  grpc:\n    port: 7\n  http:\n    port: 7 | 5 | server.http.port: "7" | server.grpc.port: "7" (/etc/x.yaml:3) | allowed: different ports
+server:\n  http:\n    port: 9090 | 3 | server.http.port: "9090" | server.grpc.port: "9090" (built-in default) | allowed: different ports
+server:\n  grpc:\n    port: 8080 | 3 | server.grpc.port: "8080" | server.http.port: "8080" (built-in default) | allowed: different ports
+server:\n  grpc:\n    tls:\n      enabled: true\n      key_file: /k | 4 | server.grpc.tls.enabled: "true" needs server.grpc.tls.cert_file: "" | allowed: true with
+server:\n  grpc:\n    tls: {enabled: true, cert_file: /c} | 3 | server.grpc.tls.enabled: "true" needs server.grpc.tls.key_file: "" | allowed: true with
+collector:\n  scope:\n    comm: db\n    cgroup: /a | 3 | collector.scope.comm: "db" | collector.scope.cgroup: "/a" (/etc/x.yaml:4) | at most one
+server:\n  http: [1\n | 3 | not valid YAML
+server:\n	http: 1 | 2 | not valid YAML
+a: b: c | 1 | not valid YAML
+server: *nowhere | 1 | not valid YAML: unknown anchor
+server:\n---\nserver: | 3 | a second YAML document | allowed: one
+"#;
+
+#[test]
+fn a_bad_file_is_an_error_with_its_line() {
+    for case in BAD_FILES.trim().lines() {
+        let case = case.replace("\\\\", "\0").replace("\\n", "\n").replace('\0', "\\");
+        let mut fields = case.split(" | ");
+        let (yaml, line) = (fields.next().unwrap(), fields.next().unwrap());
+        let message = load_text(yaml, &[]).expect_err(yaml);
+        for part in fields.chain([format!("{FILE}:{line}: ").as_str()]) {
+            assert!(message.contains(part), "{yaml}\n{message}\nlacks {part}");
+        }
+        assert!(!message.contains('\n'), "{message}");
+    }
+    for (bytes, expected) in [
+        (&b"server:\n  # \xff\n"[..], "/etc/x.yaml:2: byte 0xff is not UTF-8 text"),
+        (b"server:\n\n# \x01\n", "/etc/x.yaml:3: character U+0001 is not allowed in YAML"),
+    ] {
+        let e = from_sources(Some((Path::new(FILE), bytes)), []).unwrap_err();
+        assert_eq!(e.to_string(), expected);
+    }
+}
+
+#[test]
+fn the_message_in_full() {
+    assert_eq!(
+        load_text("server:\n  http:\n    port: 70000\n", &[]),
+        Err("/etc/x.yaml:3: server.http.port: \"70000\" is not allowed; allowed: a port from 1 to 65535".into())
+    );
+    assert_eq!(
+        load_env(&[("EBPF_SIDECAR_COLLECTOR_INTERVAL", "10")]),
+        Err("environment variable EBPF_SIDECAR_COLLECTOR_INTERVAL: collector.interval: \"10\" is not allowed: \
+             a number alone has no unit; allowed: a duration from 10ms to 1h, such as 500ms, 10s or 1m30s"
+            .into())
+    );
+}
+
+#[test]
+fn the_environment_wins_over_the_file() {
+    let yaml = "server:\n  http:\n    port: 1000\n    metrics_path: /m\n";
+    let config = load_text(
+        yaml,
+        &[("EBPF_SIDECAR_SERVER_HTTP_PORT", "2000"), ("EBPF_SIDECAR_COLLECTOR_MODULES", " iomonitor ")],
+    )
+    .unwrap();
+    assert_eq!((config.server.http.port, config.server.http.metrics_path.as_str()), (2000, "/m"));
+
+    // Even where the file alone would not do.
+    let same = "server:\n  http:\n    port: 9090\n";
+    assert!(load_text(same, &[]).is_err());
+    assert!(load_text(same, &[("EBPF_SIDECAR_SERVER_HTTP_PORT", "9091")]).is_ok());
+    assert!(load_text(same, &[("EBPF_SIDECAR_SERVER_GRPC_PORT", "9091")]).is_ok());
+    let tls = "server:\n  grpc:\n    tls: {enabled: true, cert_file: /c}\n";
+    assert!(load_text(tls, &[("EBPF_SIDECAR_SERVER_GRPC_TLS_KEY_FILE", "/k")]).is_ok());
+
+    // Empty takes back, in either order of the two keys.
+    for yaml in ["collector: {scope: {cgroup: /a, comm: b}}", "collector: {scope: {comm: b, cgroup: /a}}"] {
+        let scope = |var| load_text(yaml, &[(var, "")]).unwrap().collector.scope;
+        assert_eq!(scope("EBPF_SIDECAR_COLLECTOR_SCOPE_CGROUP"), Scope::Comm("b".into()));
+        assert_eq!(scope("EBPF_SIDECAR_COLLECTOR_SCOPE_COMM"), Scope::Cgroup("/a".into()));
+    }
+    assert_eq!(load_text(yaml, &[("EBPF_SIDECAR_SERVER_HTTP_PORT", "")]).unwrap().server.http.port, 8080);
+
+    // But what is not allowed at all stays an error.
+    assert!(load_text("server: {http: {port: 0}}", &[("EBPF_SIDECAR_SERVER_HTTP_PORT", "1")]).is_err());
+}
+
+/// Variables that are errors, and what the message says beside the name and what is allowed.
+const BAD_VARIABLES: &str = r#"
+EBPF_SIDECAR_SERVER_HTTP_PORT=70000 | server.http.port: "70000" is not allowed | a port from 1 to 65535
+EBPF_SIDECAR_SERVER_HTTP_PORT= 80 | server.http.port: " 80" is not allowed | a port from 1 to 65535
+EBPF_SIDECAR_COLLECTOR_MODULES=iomonitor,cache | collector.modules: "iomonitor,cache" | iomonitor has all | a list of modules
+EBPF_SIDECAR_COLLECTOR_MODULES=iomonitor,iomonitor | given twice | a list of modules
+EBPF_SIDECAR_COLLECTOR_MODULES=iomonitor, | "iomonitor," is not allowed: a name is missing | a list of modules
+EBPF_SIDECAR_COLLECTOR_INTREVAL=1s | no such key | nearest is EBPF_SIDECAR_COLLECTOR_INTERVAL;
+EBPF_SIDECAR_SERVER_HTTP_METRICS.PATH=/a | nearest is EBPF_SIDECAR_SERVER_HTTP_METRICS_PATH;
+EBPF_SIDECAR_server_http_port=1 | no such key
+EBPF_SIDECAR_=1 | no such key
+EBPF_SIDECAR_SERVER_GRPC_PORT=8080 | server.grpc.port: "8080" | server.http.port: "8080" (built-in default)
+EBPF_SIDECAR_SERVER_GRPC_TLS_ENABLED=true | server.grpc.tls.enabled: "true" needs server.grpc.tls.cert_file
+"#;
+
+#[test]
+fn errors_in_the_environment_name_variable_key_value_and_what_is_allowed() {
+    for case in BAD_VARIABLES.trim().lines() {
+        let mut fields = case.split(" | ");
+        let (name, value) = fields.next().unwrap().split_once('=').unwrap();
+        let message = load_env(&[(name, value)]).expect_err(name);
+        for part in fields.chain([name, "allowed: "]) {
+            assert!(message.contains(part), "{message}\nlacks {part}");
+        }
+    }
+
+    let message =
+        load_text("collector: {scope: {cgroup: /a}}", &[("EBPF_SIDECAR_COLLECTOR_SCOPE_COMM", "b")]).unwrap_err();
+    for part in [
+        "environment variable EBPF_SIDECAR_COLLECTOR_SCOPE_COMM: collector.scope.comm: \"b\"",
+        "collector.scope.cgroup: \"/a\" (/etc/x.yaml:1)",
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
+
+    let odd = || OsString::from_vec(b"\xff".to_vec());
+    let message = from_sources(None, [("EBPF_SIDECAR_COLLECTOR_SCOPE_COMM".into(), odd())]).unwrap_err().to_string();
+    assert!(message.contains("EBPF_SIDECAR_COLLECTOR_SCOPE_COMM") && message.contains("not UTF-8"), "{message}");
+    let mut name = OsString::from(ENV_PREFIX);
+    name.push(odd());
+    assert!(from_sources(None, [(name, "1".into())]).is_err());
+    assert!(from_sources(None, [(odd(), odd())]).is_ok());
+}
+
+#[test]
+fn variables_of_a_kubernetes_service_are_ignored() {
+    for name in [
+        "SERVICE_HOST",
+        "SERVICE_PORT",
+        "SERVICE_PORT_HTTP_METRICS",
+        "PORT",
+        "PORT_9090_TCP",
+        "PORT_9090_TCP_ADDR",
+        "PORT_9090_TCP_PORT",
+        "PORT_9090_TCP_PROTO",
+        "PORT_53_UDP",
+        "PORT_53_UDP_ADDR",
+        "PORT_1_SCTP_PROTO",
+    ] {
+        assert!(load_env(&[(&format!("{ENV_PREFIX}{name}"), "tcp://10.0.0.1:1")]).is_ok(), "{name}");
+    }
+    for name in ["SERVICE", "SERVICE_HOSTS", "PORT_", "PORT_X_TCP", "PORT_9090", "PORT_1_TCP_X", "PORT_1_TCP_ADDR_X"] {
+        assert!(load_env(&[(&format!("{ENV_PREFIX}{name}"), "1")]).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn servers_share_a_port_only_at_addresses_that_do_not_meet() {
+    for (a, b, meet) in [
+        ("127.0.0.1", "127.0.0.1", true),
+        ("127.0.0.1", "127.0.0.2", false),
+        ("127.0.0.1", "0.0.0.0", true),
+        ("::", "127.0.0.1", true),
+        ("::", "0.0.0.0", true),
+        ("::1", "0.0.0.0", false),
+        ("::ffff:127.0.0.1", "127.0.0.1", true),
+    ] {
+        for (a, b) in [(a, b), (b, a)] {
+            let yaml = format!("server: {{http: {{address: '{a}', port: 1}}, grpc: {{address: '{b}', port: 1}}}}");
+            assert_eq!(load_text(&yaml, &[]).is_err(), meet, "{yaml}");
+        }
+    }
+}
+
+#[test]
+fn the_file_is_the_named_one_else_the_default_one_if_present() {
+    let dir = std::env::temp_dir().join(format!("ebpf-sidecar-config-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let file = |name: &str, content: &[u8]| -> PathBuf {
+        let path = dir.join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    };
+    let one = file("one.yaml", b"server: {http: {port: 1}}");
+    let two = file("two.yaml", b"server: {http: {port: 2}}");
+    let big = file("big.yaml", &vec![b'#'; MAX_FILE_BYTES as usize + 1]);
+    let absent = dir.join("absent.yaml");
+    let port = |path: Option<&Path>, default: &Path| {
+        load_with(path, default, []).map(|c| c.server.http.port).map_err(|e| e.to_string())
+    };
+
+    assert_eq!(port(Some(&one), &two), Ok(1));
+    assert_eq!(port(None, &two), Ok(2));
+    assert_eq!(port(None, &absent), Ok(8080));
+    // Named but absent, a directory, below a file, too large.
+    for (path, default) in
+        [(Some(absent.as_path()), two.as_path()), (None, dir.as_path()), (None, &one.join("x")), (Some(&big), &two)]
+    {
+        let message = port(path, default).unwrap_err();
+        assert!(message.starts_with(path.unwrap_or(default).to_str().unwrap()), "{message}");
+    }
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn what_is_printed_loads_again() {
+    let mut config = Config::default();
+    config.server.grpc.tls.cert_file = Some("/with space: #1".into());
+    config.server.grpc.address = "::".parse().unwrap();
+    config.server.http.port = 1;
+    for comm in
+        ["banyand", "0x10", "007", "1.0", "true", "null", "~", " x ", "- a", "a\n", "\u{7f}\u{1}", "é🦀", "'\"\\"]
+    {
+        config.collector.scope = Scope::Comm(comm.into());
+        let text = print(&config);
+        assert_eq!(load_text(&text, &[]), Ok(config.clone()), "{text}");
+    }
+    for ms in (10..100).chain((1000..3_600_000).step_by(12_347)).chain([60_000, 3_600_000]) {
+        config.collector.interval = Duration::from_millis(ms);
+        let text = print(&config);
+        assert_eq!(load_text(&text, &[]), Ok(config.clone()), "{text}");
+    }
+    let text = print(&Config::default());
+    assert_eq!(load_text(&text, &[]), Ok(Config::default()));
+    assert!(text.contains("    port: 8080\n") && text.contains("  interval: 10s\n"), "{text}");
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let key = Key {
+        path: "export.banyandb.password",
+        kind: Kind::Secret,
+        allowed: "anything",
+        help: "",
+        set: |_, _| Err(None),
+        get: |_| Some("hunter2".into()),
+    };
+    assert!(!not_allowed(&key, "hunter2", None).contains("hunter2"));
+    assert_eq!(print_keys(&[key], &Config::default()), "export:\n  banyandb:\n    password: '***'\n");
+}
+
+#[test]
+fn values_in_messages_are_of_bounded_length() {
+    let message = load_env(&[("EBPF_SIDECAR_SERVER_HTTP_PORT", &"ü".repeat(100_000))]).unwrap_err();
+    assert!(message.len() < 500);
+}
+
+#[test]
+fn the_example_is_complete_and_at_the_defaults() {
+    let text = repo_file("configs/config.yaml");
+    assert_eq!(load_text(&text, &[]), Ok(Config::default()));
+
+    // Each optional key by itself, and which keys the file has with them.
+    let optional: Vec<&str> = text
+        .lines()
+        .filter(|l| l.trim_start().strip_prefix('#').is_some_and(|r| r.starts_with(|c: char| c.is_ascii_lowercase())))
+        .collect();
+    let mut all = text.clone();
+    for line in &optional {
+        let set = line.replacen('#', "", 1);
+        assert_ne!(load_text(&text.replace(line, &set), &[]), Ok(Config::default()), "{set} sets nothing");
+        load_text(&text.replace(line, &set), &[]).expect(&set);
+        all = all.replace(line, &set);
+    }
+    for key in KEYS {
+        let line = yaml::line_of(all.as_bytes(), key.path);
+        assert!(line.is_some(), "configs/config.yaml lacks {}", key.path);
+    }
+    let unset = KEYS.iter().filter(|k| (k.get)(&Config::default()).is_none()).count();
+    assert_eq!(optional.len(), unset, "optional keys are those without a default: {optional:?}");
+}
+
+#[test]
+fn the_docs_are_up_to_date() {
+    let rendered = markdown();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+        std::fs::write(path, &rendered).unwrap();
+    }
+    assert!(repo_file("docs/configuration.md") == rendered, "run UPDATE_DOCS=1 cargo test");
+}
+
+/// xorshift: the same bytes on every run.
+fn random(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+#[test]
+fn no_input_panics() {
+    let example = repo_file("configs/config.yaml").into_bytes();
+    let pieces: &[&[u8]] = &[
+        b"server:",
+        b"\n",
+        b"  ",
+        b"- ",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b": ",
+        b",",
+        b"&a ",
+        b"*a",
+        b"!!null ",
+        b"!x ",
+        b"|\n",
+        b">-\n",
+        b"'",
+        b"\"",
+        b"\\",
+        b"?",
+        b"#",
+        b"%YAML 1.2\n",
+        b"---",
+        b"...",
+        b"http",
+        b"port",
+        b"~",
+        b"\xff",
+        b"\0",
+        b"\t",
+        b"\xc3\xa4",
+        b"collector: {modules: ",
+        b"<<: ",
+        b"\r",
+        b"\xef\xbb\xbf",
+        b"1",
+    ];
+    let mut state = 0x9e37_79b9_7f4a_7c15;
+    for round in 0..6000 {
+        let mut bytes = Vec::new();
+        match round % 3 {
+            0 => bytes.extend((0..random(&mut state) % 60).map(|_| random(&mut state) as u8)),
+            1 => {
+                for _ in 0..random(&mut state) % 30 {
+                    bytes.extend(pieces[random(&mut state) as usize % pieces.len()]);
+                }
+            }
+            _ => {
+                bytes.extend(&example);
+                for _ in 0..1 + random(&mut state) % 4 {
+                    let at = random(&mut state) as usize % bytes.len();
+                    match random(&mut state) % 3 {
+                        0 => drop(bytes.remove(at)),
+                        1 => bytes[at] = random(&mut state) as u8,
+                        _ => {
+                            let piece = pieces[random(&mut state) as usize % pieces.len()];
+                            bytes.splice(at..at, piece.iter().copied());
+                        }
+                    }
+                }
+            }
+        }
+        let value = OsString::from_vec(bytes.clone());
+        let _ = from_sources(Some((Path::new(FILE), &bytes)), []);
+        for key in KEYS {
+            let _ = from_sources(None, [(env_name(key.path).into(), value.clone())]);
+        }
+    }
+}
+
+#[test]
+fn hostile_yaml_ends_soon() {
+    const SIZE: usize = 32 << 10;
+    let fill = |piece: &str| piece.repeat(SIZE / piece.len());
+    let mut laughs = String::from("a0: &a0 [x]\n");
+    for i in 1..30 {
+        laughs += &format!("a{i}: &a{i} [*a{p}, *a{p}, *a{p}]\n", p = i - 1);
+    }
+    let start = Instant::now();
+    for yaml in [
+        fill("["),
+        fill("{a: "),
+        fill("- "),
+        fill("? "),
+        "server: &a {http: *a}".into(),
+        "server: &a\n  http: *a\n".into(),
+        "&a [*a]".into(),
+        "collector: {modules: &a [*a]}".into(),
+        "*a".into(),
+        "&a &b server:".into(),
+        "!!null x".into(),
+        "server: !!null x".into(),
+        "server: {http: {port: !!int x}}".into(),
+        "k: &x ".repeat(1000),
+        format!("{laughs}server: *a29\n"),
+        format!("server: {}", fill("x")),
+        fill("\0"),
+        format!("? {}", "a".repeat(2000)),
+    ] {
+        let shown: String = yaml.chars().take(60).collect();
+        let message = load_text(&yaml, &[]).expect_err(&shown);
+        assert!(message.len() < 2000, "{shown}: {} bytes of message", message.len());
+    }
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+}
