@@ -51,7 +51,7 @@ pub fn assess(snapshot: &Snapshot, now: Instant) -> Health {
         let (age, limit) = (age.as_secs_f64(), limit.as_secs_f64());
         wrong.push(format!("the last good collection was {age:.1} s ago, more than {limit:.1} s"));
     }
-    if let Some(error) = &snapshot.last_error {
+    if let Some(error) = snapshot.last_error.as_deref().and_then(|e| e.lines().next()) {
         wrong.push(format!("the last collection failed: {error}"));
     }
 
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn degraded_with_the_reason_when_a_collection_failed() {
-        let snapshot = Snapshot { last_error: Some("map totals: EINVAL".into()), ..example::snapshot() };
+        let snapshot = Snapshot { last_error: Some("map totals: EINVAL\ndetails".into()), ..example::snapshot() };
         let health = after(&snapshot, Duration::from_secs(1));
         assert_eq!(health.status, Status::Degraded);
         assert_eq!(health.message, "the last collection failed: map totals: EINVAL");
