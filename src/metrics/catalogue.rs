@@ -2,6 +2,8 @@
 //! metric: declare it here, add it to [`CATALOGUE`], and fill it where its data lies (for kernel data
 //! `modules/iomonitor.rs`, for the agent itself `collector.rs`).
 
+use super::snapshot::{ADVICES, EVICTION_CAUSES, FILL_CAUSES, RECLAIMERS};
+
 /// Type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -26,15 +28,27 @@ pub struct Metric {
     pub help: &'static str,
     /// Label names, in order.
     pub labels: &'static [&'static str],
+    /// The values of each of those labels; an empty list where they are open (versions, names of probes).
+    pub label_values: &'static [&'static [&'static str]],
 }
 
 macro_rules! metrics {
-    ($($id:ident = $kind:ident $name:literal [$($label:literal),*] $unit:literal: $help:literal;)*) => {
+    ($($id:ident = $kind:ident $name:literal [$($label:literal $(in $values:ident)?),*] $unit:literal: $help:literal;)*) => {
         $(#[doc = $help] pub static $id: Metric = Metric {
             name: $name, kind: Kind::$kind, unit: $unit, help: $help, labels: &[$($label),*],
+            label_values: &[$(label_values!($($values)?)),*],
         };)*
         /// All metrics, in the order in which the outputs show them.
         pub static CATALOGUE: &[&Metric] = &[$(&$id),*];
+    };
+}
+
+macro_rules! label_values {
+    () => {
+        &[]
+    };
+    ($values:ident) => {
+        &$values
     };
 }
 
@@ -45,7 +59,7 @@ metrics! {
         "fadvise64 calls that returned 0.";
     FADVISE_FAILED = Counter "ebpf_fadvise_failed_total" [] "calls":
         "fadvise64 calls that returned an error.";
-    FADVISE_ADVICE = Counter "ebpf_fadvise_advice_total" ["advice"] "calls":
+    FADVISE_ADVICE = Counter "ebpf_fadvise_advice_total" ["advice" in ADVICES] "calls":
         "fadvise64 calls by advice, failed ones included.";
     FADVISE_SUCCESS_RATE = Gauge "ebpf_fadvise_success_rate_percent" [] "percent":
         "fadvise64 calls that returned 0, per hundred calls of the last interval.";
@@ -61,13 +75,13 @@ metrics! {
         "Misses of the last interval per hundred of its attempts (or misses, if readahead made those more).";
     CACHE_READ_BYTES = Counter "ebpf_cache_read_bytes_total" [] "bytes":
         "Bytes that buffered reads of regular files copied to their readers.";
-    PAGE_CACHE_ADDS = Counter "ebpf_page_cache_adds_total" ["cause"] "pages":
+    PAGE_CACHE_ADDS = Counter "ebpf_page_cache_adds_total" ["cause" in FILL_CAUSES] "pages":
         "Pages added to the page cache, by what the task was doing; other is file system metadata, kernel threads and io_uring.";
-    PAGE_CACHE_EVICTIONS = Counter "ebpf_page_cache_evictions_total" ["cause"] "pages":
+    PAGE_CACHE_EVICTIONS = Counter "ebpf_page_cache_evictions_total" ["cause" in EVICTION_CAUSES] "pages":
         "Pages removed from the page cache; other is unlink, truncate and the like. kswapd has no owner: its share of reclaim is host-wide even in a scope.";
-    LRU_PAGES_SCANNED = Counter "ebpf_memory_lru_pages_scanned_total" ["reclaimer"] "pages":
+    LRU_PAGES_SCANNED = Counter "ebpf_memory_lru_pages_scanned_total" ["reclaimer" in RECLAIMERS] "pages":
         "Pages of inactive LRU lists scanned by reclaim. kswapd has no owner: it is host-wide even in a scope.";
-    PAGES_RECLAIMED = Counter "ebpf_memory_pages_reclaimed_total" ["reclaimer"] "pages":
+    PAGES_RECLAIMED = Counter "ebpf_memory_pages_reclaimed_total" ["reclaimer" in RECLAIMERS] "pages":
         "Pages freed by those scans. kswapd has no owner: it is host-wide even in a scope.";
     RECLAIM_EFFICIENCY = Gauge "ebpf_memory_reclaim_efficiency_percent" [] "percent":
         "Pages reclaimed per hundred scanned in the last interval.";

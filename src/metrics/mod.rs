@@ -2,6 +2,8 @@
 //! collection of them. Data flows one way: kernel maps → collector → snapshot → outputs.
 
 pub mod catalogue;
+#[doc(hidden)]
+pub mod example;
 pub mod histogram;
 pub mod process;
 pub mod snapshot;

@@ -1,0 +1,40 @@
+# Development commands; `make` lists them.
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# A Rust that was installed a moment ago is not yet in the PATH of this shell.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+ifneq ($(wildcard /etc/alpine-release),)
+export CFLAGS += -D_LARGEFILE64_SOURCE # libelf uses the *64 names, which musl hides
+endif
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+deps: ## install what building needs and is missing (Debian, Ubuntu, Alpine)
+	@sh scripts/deps.sh build
+
+deps-test: ## install what the tests need besides
+	@sh scripts/deps.sh test
+
+build: deps ## build target/release/ebpf-sidecar
+	@cargo build --release
+
+run: build ## build it and start it on this kernel, as root (ARGS="--log-level debug")
+	@if [ "$$(id -u)" = 0 ]; then exec $(TARGET)/release/ebpf-sidecar $(ARGS); \
+	elif command -v sudo >/dev/null; then exec sudo $(TARGET)/release/ebpf-sidecar $(ARGS); \
+	else echo "loading BPF programs needs root: run $(TARGET)/release/ebpf-sidecar as root" >&2; exit 1; fi
+
+test: deps deps-test ## run every test that this machine can run, and list what was skipped
+	@sh scripts/test.sh
+
+lint: deps ## check the formatting, and clippy with warnings as errors
+	@cargo fmt --check
+	@cargo clippy --all-targets -- -D warnings
+
+bench: deps deps-test ## measure cost and speed
+	@cargo bench --bench '*'
+
+clean: ## remove everything that was built
+	@cargo clean
+
+.PHONY: help deps deps-test build run test lint bench clean

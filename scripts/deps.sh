@@ -1,0 +1,86 @@
+#!/bin/sh
+# Installs the packages that are missing: `deps.sh build` those for building, `deps.sh test` those that the
+# tests need besides. Quiet when nothing is missing.
+set -eu
+
+fail() {
+    echo "$*" >&2
+    exit 1
+}
+
+case "${1-}" in
+build) # libelf, inside libbpf-sys, is built with the autotools; clang and llvm-strip make the BPF object
+    debian="clang llvm make gcc g++ pkg-config autoconf automake libtool flex bison gawk gettext autopoint"
+    alpine="clang llvm make gcc g++ pkgconf autoconf automake libtool flex bison gawk gettext gettext-dev
+        musl-dev linux-headers argp-standalone musl-fts-dev musl-obstack-dev"
+    ;;
+test) # promtool and a Prometheus to scrape with; file systems on loop devices
+    debian="prometheus e2fsprogs util-linux curl"
+    alpine=$debian
+    ;;
+*) fail "usage: $0 build|test" ;;
+esac
+
+check_rust() {
+    needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")
+    command -v cargo >/dev/null && command -v rustc >/dev/null ||
+        fail "cargo or rustc is missing: install Rust $needed or newer with rustup (https://rustup.rs), then try again"
+    found=$(rustc --version | cut -d ' ' -f 2)
+    [ "$(printf '%s\n' "$needed" "$found" | sort -V | head -n 1)" = "$needed" ] ||
+        fail "rustc is $found, $needed or newer is needed: rustup update, or install it with rustup (https://rustup.rs)"
+}
+
+# Prints those of the packages given that are not installed, with `$installed PACKAGE` to tell.
+missing() {
+    for package in "$@"; do
+        $installed "$package" || printf ' %s' "$package"
+    done
+}
+
+dpkg_has() {
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+apk_has() {
+    apk info -e "$1" >/dev/null
+}
+
+apt_install() {
+    # The packages of services start them; this is how Debian lets a host refuse.
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e $policy ]; then
+        trap 'rm -f $policy' EXIT
+        trap 'exit 1' INT TERM
+        printf '#!/bin/sh\nexit 101\n' >$policy
+        chmod 755 $policy
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -qq -o Dpkg::Use-Pty=0 --no-install-recommends "$@"
+    case " $* " in
+    *" prometheus "*) systemctl disable --quiet prometheus 2>/dev/null || : ;; # nor at the next boot
+    esac
+}
+
+[ "${2-}" = as-root ] || check_rust
+
+if command -v apt-get >/dev/null; then
+    wanted=$debian installed=dpkg_has install=apt_install by_hand="apt-get install"
+elif command -v apk >/dev/null; then
+    wanted=$alpine installed=apk_has install="apk add" by_hand="apk add"
+else
+    echo "neither apt-get nor apk: taking these, as Debian calls them, to be installed: $debian" >&2
+    exit 0
+fi
+
+packages=$(missing $wanted)
+if [ -z "$packages" ]; then
+    exit 0
+elif [ "$(id -u)" = 0 ]; then
+    echo "installing$packages"
+    $install $packages
+elif command -v sudo >/dev/null; then
+    sudo sh "$0" "$1" as-root
+else
+    fail "packages are missing and there is no sudo; as root: $by_hand$packages"
+fi

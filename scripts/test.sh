@@ -1,0 +1,38 @@
+#!/bin/sh
+# Runs every test and lists at the end what was skipped and why. A test that this machine cannot run prints
+# `SKIPPED reason` and passes. The output is kept in target/test.log.
+set -eu
+cd "$(dirname "$0")/.."
+log=target/test.log status=target/test.status
+mkdir -p target
+rm -f $status
+
+# The tests of the kernel need root: only the tests then run under sudo, not cargo.
+set --
+if [ "$(id -u)" != 0 ]; then
+    if command -v sudo >/dev/null && sudo -v; then
+        set -- --config "target.'cfg(unix)'.runner='sudo -E'"
+    else
+        echo "neither root nor sudo: the tests of the kernel will be skipped" >&2
+    fi
+fi
+
+# One after the other, since they count what the whole kernel does. Their status goes through a file because
+# POSIX sh has no pipefail.
+{
+    code=0
+    cargo test --no-fail-fast "$@" -- --test-threads=1 --show-output || code=$?
+    echo "$code" >$status
+} 2>&1 | tee $log
+
+awk '
+    /^test result: / { passed += $4; failed += $6 }
+    /^test .* FAILED$/ { bad[$2] }
+    /^---- .* stdout ----$/ { test = $2; counted = 0 }
+    /^SKIPPED / { sub(/^SKIPPED /, ""); line[n++] = test ": " $0; passed -= !counted && !(test in bad); counted = 1 }
+    /^test .* \.\.\. ignored/ { test = $2; sub(/^.* \.\.\. /, ""); line[n++] = test ": " $0 }
+    END {
+        printf "\n== %d passed, %d failed, skipped: %d\n", passed, failed, n
+        for (i = 0; i < n; i++) print "   " line[i]
+    }' $log
+exit "$(cat $status)"

@@ -1,0 +1,46 @@
+//! docs/metrics.md, from the catalogue. Rewrite it with `UPDATE_DOCS=1 cargo test --lib markdown`.
+
+use std::fmt::Write;
+
+use crate::metrics::catalogue::{CATALOGUE, Metric};
+
+const INTRODUCTION: &str = "\
+<!-- Made from src/metrics/catalogue.rs by `UPDATE_DOCS=1 cargo test --lib markdown`: edit there. -->
+# Metrics
+
+Counters grow from the start of the agent and are never reset. Percentages are over the last interval; with
+nothing to divide by they are NaN here and `null` in JSON. A metric whose probe could not be attached is absent,
+not 0: `ebpf_sidecar_probe_attached` and `/health` tell which probe and why. A page is of the base page size,
+4 KiB on x86-64.
+";
+
+fn markdown() -> String {
+    let mut out = INTRODUCTION.to_string();
+    let own = |m: &&Metric| !m.name.starts_with("ebpf_") || m.name.starts_with("ebpf_sidecar_");
+    let (agent, kernel): (Vec<&Metric>, Vec<&Metric>) = CATALOGUE.iter().copied().partition(own);
+    for (title, metrics) in [("What the kernel does", kernel), ("The agent itself", agent)] {
+        // Writing to a String cannot fail.
+        let _ = write!(out, "\n## {title}\n\n| metric | type | unit | labels | meaning |\n|---|---|---|---|---|\n");
+        for m in metrics {
+            let kind = format!("{:?}", m.kind).to_lowercase();
+            let labels: Vec<String> = m.labels.iter().zip(m.label_values).map(|(l, v)| label(l, v)).collect();
+            let (unit, labels, help) = (m.unit, labels.join("; "), m.help.replace('|', "\\|"));
+            let _ = writeln!(out, "| `{}` | {kind} | {unit} | {labels} | {help} |", m.name);
+        }
+    }
+    out
+}
+
+fn label(name: &str, values: &[&str]) -> String {
+    if values.is_empty() { format!("`{name}`") } else { format!("`{name}`: {}", values.join(", ")) }
+}
+
+#[test]
+fn the_page_is_up_to_date() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(path, markdown()).unwrap();
+    }
+    let page = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(page == markdown(), "docs/metrics.md is out of date: UPDATE_DOCS=1 cargo test --lib markdown");
+}

@@ -1,0 +1,151 @@
+//! Whether the agent does its work, judged from the snapshot alone: every output that speaks of health asks
+//! here.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::metrics::snapshot::{ProbeStatus, Snapshot};
+
+/// How well the agent works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Every probe is attached and the last collection succeeded.
+    Healthy,
+    /// Some numbers are missing, or the last collection failed.
+    Degraded,
+    /// There are no numbers, or they are old.
+    Unhealthy,
+}
+
+/// The verdict on a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// The verdict.
+    pub status: Status,
+    /// What is wrong and why, in one sentence.
+    pub message: String,
+    /// Time since the last successful collection.
+    pub age: Duration,
+}
+
+/// Judges `snapshot` as of `now`.
+pub fn assess(snapshot: &Snapshot, now: Instant) -> Health {
+    let age = now.saturating_duration_since(snapshot.collected_instant);
+    let limit = snapshot.interval.saturating_mul(3).saturating_add(Duration::from_secs(5));
+    let probes: Vec<&ProbeStatus> = snapshot.modules.iter().flat_map(|m| &m.probes).collect();
+    let missing: Vec<&ProbeStatus> = probes.iter().copied().filter(|p| p.mode.is_none()).collect();
+    let stale = age > limit;
+    let blind = missing.len() == probes.len();
+
+    let mut wrong = Vec::new();
+    if probes.is_empty() {
+        wrong.push("no module is running".to_string());
+    } else if blind {
+        wrong.push(format!("no probe is attached: {}", with_reasons(&missing)));
+    } else if !missing.is_empty() {
+        wrong.push(format!("{} of {} probes not attached: {}", missing.len(), probes.len(), with_reasons(&missing)));
+    }
+    if stale {
+        let (age, limit) = (age.as_secs_f64(), limit.as_secs_f64());
+        wrong.push(format!("the last good collection was {age:.1} s ago, more than {limit:.1} s"));
+    }
+    if let Some(error) = snapshot.last_error.as_deref().and_then(|e| e.lines().next()) {
+        wrong.push(format!("the last collection failed: {error}"));
+    }
+
+    let status = match () {
+        _ if blind || stale => Status::Unhealthy,
+        _ if !wrong.is_empty() => Status::Degraded,
+        _ => Status::Healthy,
+    };
+    let message = match status {
+        Status::Healthy => {
+            format!("all {} probes attached, last collection {:.1} s ago", probes.len(), age.as_secs_f64())
+        }
+        _ => wrong.join("; "),
+    };
+    Health { status, message, age }
+}
+
+/// Names of probes, those that failed for the same reason together: `a, b (EPERM), c (no such tracepoint)`.
+/// The reason is the first line of the last way's.
+fn with_reasons(probes: &[&ProbeStatus]) -> String {
+    let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
+    for probe in probes {
+        let reason = match probe.failures.last() {
+            Some((mode, reason)) => format!("{mode}: {}", reason.lines().next().unwrap_or_default()),
+            None => "not tried".into(),
+        };
+        match groups.iter_mut().find(|(r, _)| *r == reason) {
+            Some((_, names)) => names.push(probe.name),
+            None => groups.push((reason, vec![probe.name])),
+        }
+    }
+    let groups: Vec<String> = groups.iter().map(|(reason, names)| format!("{} ({reason})", names.join(", "))).collect();
+    groups.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::example;
+
+    fn after(snapshot: &Snapshot, age: Duration) -> Health {
+        assess(snapshot, snapshot.collected_instant + age)
+    }
+
+    #[test]
+    fn healthy_until_the_last_collection_is_too_old() {
+        let snapshot = example::snapshot(); // interval 10 s
+        let health = after(&snapshot, Duration::from_millis(3200));
+        assert_eq!(health.status, Status::Healthy);
+        assert_eq!(health.message, "all 2 probes attached, last collection 3.2 s ago");
+        assert_eq!(health.age, Duration::from_millis(3200));
+        assert_eq!(after(&snapshot, Duration::from_secs(35)).status, Status::Healthy);
+        let health = after(&snapshot, Duration::from_millis(35_100));
+        assert_eq!(health.status, Status::Unhealthy);
+        assert_eq!(health.message, "the last good collection was 35.1 s ago, more than 35.0 s");
+    }
+
+    #[test]
+    fn a_time_before_the_collection_is_age_zero() {
+        let snapshot = example::snapshot();
+        let Some(before) = snapshot.collected_instant.checked_sub(Duration::from_secs(1)) else { return };
+        assert_eq!(assess(&snapshot, before).age, Duration::ZERO);
+    }
+
+    #[test]
+    fn degraded_with_the_reason_when_a_collection_failed() {
+        let snapshot = Snapshot { last_error: Some("map totals: EINVAL\ndetails".into()), ..example::snapshot() };
+        let health = after(&snapshot, Duration::from_secs(1));
+        assert_eq!(health.status, Status::Degraded);
+        assert_eq!(health.message, "the last collection failed: map totals: EINVAL");
+    }
+
+    #[test]
+    fn degraded_with_one_probe_missing_unhealthy_with_all() {
+        let mut snapshot = example::snapshot();
+        let probes = &mut snapshot.modules[0].probes;
+        probes[1].mode = None;
+        probes[1].failures = vec![("fentry", "EPERM".into()), ("tracepoint", "no such file\nlog".into())];
+        let health = after(&snapshot, Duration::ZERO);
+        assert_eq!(health.status, Status::Degraded);
+        assert_eq!(health.message, "1 of 2 probes not attached: cache_fill (tracepoint: no such file)");
+
+        let probes = &mut snapshot.modules[0].probes;
+        probes[0].mode = None;
+        probes[0].failures = probes[1].failures.clone();
+        let health = after(&snapshot, Duration::ZERO);
+        assert_eq!(health.status, Status::Unhealthy);
+        assert_eq!(health.message, "no probe is attached: fadvise, cache_fill (tracepoint: no such file)");
+    }
+
+    #[test]
+    fn unhealthy_without_a_module() {
+        let snapshot = Snapshot { modules: vec![], ..example::snapshot() };
+        let health = after(&snapshot, Duration::ZERO);
+        assert_eq!((health.status, health.message.as_str()), (Status::Unhealthy, "no module is running"));
+    }
+}

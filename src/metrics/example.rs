@@ -1,0 +1,118 @@
+//! A snapshot with invented numbers in every metric of the catalogue, for tests of the outputs.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use super::catalogue::*;
+use super::histogram::{BUCKETS, Histogram};
+use super::snapshot::*;
+
+/// The snapshot: no two numbers alike, nothing absent, one percentage with nothing to divide by.
+pub fn snapshot() -> Snapshot {
+    let io = io();
+    let families = families(&io);
+    let probe = |name, mode| ProbeStatus { name, mode: Some(mode), failures: vec![] };
+    Snapshot {
+        sequence: 42,
+        collected_at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
+        collected_instant: Instant::now(),
+        started: Instant::now(),
+        interval: Duration::from_secs(10),
+        io,
+        modules: vec![ModuleStatus {
+            name: "iomonitor",
+            running: true,
+            metric_count: families.iter().filter(|f| is_io(f.metric)).map(|f| f.series.len()).sum(),
+            probes: vec![probe("fadvise", "tracepoint"), probe("cache_fill", "raw_tracepoint")],
+        }],
+        families,
+        last_error: None,
+    }
+}
+
+fn is_io(metric: &Metric) -> bool {
+    metric.name.starts_with("ebpf_") && !metric.name.starts_with("ebpf_sidecar_")
+}
+
+fn io() -> IoStats {
+    let row = |pid, comm: &str, calls, success| ProcessRow { pid, comm: comm.into(), calls, success };
+    let mut stalls = Histogram { sum_ns: 1_234_567_891, ..Default::default() };
+    for (i, bucket) in stalls.buckets.iter_mut().enumerate() {
+        *bucket = i as u64;
+    }
+    IoStats {
+        fadvise: Some(Fadvise {
+            success: 1001,
+            failed: 3,
+            advice: [2, 4, 6, 900, 80, 1, 11],
+            success_rate_percent: None,
+            processes: vec![row(4711, "banyand \"hot\"\n\\", 1000, 999), row(0, "overflow", 4, 2)],
+        }),
+        cache: Cache {
+            read_attempts: Some(16384),
+            hits: Some(16000),
+            misses: Some(384),
+            hit_rate_percent: Some(97.65625),
+            miss_rate_percent: Some(2.34375),
+            read_bytes: Some(67_108_864),
+            adds: Some([384, 512, 33, 2048, 7]),
+            evictions: Some([640, 128, 5]),
+        },
+        memory: Memory {
+            scanned: Some([5000, 300, 70]),
+            reclaimed: Some([4000, 200, 60]),
+            reclaim_efficiency_percent: Some(100.0 / 3.0),
+            direct_reclaim_processes: Some(9),
+            stalls: Some(stalls),
+            kswapd_wakeups: Some(13),
+        },
+    }
+}
+
+fn families(io: &IoStats) -> Vec<Family> {
+    let int = |v: Option<u64>| v.map(Value::Int);
+    CATALOGUE
+        .iter()
+        .enumerate()
+        .map(|(i, &metric)| {
+            let single = |value: Option<Value>| value.into_iter().map(|v| (vec![], v)).collect::<Vec<_>>();
+            let named = |counts: &[u64]| {
+                let names = metric.label_values[0].iter();
+                names.zip(counts).map(|(name, count)| (vec![name.to_string()], Value::Int(*count))).collect::<Vec<_>>()
+            };
+            let fadvise = io.fadvise.clone().unwrap_or_default();
+            let (cache, memory) = (&io.cache, &io.memory);
+            let series = match metric.name {
+                "ebpf_fadvise_calls_total" => single(Some(Value::Int(fadvise.total()))),
+                "ebpf_fadvise_success_total" => single(Some(Value::Int(fadvise.success))),
+                "ebpf_fadvise_failed_total" => single(Some(Value::Int(fadvise.failed))),
+                "ebpf_fadvise_advice_total" => named(&fadvise.advice),
+                "ebpf_fadvise_success_rate_percent" => single(Some(Value::Percent(fadvise.success_rate_percent))),
+                "ebpf_cache_read_attempts_total" => single(int(cache.read_attempts)),
+                "ebpf_cache_hits_total" => single(int(cache.hits)),
+                "ebpf_cache_misses_total" => single(int(cache.misses)),
+                "ebpf_cache_hit_rate_percent" => single(Some(Value::Percent(cache.hit_rate_percent))),
+                "ebpf_cache_miss_rate_percent" => single(Some(Value::Percent(cache.miss_rate_percent))),
+                "ebpf_cache_read_bytes_total" => single(int(cache.read_bytes)),
+                "ebpf_page_cache_adds_total" => named(&cache.adds.unwrap_or_default()),
+                "ebpf_page_cache_evictions_total" => named(&cache.evictions.unwrap_or_default()),
+                "ebpf_memory_lru_pages_scanned_total" => named(&memory.scanned.unwrap_or_default()),
+                "ebpf_memory_pages_reclaimed_total" => named(&memory.reclaimed.unwrap_or_default()),
+                "ebpf_memory_reclaim_efficiency_percent" => {
+                    single(Some(Value::Percent(memory.reclaim_efficiency_percent)))
+                }
+                "ebpf_memory_direct_reclaim_processes" => single(int(memory.direct_reclaim_processes)),
+                "ebpf_memory_direct_reclaim_seconds" => single(memory.stalls.clone().map(Value::Histogram)),
+                "ebpf_memory_kswapd_wakeups_total" => single(int(memory.kswapd_wakeups)),
+                // The agent's own: any number, open labels.
+                _ => {
+                    let value = match metric.kind {
+                        Kind::Histogram => Value::Histogram(Histogram { buckets: [i as u64; BUCKETS], sum_ns: 1 }),
+                        _ => Value::Float(i as f64 + 0.5),
+                    };
+                    vec![(metric.labels.iter().map(|l| format!("a {l}")).collect(), value)]
+                }
+            };
+            Family { metric, series: series.into_iter().map(|(labels, value)| Series { labels, value }).collect() }
+        })
+        .collect()
+}
