@@ -4,4 +4,6 @@
 //! Data flows one way: BPF programs → kernel maps → collector → [`metrics::snapshot`] → outputs.
 //! Nothing downstream calls back.
 
+pub mod ebpf;
 pub mod metrics;
+pub mod server;

@@ -1,0 +1,3 @@
+//! Everything that needs unsafe code.
+
+pub mod poll;
