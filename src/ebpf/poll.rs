@@ -1,4 +1,4 @@
-//! poll(2) and listen(2) as safe functions: what std does not offer and the HTTP front needs.
+//! What std does not offer and the HTTP front needs, as safe functions: poll(2) and two settings of a listener.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -31,14 +31,23 @@ pub fn poll(entries: &mut [PollFd], timeout: Option<Duration>) -> io::Result<()>
     }
 }
 
-/// Sets how many connections may wait to be accepted; std's 128 overflow in a burst, and a client whose SYN
-/// was dropped tries again only after a second.
-pub fn set_backlog(listener: &TcpListener, backlog: i32) -> io::Result<()> {
+/// Sets how many connections may wait to be accepted. std's 128 overflow in a burst, and a client whose SYN was
+/// dropped tries again only after a second.
+pub fn set_backlog(listener: &TcpListener, connections: i32) -> io::Result<()> {
     // SAFETY: listen(2) takes no pointers, and the descriptor is open for as long as the borrow.
-    match unsafe { libc::listen(listener.as_raw_fd(), backlog) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    check(unsafe { libc::listen(listener.as_raw_fd(), connections) })
+}
+
+/// Bounds the bytes that the kernel keeps for a client that does not read, for each connection that is
+/// accepted from now on. Left to itself it keeps some MiB, which a container pays for.
+pub fn set_send_buffer(listener: &TcpListener, bytes: i32) -> io::Result<()> {
+    let (fd, size) = (listener.as_raw_fd(), size_of::<i32>() as libc::socklen_t);
+    // SAFETY: the pointer and the size describe one i32 that lives through the call, which only reads it.
+    check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, (&raw const bytes).cast(), size) })
+}
+
+fn check(result: i32) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -45,10 +46,19 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// connection, and the client might lose the answer.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 2 << 20;
-/// Connections accepted in one round.
+/// Complete requests waiting for tiny_http that are many. Further connections are then taken slowly, and wait
+/// their turn in the backlog: accepted, they would push each other out before they have sent a thing.
+const QUEUE_LONG: usize = CLIENTS_MAX / 2;
+/// Connections accepted in one round, with a long queue, and the time between rounds then.
 const ACCEPTS: usize = 64;
-/// Connections closed at once when descriptors run out, so that some are left for the rest of the agent.
-const ROOM: usize = 8;
+const ACCEPTS_SLOW: usize = 16;
+const ROUND_SLOW: Duration = Duration::from_millis(10);
+/// Descriptors held in reserve, to be accepted on when there are no others.
+const RESERVE: usize = 8;
+/// Connections fewer than when descriptors ran out, so that some are free for the rest of the agent; and for
+/// how long.
+const FEWER: usize = 8;
+const FEWER_FOR: Duration = Duration::from_secs(10);
 /// Time without accepting when that failed and no room could be made.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Time that requests in work have when the server is stopped.
@@ -307,6 +317,10 @@ struct Front<'a> {
     backoff: Duration,
     /// Not to accept before.
     accept_at: Instant,
+    /// Most connections for now, and when it was lowered.
+    limit: usize,
+    limited: Instant,
+    reserve: Vec<OwnedFd>,
     /// Stopping: end by then.
     stop_at: Option<Instant>,
     /// When each complaint was last made.
@@ -329,6 +343,9 @@ impl<'a> Front<'a> {
             restart_at: now,
             backoff: Duration::ZERO,
             accept_at: now,
+            limit: CLIENTS_MAX,
+            limited: now,
+            reserve: Vec::with_capacity(RESERVE),
             stop_at: None,
             complained: BTreeMap::new(),
             scratch: vec![0; 64 << 10].into(),
@@ -350,6 +367,7 @@ impl<'a> Front<'a> {
                 self.restart_inner(now);
             }
             self.expire(now);
+            self.recover(now);
 
             // Lanes, clients, the wake-up while not stopping, the listener while accepting: in this order.
             entries.clear();
@@ -440,7 +458,11 @@ impl<'a> Front<'a> {
     // Accepting and making room.
 
     fn accept(&mut self) {
-        for _ in 0..ACCEPTS {
+        for accepted in 0..ACCEPTS {
+            if accepted >= ACCEPTS_SLOW && self.queue.len() >= QUEUE_LONG {
+                self.accept_at = Instant::now() + ROUND_SLOW;
+                return;
+            }
             let error = match self.listener.accept() {
                 Ok((stream, _)) => {
                     self.admit(stream);
@@ -455,10 +477,24 @@ impl<'a> Front<'a> {
             }
             self.complain("cannot accept, closing idle connections to make room", &error);
             // Descriptors, kernel memory, or something unheard of: less load is the one thing that may help.
-            if !self.make_room(ROOM) {
+            self.limit = self.clients.len().saturating_sub(FEWER).max(RESERVE);
+            self.limited = Instant::now();
+            if !self.make_room(2) && self.reserve.pop().is_none() {
                 self.accept_at = Instant::now() + PAUSE;
                 return;
             }
+        }
+    }
+
+    /// Takes back what descriptors it can, and the full number of connections after a while.
+    fn recover(&mut self, now: Instant) {
+        while self.reserve.len() < RESERVE
+            && let Ok(descriptor) = self.woken.as_fd().try_clone_to_owned()
+        {
+            self.reserve.push(descriptor);
+        }
+        if now.duration_since(self.limited) > FEWER_FOR {
+            self.limit = CLIENTS_MAX;
         }
     }
 
@@ -466,7 +502,7 @@ impl<'a> Front<'a> {
         if stream.set_nonblocking(true).is_err() || stream.set_nodelay(true).is_err() {
             return;
         }
-        while self.clients.len() >= CLIENTS_MAX && self.evict(u8::MAX) {}
+        self.make_room(u8::MAX);
         self.last_client += 1;
         let id = self.last_client;
         let mut client = Client { stream, state: State::Waiting, since: Instant::now(), input: Vec::new() };
@@ -476,9 +512,11 @@ impl<'a> Front<'a> {
         self.act(id, step);
     }
 
-    /// Closes up to `count` connections that have no complete request; whether there were any.
-    fn make_room(&mut self, count: usize) -> bool {
-        (0..count).take_while(|_| self.evict(2)).count() > 0
+    /// Closes connections of at most `rank` until there is room for one more; whether it closed any.
+    fn make_room(&mut self, rank: u8) -> bool {
+        let before = self.clients.len();
+        while self.clients.len() >= self.limit && self.evict(rank) {}
+        self.clients.len() < before
     }
 
     /// Closes the connection that can be spared best, if its rank is at most `rank`; whether there was one.
@@ -555,11 +593,11 @@ impl<'a> Front<'a> {
     }
 
     fn restart_inner(&mut self, now: Instant) {
+        self.reserve.clear(); // it may need them
         match Inner::start() {
             Ok(inner) => self.install(inner),
             Err(e) => {
                 self.complain("cannot start tiny_http again, answering 503", &e);
-                self.make_room(ROOM);
                 self.retry_later(now);
             }
         }

@@ -20,6 +20,8 @@ use crate::metrics::snapshot::{Snapshot, SnapshotCell};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
+/// Bytes of an answer that the kernel takes ahead of a slow reader (it doubles them for its own needs).
+const SEND_BUFFER: i32 = 64 << 10;
 
 /// What can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,6 +151,7 @@ pub fn start(
     let listen = |e| StartError::Listen(address, e);
     let listener = TcpListener::bind(address).map_err(listen)?;
     poll::set_backlog(&listener, BACKLOG).map_err(listen)?;
+    poll::set_send_buffer(&listener, SEND_BUFFER).map_err(listen)?;
     listener.set_nonblocking(true).map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
 
