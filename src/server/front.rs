@@ -14,7 +14,7 @@
 //! Nothing is read while a request is in work or its answer is being written: pipelined requests wait in the
 //! input buffer, and behind it in the socket.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -102,20 +102,19 @@ enum State {
     Head { searched: usize },
     /// A head, and what is missing of the body.
     Body { head: Head, missing: usize },
-    /// In the queue or with tiny_http.
-    InWork(Reply),
+    /// The request is complete: it waits for a free lane, or tiny_http has it (then it is `None` here).
+    InWork { request: Option<Vec<u8>>, reply: Reply },
     /// Writing an answer.
     Writing { bytes: Vec<u8>, sent: usize, keep_alive: bool },
     /// Answered for the last time: what still comes is thrown away.
     Lingering { budget: usize },
 }
 
-/// What a client's progress asks of the front.
+/// What has become of a client.
+#[derive(PartialEq, Eq)]
 enum Step {
-    /// Nothing: it waits for its socket, for tiny_http, or for time to pass.
+    /// It waits: for its socket, for tiny_http, or for time to pass.
     Wait,
-    /// Its request is complete.
-    Submit(Vec<u8>),
     /// It is finished.
     Close,
 }
@@ -132,7 +131,7 @@ impl Client {
             + match self.state {
                 State::Waiting => IDLE,
                 State::Head { .. } | State::Body { .. } => REQUEST,
-                State::InWork(_) => WORK,
+                State::InWork { .. } => WORK,
                 State::Writing { .. } => ANSWER,
                 State::Lingering { .. } => LINGER,
             }
@@ -140,7 +139,7 @@ impl Client {
 
     fn events(&self) -> i16 {
         match self.state {
-            State::InWork(_) => 0,
+            State::InWork { .. } => 0,
             State::Writing { .. } => POLLOUT,
             _ => POLLIN,
         }
@@ -152,7 +151,7 @@ impl Client {
             State::Lingering { .. } => 0,
             State::Waiting | State::Head { .. } | State::Body { .. } => 1,
             State::Writing { .. } => 2,
-            State::InWork(_) => 3,
+            State::InWork { .. } => 3,
         }
     }
 
@@ -162,7 +161,7 @@ impl Client {
             State::Waiting | State::Head { .. } | State::Body { .. } => self.receive(scratch),
             State::Writing { .. } => self.flush(),
             // Nothing was polled for: the connection is gone in both directions.
-            State::InWork(_) => Step::Close,
+            State::InWork { .. } => Step::Close,
             State::Lingering { budget } => match read(&mut self.stream, scratch) {
                 Ok(Some(0)) | Err(_) => Step::Close,
                 Ok(None) => Step::Wait,
@@ -225,12 +224,12 @@ impl Client {
                     if *missing > 0 {
                         return Step::Wait;
                     }
-                    let request = std::mem::take(&mut head.canonical);
+                    let request = Some(std::mem::take(&mut head.canonical));
                     let reply = head.reply;
-                    self.enter(State::InWork(reply));
-                    return Step::Submit(request);
+                    self.enter(State::InWork { request, reply });
+                    return Step::Wait;
                 }
-                State::InWork(_) | State::Writing { .. } | State::Lingering { .. } => {
+                State::InWork { .. } | State::Writing { .. } | State::Lingering { .. } => {
                     return Step::Wait;
                 }
             }
@@ -265,7 +264,7 @@ impl Client {
 
     /// Answers with an error of the front's own, the last answer on this connection.
     fn refuse(&mut self, (code, message): (u16, &str)) -> Step {
-        let head_only = matches!(self.state, State::InWork(Reply { head_only: true, .. }));
+        let head_only = matches!(self.state, State::InWork { reply: Reply { head_only: true, .. }, .. });
         let mut bytes = Vec::with_capacity(512);
         let version = tiny_http::HTTPVersion(1, 1);
         if failure(code, message).raw_print(&mut bytes, version, &[], head_only, None).is_err() {
@@ -281,7 +280,7 @@ impl Client {
     fn answer(&mut self, mut bytes: Vec<u8>, body: usize, keep_alive: bool) -> Step {
         let connection: &[u8] = match (keep_alive, &self.state) {
             (false, _) => b"Connection: close\r\n",
-            (true, State::InWork(Reply { http_1_0: true, .. })) => b"Connection: keep-alive\r\n",
+            (true, State::InWork { reply: Reply { http_1_0: true, .. }, .. }) => b"Connection: keep-alive\r\n",
             (true, _) => b"",
         };
         let blank_line = body.saturating_sub(2);
@@ -310,8 +309,6 @@ struct Front<'a> {
     /// tiny_http, and the connections to it; none while it has to be started again.
     inner: Option<Arc<Inner>>,
     lanes: Vec<Lane>,
-    /// Complete requests that wait for a free lane, and their clients.
-    queue: VecDeque<(u64, Vec<u8>)>,
     /// When to start tiny_http again, and how long to wait after the next failure.
     restart_at: Instant,
     backoff: Duration,
@@ -339,7 +336,6 @@ impl<'a> Front<'a> {
             last_client: Lane::NOBODY,
             inner: None,
             lanes: Vec::new(),
-            queue: VecDeque::new(),
             restart_at: now,
             backoff: Duration::ZERO,
             accept_at: now,
@@ -366,6 +362,7 @@ impl<'a> Front<'a> {
             if self.inner.is_none() && now >= self.restart_at {
                 self.restart_inner(now);
             }
+            self.feed();
             self.expire(now);
             self.recover(now);
 
@@ -408,7 +405,6 @@ impl<'a> Front<'a> {
             if entries.get(clients + 1).is_some_and(is_ready) {
                 self.accept();
             }
-            self.feed();
         }
     }
 
@@ -432,7 +428,7 @@ impl<'a> Front<'a> {
                 State::Head { .. } | State::Body { .. } => {
                     client.refuse((408, "a request has to be complete within 5 s of its first byte"))
                 }
-                State::InWork(_) => client.refuse((503, "the agent is too busy to answer")),
+                State::InWork { .. } => client.refuse((503, "the agent is too busy to answer")),
                 _ => Step::Close,
             };
             self.act(id, step);
@@ -440,18 +436,8 @@ impl<'a> Front<'a> {
     }
 
     fn act(&mut self, id: u64, step: Step) {
-        match step {
-            Step::Wait => {}
-            Step::Close => drop(self.clients.remove(&id)),
-            Step::Submit(request) if self.inner.is_some() => self.queue.push_back((id, request)),
-            Step::Submit(_) => self.unavailable(id),
-        }
-    }
-
-    fn unavailable(&mut self, id: u64) {
-        if let Some(client) = self.clients.get_mut(&id) {
-            let step = client.refuse((503, "the HTTP server is starting again, try again in a second"));
-            self.act(id, step); // never Submit again: a refusal ends the connection
+        if step == Step::Close {
+            self.clients.remove(&id);
         }
     }
 
@@ -459,7 +445,7 @@ impl<'a> Front<'a> {
 
     fn accept(&mut self) {
         for accepted in 0..ACCEPTS {
-            if accepted >= ACCEPTS_SLOW && self.queue.len() >= QUEUE_LONG {
+            if accepted >= ACCEPTS_SLOW && self.queue().count() >= QUEUE_LONG {
                 self.accept_at = Instant::now() + ROUND_SLOW;
                 return;
             }
@@ -530,18 +516,35 @@ impl<'a> Front<'a> {
 
     // tiny_http.
 
-    /// Gives waiting requests to free lanes.
+    /// Complete requests that wait for a free lane.
+    fn queue(&self) -> impl Iterator<Item = (&u64, &Client)> {
+        self.clients.iter().filter(|(_, c)| matches!(c.state, State::InWork { request: Some(_), .. }))
+    }
+
+    /// Gives waiting requests to free lanes, the oldest first; without tiny_http none can be answered.
     fn feed(&mut self) {
-        while let Some(lane) = self.lanes.iter_mut().find(|lane| lane.is_free()) {
-            let Some((id, request)) = self.queue.pop_front() else {
-                return;
-            };
-            let Some(Client { state: State::InWork(reply), .. }) = self.clients.get(&id) else {
-                continue;
-            };
-            if let Err(e) = lane.send(id, reply.head_only, &request) {
-                self.inner_failed(&e);
+        while let lane = self.lanes.iter().position(Lane::is_free)
+            && (lane.is_some() || self.lanes.is_empty())
+            && let Some((&id, _)) = self.queue().min_by_key(|(_, c)| c.since)
+            && let Some(client) = self.clients.get_mut(&id)
+            && let State::InWork { request, reply } = &mut client.state
+        {
+            let (request, head_only) = (request.take().unwrap_or_default(), reply.head_only);
+            match lane.and_then(|lane| self.lanes.get_mut(lane)) {
+                None => self.unavailable(id),
+                Some(lane) => {
+                    if let Err(e) = lane.send(id, head_only, &request) {
+                        self.inner_failed(&e);
+                    }
+                }
             }
+        }
+    }
+
+    fn unavailable(&mut self, id: u64) {
+        if let Some(client) = self.clients.get_mut(&id) {
+            let step = client.refuse((503, "the HTTP server is starting again, try again in a second"));
+            self.act(id, step);
         }
     }
 
@@ -562,7 +565,7 @@ impl<'a> Front<'a> {
         while self.unread() + bytes.len() > ANSWERS_MAX && self.evict_writer() {}
         let stopping = self.stop_at.is_some();
         if let Some(client) = self.clients.get_mut(&id)
-            && let State::InWork(reply) = client.state
+            && let State::InWork { request: None, reply } = client.state
         {
             let step = client.answer(bytes, body, reply.keep_alive && !stopping);
             self.act(id, step);
@@ -608,15 +611,14 @@ impl<'a> Front<'a> {
         self.complain("lost a connection to tiny_http, starting it again", error);
         self.lose_inner();
         self.retry_later(Instant::now());
-        let in_work = self.clients.iter().filter(|(_, c)| matches!(c.state, State::InWork(_)));
-        for id in in_work.map(|(&id, _)| id).collect::<Vec<_>>() {
+        let lost = self.clients.iter().filter(|(_, c)| matches!(c.state, State::InWork { request: None, .. }));
+        for id in lost.map(|(&id, _)| id).collect::<Vec<_>>() {
             self.unavailable(id);
         }
     }
 
     fn lose_inner(&mut self) {
         self.lanes.clear();
-        self.queue.clear();
         if let Some(inner) = self.inner.take() {
             inner.retire();
         }
@@ -640,5 +642,43 @@ impl<'a> Front<'a> {
 impl Drop for Front<'_> {
     fn drop(&mut self) {
         self.lose_inner();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn starts_tiny_http_again_when_a_connection_breaks() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (wake, woken) = UnixStream::pair().unwrap();
+        let (servers, received) = mpsc::channel::<Arc<Inner>>();
+        let inner = Inner::start().unwrap();
+        inner.1[0].stream().shutdown(Shutdown::Both).unwrap();
+
+        thread::scope(|scope| {
+            scope.spawn(move || run(&listener, &woken, inner, &servers));
+            let started = scope.spawn(move || {
+                received
+                    .into_iter()
+                    .inspect(|inner| {
+                        while let Some(request) = inner.next_request() {
+                            request.respond(failure(404, "as expected")).unwrap();
+                        }
+                    })
+                    .count()
+            });
+            let mut client = TcpStream::connect(address).unwrap();
+            client.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+            drop(wake);
+            assert_eq!(started.join().unwrap(), 2);
+        });
     }
 }

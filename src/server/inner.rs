@@ -37,7 +37,7 @@ impl Inner {
         let listener = UnixListener::bind_addr(&address)?;
         let lanes = (0..LANES).map(|_| Lane::connect(&address)).collect::<io::Result<Vec<_>>>()?;
         // Shut down, a listener refuses every further connection, but still hands out those that wait in it.
-        // tiny_http then sees one failed accept and ends its accept thread, as it should.
+        // tiny_http then sees one failed accept, logs that as an error and ends its accept thread, as it should.
         UnixStream::from(OwnedFd::from(listener.try_clone()?)).shutdown(Shutdown::Both)?;
         // It needs two descriptors for each lane, and panics without: see that they are there.
         drop((0..2 * LANES).map(|_| listener.try_clone()).collect::<io::Result<Vec<_>>>()?);
@@ -167,5 +167,51 @@ fn extent(input: &[u8], head_only: bool) -> io::Result<Option<(usize, usize)>> {
     match length.and_then(|n| body.checked_add(n)) {
         Some(total) => Ok(Some((body, total))),
         None => Err(ErrorKind::InvalidData.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+    use std::time::Duration;
+
+    #[test]
+    fn is_reached_through_its_lanes_only() {
+        let (inner, mut lanes) = Inner::start().unwrap();
+        let server = Arc::clone(&inner);
+        let thread = thread::spawn(move || {
+            while let Some(request) = server.next_request() {
+                let path = request.url().to_owned();
+                request.respond(tiny_http::Response::from_string(path)).unwrap();
+            }
+        });
+        let mut scratch = [0; 1024];
+        let mut receive = |lane: &mut Lane| {
+            loop {
+                match lane.receive(&mut scratch).unwrap() {
+                    Some(answer) => return answer,
+                    None => thread::sleep(Duration::from_millis(1)),
+                }
+            }
+        };
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            assert_eq!(receive(lane).client, Lane::NOBODY);
+            for client in 1..100 {
+                lane.send(client, false, format!("GET /{i}/{client} HTTP/1.1\r\n\r\n").as_bytes()).unwrap();
+                let answer = receive(lane);
+                assert_eq!(answer.client, client);
+                assert_eq!(answer.bytes[answer.body..], *format!("/{i}/{client}").as_bytes());
+            }
+        }
+        let table = std::fs::read_to_string("/proc/net/unix").unwrap();
+        for name in table.lines().filter_map(|l| Some(l.split_once("@ebpf-sidecar-")?.1)) {
+            let address = SocketAddr::from_abstract_name(format!("ebpf-sidecar-{name}")).unwrap();
+            let error = UnixStream::connect_addr(&address).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        }
+        drop(lanes);
+        inner.retire();
+        thread.join().unwrap();
     }
 }
