@@ -1,36 +1,132 @@
-//! Wiring of the agent: command line, configuration, collector, servers, signals.
+//! Wiring of the agent: command line, configuration, collector, servers, signals. Every failure is printed
+//! here, once, and the exit code is chosen here: 0 ok, 1 failed, 2 bad usage or configuration.
 
-use ebpf_sidecar::{
-    collector::Collector, config::Scope, ebpf::os, metrics::snapshot::Value, modules::iomonitor::IoMonitor,
-};
-fn main() {
-    env_logger::init();
-    println!("{:?}", os::mount_tracefs_privately());
-    let a = std::env::args().nth(1);
-    let scope = match a {
-        Some(s) if s.starts_with('/') => Scope::Cgroup(s.into()),
-        Some(s) => Scope::Comm(s),
-        None => Scope::Host,
-    };
-    let t = std::time::Instant::now();
-    let c =
-        Collector::start(vec![Box::new(IoMonitor::new(scope))], std::time::Duration::from_millis(500), "host".into());
-    let c = match c {
-        Ok(c) => c,
-        Err(e) => {
-            eprintln!("{e}");
-            return;
+use std::fmt::Display;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
+
+use ebpf_sidecar::cli::{self, Cli, Command};
+use ebpf_sidecar::collector::Collector;
+use ebpf_sidecar::config::{self, Config, ExportKind, ModuleName};
+use ebpf_sidecar::ebpf::{object, os};
+use ebpf_sidecar::export::{json, prometheus};
+use ebpf_sidecar::health::Status;
+use ebpf_sidecar::metrics::snapshot::Snapshot;
+use ebpf_sidecar::modules::Module;
+use ebpf_sidecar::modules::iomonitor::IoMonitor;
+use ebpf_sidecar::server::http::{self, Page, Rendered};
+use ebpf_sidecar::time::rfc3339;
+use ebpf_sidecar::{preflight, version};
+
+const FAILED: u8 = 1;
+const BAD_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    match dispatch() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(code) => ExitCode::from(code),
+    }
+}
+
+/// Prints why the agent ends, and gives its exit code.
+fn fail(code: u8, why: impl Display) -> u8 {
+    eprintln!("ebpf-sidecar: {why}");
+    code
+}
+
+fn dispatch() -> Result<(), u8> {
+    let cli = cli::parse(std::env::args_os().skip(1)).map_err(|e| fail(BAD_USAGE, e))?;
+    match cli.command {
+        Command::Help => say(cli::HELP),
+        Command::Version => say(&version_text()),
+        Command::Config => say(&config::print(&load(&cli)?)),
+        Command::Check => {
+            let (report, would_run) = preflight::check(&load(&cli)?);
+            say(&report)?;
+            if would_run { Ok(()) } else { Err(FAILED) }
+        }
+        Command::Run => run(&load(&cli)?, cli.log_level.unwrap_or(log::LevelFilter::Info)),
+    }
+}
+
+fn load(cli: &Cli) -> Result<Config, u8> {
+    config::load(cli.config.as_deref()).map_err(|e| fail(BAD_USAGE, e))
+}
+
+/// Writes to stdout; a reader that has gone (`| head`) is no failure worth words.
+fn say(text: &str) -> Result<(), u8> {
+    std::io::stdout().write_all(text.as_bytes()).map_err(|_| FAILED)
+}
+
+fn version_text() -> String {
+    let built = version::BUILD_TIME.parse().unwrap_or(0);
+    format!(
+        "ebpf-sidecar {}\ncommit {}\nbuilt {}\nlibbpf {}\n",
+        version::VERSION,
+        version::COMMIT,
+        rfc3339(SystemTime::UNIX_EPOCH + Duration::from_secs(built)),
+        object::libbpf_version()
+    )
+}
+
+fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
+    start_log(level);
+    // Both belong to the first thread: the others inherit the blocked signals and the mount namespace.
+    let signals = os::StopSignals::block().map_err(|e| fail(FAILED, format!("cannot block signals: {e}")))?;
+    match os::mount_tracefs_privately() {
+        Ok(true) => log::info!("tracefs was not mounted: mounted it for this process alone"),
+        Ok(false) => {}
+        Err(e) => log::warn!("tracefs is not mounted, and mounting it privately failed: {e}"),
+    }
+    os::raise_memlock();
+    log::info!("ebpf-sidecar {} ({}), Linux {}", version::VERSION, version::COMMIT, os::kernel_release());
+    if config.export.kind == ExportKind::BanyanDb {
+        log::warn!("this version has no BanyanDB exporter: with export.type banyandb it serves Prometheus only");
+    }
+
+    let scope = config.collector.scope.to_string();
+    log::info!("counting {scope} every {:?}", config.collector.interval);
+    let collector = Collector::start(modules(config), config.collector.interval, scope).map_err(|e| {
+        let hint = preflight::missing_privilege().map(|h| format!("\n{h}")).unwrap_or_default();
+        fail(FAILED, format!("{e}{hint}"))
+    })?;
+    let address = SocketAddr::new(config.server.http.address, config.server.http.port);
+    let http = http::start(address, &config.server.http.metrics_path, collector.snapshots(), Box::new(render))
+        .map_err(|e| fail(FAILED, e))?;
+    log::info!("HTTP: http://{address}{} /health /api/v1/stats", config.server.http.metrics_path);
+
+    let signal = signals.wait().map_err(|e| fail(FAILED, format!("cannot wait for signals: {e}")))?;
+    log::info!("{signal}: stopping");
+    http.stop();
+    collector.stop().map_err(|e| fail(FAILED, format!("the collector had failed: {e}")))
+}
+
+fn modules(config: &Config) -> Vec<Box<dyn Module>> {
+    let module = |name: &ModuleName| -> Box<dyn Module> {
+        match name {
+            ModuleName::IoMonitor => Box::new(IoMonitor::new(config.collector.scope.clone())),
         }
     };
-    eprintln!("{:?}", t.elapsed());
-    std::thread::sleep(std::time::Duration::from_secs(6));
-    for f in &c.snapshots().load().families {
-        for s in &f.series {
-            match &s.value {
-                Value::Histogram(h) => println!("{} {} {}", f.metric.name, h.count(), h.sum_ns),
-                v => println!("{}{:?} {:?}", f.metric.name, s.labels, v),
-            }
+    config.collector.modules.iter().map(module).collect()
+}
+
+fn render(page: Page, snapshot: &Snapshot) -> Rendered {
+    match page {
+        Page::Prometheus => prometheus::text(snapshot).into(),
+        Page::OpenMetrics => prometheus::openmetrics(snapshot).into(),
+        Page::Stats => json::stats(snapshot).into(),
+        Page::Health => {
+            let (health, body) = json::health(snapshot, Instant::now());
+            Rendered { status: if health.status == Status::Unhealthy { 503 } else { 200 }, body }
         }
     }
-    println!("{:?}", c.snapshots().load().io.fadvise);
+}
+
+fn start_log(level: log::LevelFilter) {
+    env_logger::Builder::new()
+        .filter_level(level)
+        .format(|out, record| writeln!(out, "{} {:5} {}", rfc3339(SystemTime::now()), record.level(), record.args()))
+        .init();
 }

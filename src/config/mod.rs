@@ -124,6 +124,17 @@ pub enum Scope {
     Comm(String),
 }
 
+/// As the outputs show it: `host`, `cgroup:<path>` or `comm:<name>`.
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scope::Host => f.write_str("host"),
+            Scope::Cgroup(path) => write!(f, "cgroup:{}", path.display()),
+            Scope::Comm(name) => write!(f, "comm:{name}"),
+        }
+    }
+}
+
 /// Where the metrics go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Export {

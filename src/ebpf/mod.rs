@@ -6,3 +6,4 @@
 pub mod abi;
 pub mod object;
 pub mod os;
+pub mod poll;

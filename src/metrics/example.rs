@@ -12,6 +12,7 @@ pub fn snapshot() -> Snapshot {
     let families = families(&io);
     let probe = |name, mode| ProbeStatus { name, mode: Some(mode), failures: vec![] };
     Snapshot {
+        scope: "host".into(),
         sequence: 42,
         collected_at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
         collected_instant: Instant::now(),

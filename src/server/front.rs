@@ -1,0 +1,684 @@
+//! The only thing clients can reach: one thread that owns the public listener and every client connection,
+//! bounds what each may take of time and memory, and passes complete requests to tiny_http.
+//!
+//! ```text
+//!           first byte      blank line       last byte of the body
+//!  Waiting ───────────> Head ───────> Body ───────────────────────> InWork
+//!     ^                   │ bad, too large, too late                   │ answer
+//!     │                   v                                            v
+//!     └─ keep-alive ─ Writing <────────────────────────────────────────┘
+//!                         │ otherwise
+//!                         v
+//!                     Lingering ──> closed
+//! ```
+//! Nothing is read while a request is in work or its answer is being written: pipelined requests wait in the
+//! input buffer, and behind it in the socket.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::http::failure;
+use super::inner::{Answer, Inner, Lane};
+use super::request::{self, HEAD_MAX, Head, Reply};
+use crate::ebpf::poll::{self, POLLIN, POLLOUT, PollFd};
+
+/// Most client connections.
+const CLIENTS_MAX: usize = 128;
+/// Most bytes of answers that wait for slow readers.
+const ANSWERS_MAX: usize = 8 << 20;
+/// Time without any request, on a new connection or between two requests.
+const IDLE: Duration = Duration::from_secs(75);
+/// Time from the first byte of a request to its last.
+const REQUEST: Duration = Duration::from_secs(5);
+/// Time for tiny_http to answer: far more than any page takes.
+const WORK: Duration = Duration::from_secs(10);
+/// Time for a client to read its answer.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Time and bytes for a client to finish sending after the last answer. Closing earlier would reset the
+/// connection, and the client might lose the answer.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 2 << 20;
+/// Complete requests waiting for tiny_http that are many. Further connections are then taken slowly, and wait
+/// their turn in the backlog: accepted, they would push each other out before they have sent a thing.
+const QUEUE_LONG: usize = CLIENTS_MAX / 2;
+/// Connections accepted in one round, with a long queue, and the time between rounds then.
+const ACCEPTS: usize = 64;
+const ACCEPTS_SLOW: usize = 16;
+const ROUND_SLOW: Duration = Duration::from_millis(10);
+/// Descriptors held in reserve, to be accepted on when there are no others.
+const RESERVE: usize = 8;
+/// Connections fewer than when descriptors ran out, so that some are free for the rest of the agent; and for
+/// how long.
+const FEWER: usize = 8;
+const FEWER_FOR: Duration = Duration::from_secs(10);
+/// Time without accepting when that failed and no room could be made.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Time that requests in work have when the server is stopped.
+const STOP: Duration = Duration::from_millis(500);
+/// Time between two equal complaints.
+const COMPLAINT: Duration = Duration::from_secs(60);
+
+/// Serves until the other end of `woken` is closed. Each tiny_http that is started goes to `servers`.
+pub fn run(listener: &TcpListener, woken: &UnixStream, inner: (Arc<Inner>, Vec<Lane>), servers: &Sender<Arc<Inner>>) {
+    let mut first = Some(inner);
+    loop {
+        let mut front = Front::new(listener, woken, servers);
+        if let Some(inner) = first.take() {
+            front.install(inner);
+        }
+        match catch_unwind(AssertUnwindSafe(|| front.serve())) {
+            Ok(()) => break,
+            // A bug, but not one to be deaf for.
+            Err(_) => {
+                log::error!("HTTP: the front panicked; all connections are closed, it goes on")
+            }
+        }
+        front.lose_inner();
+        thread::sleep(PAUSE);
+    }
+}
+
+struct Client {
+    stream: TcpStream,
+    state: State,
+    /// When it came to its state; for `Body`, when the request began.
+    since: Instant,
+    /// Received and not used yet; at most `HEAD_MAX` bytes.
+    input: Vec<u8>,
+}
+
+enum State {
+    /// No byte of a request yet.
+    Waiting,
+    /// Part of a head, searched for its end up to here.
+    Head { searched: usize },
+    /// A head, and what is missing of the body.
+    Body { head: Head, missing: usize },
+    /// The request is complete: it waits for a free lane, or tiny_http has it (then it is `None` here).
+    InWork { request: Option<Vec<u8>>, reply: Reply },
+    /// Writing an answer.
+    Writing { bytes: Vec<u8>, sent: usize, keep_alive: bool },
+    /// Answered for the last time: what still comes is thrown away.
+    Lingering { budget: usize },
+}
+
+/// What has become of a client.
+#[derive(PartialEq, Eq)]
+enum Step {
+    /// It waits: for its socket, for tiny_http, or for time to pass.
+    Wait,
+    /// It is finished.
+    Close,
+}
+
+impl Client {
+    fn enter(&mut self, state: State) {
+        self.state = state;
+        self.since = Instant::now();
+    }
+
+    /// When its patience ends.
+    fn deadline(&self) -> Instant {
+        self.since
+            + match self.state {
+                State::Waiting => IDLE,
+                State::Head { .. } | State::Body { .. } => REQUEST,
+                State::InWork { .. } => WORK,
+                State::Writing { .. } => ANSWER,
+                State::Lingering { .. } => LINGER,
+            }
+    }
+
+    fn events(&self) -> i16 {
+        match self.state {
+            State::InWork { .. } => 0,
+            State::Writing { .. } => POLLOUT,
+            _ => POLLIN,
+        }
+    }
+
+    /// How willingly its place is given to another: low goes first.
+    fn rank(&self) -> u8 {
+        match self.state {
+            State::Lingering { .. } => 0,
+            State::Waiting | State::Head { .. } | State::Body { .. } => 1,
+            State::Writing { .. } => 2,
+            State::InWork { .. } => 3,
+        }
+    }
+
+    /// Its socket has something to report.
+    fn ready(&mut self, scratch: &mut [u8]) -> Step {
+        match &mut self.state {
+            State::Waiting | State::Head { .. } | State::Body { .. } => self.receive(scratch),
+            State::Writing { .. } => self.flush(),
+            // Nothing was polled for: the connection is gone in both directions.
+            State::InWork { .. } => Step::Close,
+            State::Lingering { budget } => match read(&mut self.stream, scratch) {
+                Ok(Some(0)) | Err(_) => Step::Close,
+                Ok(None) => Step::Wait,
+                Ok(Some(n)) if n > *budget => Step::Close,
+                Ok(Some(n)) => {
+                    *budget -= n;
+                    Step::Wait
+                }
+            },
+        }
+    }
+
+    fn receive(&mut self, scratch: &mut [u8]) -> Step {
+        let room = HEAD_MAX.saturating_sub(self.input.len()).min(scratch.len());
+        match read(&mut self.stream, &mut scratch[..room]) {
+            Ok(None) => Step::Wait,
+            Ok(Some(0)) | Err(_) => Step::Close,
+            Ok(Some(n)) => {
+                self.input.extend_from_slice(&scratch[..n]);
+                self.advance()
+            }
+        }
+    }
+
+    /// Goes as far as the input reaches.
+    fn advance(&mut self) -> Step {
+        loop {
+            match &mut self.state {
+                State::Waiting => {
+                    // Empty lines between requests are allowed.
+                    let blank = self.input.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+                    self.input.drain(..blank);
+                    match self.input.first() {
+                        None => return Step::Wait,
+                        Some(&byte) if request::may_begin(byte) => self.enter(State::Head { searched: 0 }),
+                        Some(_) => return self.refuse((400, "not an HTTP request")),
+                    }
+                }
+                State::Head { searched } => match request::end_of_head(&self.input, *searched) {
+                    None if self.input.len() >= HEAD_MAX => {
+                        return self.refuse((431, "a request head has at most 16 KiB"));
+                    }
+                    None => {
+                        *searched = self.input.len();
+                        return Step::Wait;
+                    }
+                    Some(end) => match request::parse(&self.input[..end]) {
+                        Err(refusal) => return self.refuse(refusal),
+                        Ok(head) => {
+                            self.input.drain(..end);
+                            // Not `enter`: the time for a request is one for head and body.
+                            self.state = State::Body { missing: head.body, head };
+                        }
+                    },
+                },
+                State::Body { head, missing } => {
+                    let here = self.input.len().min(*missing);
+                    self.input.drain(..here);
+                    *missing -= here;
+                    if *missing > 0 {
+                        return Step::Wait;
+                    }
+                    let request = Some(std::mem::take(&mut head.canonical));
+                    let reply = head.reply;
+                    self.enter(State::InWork { request, reply });
+                    return Step::Wait;
+                }
+                State::InWork { .. } | State::Writing { .. } | State::Lingering { .. } => {
+                    return Step::Wait;
+                }
+            }
+        }
+    }
+
+    /// Writes as much of the answer as the socket takes.
+    fn flush(&mut self) -> Step {
+        let State::Writing { bytes, sent, keep_alive } = &mut self.state else {
+            return Step::Wait;
+        };
+        while *sent < bytes.len() {
+            match self.stream.write(&bytes[*sent..]) {
+                Ok(0) => return Step::Close,
+                Ok(n) => *sent += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Step::Wait,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return Step::Close,
+            }
+        }
+        if *keep_alive {
+            self.enter(State::Waiting);
+            return self.advance();
+        }
+        if self.stream.shutdown(Shutdown::Write).is_err() {
+            return Step::Close;
+        }
+        self.input = Vec::new();
+        self.enter(State::Lingering { budget: LINGER_BYTES });
+        Step::Wait
+    }
+
+    /// Answers with an error of the front's own, the last answer on this connection.
+    fn refuse(&mut self, (code, message): (u16, &str)) -> Step {
+        let head_only = matches!(self.state, State::InWork { reply: Reply { head_only: true, .. }, .. });
+        let mut bytes = Vec::with_capacity(512);
+        let version = tiny_http::HTTPVersion(1, 1);
+        if failure(code, message).raw_print(&mut bytes, version, &[], head_only, None).is_err() {
+            return Step::Close; // a Vec takes everything
+        }
+        match request::end_of_head(&bytes, 0) {
+            Some(body) => self.answer(bytes, body, false),
+            None => Step::Close,
+        }
+    }
+
+    /// Sends an answer whose body begins at `body`.
+    fn answer(&mut self, mut bytes: Vec<u8>, body: usize, keep_alive: bool) -> Step {
+        let connection: &[u8] = match (keep_alive, &self.state) {
+            (false, _) => b"Connection: close\r\n",
+            (true, State::InWork { reply: Reply { http_1_0: true, .. }, .. }) => b"Connection: keep-alive\r\n",
+            (true, _) => b"",
+        };
+        let blank_line = body.saturating_sub(2);
+        bytes.splice(blank_line..blank_line, connection.iter().copied());
+        self.enter(State::Writing { bytes, sent: 0, keep_alive });
+        self.flush()
+    }
+}
+
+/// Reads from a non-blocking socket; `None` when there is nothing yet.
+fn read(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    match stream.read(buffer) {
+        Ok(n) => Ok(Some(n)),
+        Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+struct Front<'a> {
+    listener: &'a TcpListener,
+    woken: &'a UnixStream,
+    servers: &'a Sender<Arc<Inner>>,
+    /// By number, which grows with each connection and is never used again.
+    clients: BTreeMap<u64, Client>,
+    last_client: u64,
+    /// tiny_http, and the connections to it; none while it has to be started again.
+    inner: Option<Arc<Inner>>,
+    lanes: Vec<Lane>,
+    /// When to start tiny_http again, and how long to wait after the next failure.
+    restart_at: Instant,
+    backoff: Duration,
+    /// Not to accept before.
+    accept_at: Instant,
+    /// Most connections for now, and when it was lowered.
+    limit: usize,
+    limited: Instant,
+    reserve: Vec<OwnedFd>,
+    /// Stopping: end by then.
+    stop_at: Option<Instant>,
+    /// When each complaint was last made.
+    complained: BTreeMap<&'static str, Instant>,
+    scratch: Box<[u8]>,
+}
+
+impl<'a> Front<'a> {
+    fn new(listener: &'a TcpListener, woken: &'a UnixStream, servers: &'a Sender<Arc<Inner>>) -> Self {
+        let now = Instant::now();
+        Front {
+            listener,
+            woken,
+            servers,
+            clients: BTreeMap::new(),
+            last_client: Lane::NOBODY,
+            inner: None,
+            lanes: Vec::new(),
+            restart_at: now,
+            backoff: Duration::ZERO,
+            accept_at: now,
+            limit: CLIENTS_MAX,
+            limited: now,
+            reserve: Vec::with_capacity(RESERVE),
+            stop_at: None,
+            complained: BTreeMap::new(),
+            scratch: vec![0; 64 << 10].into(),
+        }
+    }
+
+    fn serve(&mut self) {
+        let mut entries: Vec<PollFd> = Vec::new();
+        let mut polled: Vec<u64> = Vec::new();
+        loop {
+            let now = Instant::now();
+            if let Some(stop_at) = self.stop_at {
+                let busy = self.clients.values().any(|c| c.rank() >= 2);
+                if !busy || now >= stop_at {
+                    return;
+                }
+            }
+            if self.inner.is_none() && now >= self.restart_at {
+                self.restart_inner(now);
+            }
+            self.feed();
+            self.expire(now);
+            self.recover(now);
+
+            // Lanes, clients, the wake-up while not stopping, the listener while accepting: in this order.
+            entries.clear();
+            polled.clear();
+            entries.extend(self.lanes.iter().map(|lane| poll::entry(lane.stream(), POLLIN)));
+            let lanes = entries.len();
+            for (&id, client) in &self.clients {
+                entries.push(poll::entry(&client.stream, client.events()));
+                polled.push(id);
+            }
+            let clients = entries.len();
+            let stopping = self.stop_at.is_some();
+            if !stopping {
+                entries.push(poll::entry(self.woken, POLLIN));
+                if now >= self.accept_at {
+                    entries.push(poll::entry(self.listener, POLLIN));
+                }
+            }
+            if let Err(e) = poll::poll(&mut entries, self.timeout(now)) {
+                self.complain("poll failed", &e);
+                thread::sleep(PAUSE); // no memory for a moment: the only error that can happen here
+                continue;
+            }
+
+            let is_ready = |e: &PollFd| e.revents != 0;
+            for (lane, _) in entries[..lanes].iter().enumerate().filter(|(_, e)| is_ready(e)) {
+                self.lane_ready(lane);
+            }
+            for (&id, _) in polled.iter().zip(&entries[lanes..clients]).filter(|(_, e)| is_ready(e)) {
+                if let Some(client) = self.clients.get_mut(&id) {
+                    let step = client.ready(&mut self.scratch);
+                    self.act(id, step);
+                }
+            }
+            if entries.get(clients).is_some_and(is_ready) && !stopping {
+                self.stop_at = Some(Instant::now() + STOP);
+            }
+            if entries.get(clients + 1).is_some_and(is_ready) {
+                self.accept();
+            }
+        }
+    }
+
+    /// How long nothing is due.
+    fn timeout(&self, now: Instant) -> Option<Duration> {
+        let restart = self.inner.is_none().then_some(self.restart_at);
+        let accept = (self.accept_at > now).then_some(self.accept_at);
+        let clients = self.clients.values().map(Client::deadline);
+        let next = clients.chain(restart).chain(accept).chain(self.stop_at).min();
+        next.map(|at| at.saturating_duration_since(now))
+    }
+
+    /// Ends the patience with clients that have used it up.
+    fn expire(&mut self, now: Instant) {
+        let late = self.clients.iter().filter(|(_, c)| c.deadline() <= now).map(|(&id, _)| id);
+        for id in late.collect::<Vec<_>>() {
+            let Some(client) = self.clients.get_mut(&id) else {
+                continue;
+            };
+            let step = match client.state {
+                State::Head { .. } | State::Body { .. } => {
+                    client.refuse((408, "a request has to be complete within 5 s of its first byte"))
+                }
+                State::InWork { .. } => client.refuse((503, "the agent is too busy to answer")),
+                _ => Step::Close,
+            };
+            self.act(id, step);
+        }
+    }
+
+    fn act(&mut self, id: u64, step: Step) {
+        if step == Step::Close {
+            self.clients.remove(&id);
+        }
+    }
+
+    // Accepting and making room.
+
+    fn accept(&mut self) {
+        for accepted in 0..ACCEPTS {
+            if accepted >= ACCEPTS_SLOW && self.queue().count() >= QUEUE_LONG {
+                self.accept_at = Instant::now() + ROUND_SLOW;
+                return;
+            }
+            let error = match self.listener.accept() {
+                Ok((stream, _)) => {
+                    self.admit(stream);
+                    continue;
+                }
+                Err(e) => e,
+            };
+            match error.kind() {
+                ErrorKind::WouldBlock => return,
+                ErrorKind::Interrupted | ErrorKind::ConnectionAborted => continue,
+                _ => {}
+            }
+            self.complain("cannot accept, closing idle connections to make room", &error);
+            // Descriptors, kernel memory, or something unheard of: less load is the one thing that may help.
+            self.limit = self.clients.len().saturating_sub(FEWER).max(RESERVE);
+            self.limited = Instant::now();
+            if !self.make_room(2) && self.reserve.pop().is_none() {
+                self.accept_at = Instant::now() + PAUSE;
+                return;
+            }
+        }
+    }
+
+    /// Takes back what descriptors it can, and the full number of connections after a while.
+    fn recover(&mut self, now: Instant) {
+        while self.reserve.len() < RESERVE
+            && let Ok(descriptor) = self.woken.as_fd().try_clone_to_owned()
+        {
+            self.reserve.push(descriptor);
+        }
+        if now.duration_since(self.limited) > FEWER_FOR {
+            self.limit = CLIENTS_MAX;
+        }
+    }
+
+    fn admit(&mut self, stream: TcpStream) {
+        if stream.set_nonblocking(true).is_err() || stream.set_nodelay(true).is_err() {
+            return;
+        }
+        self.make_room(u8::MAX);
+        self.last_client += 1;
+        let id = self.last_client;
+        let mut client = Client { stream, state: State::Waiting, since: Instant::now(), input: Vec::new() };
+        // At once: a client that has sent its request is not in the way of those that come after it.
+        let step = client.receive(&mut self.scratch);
+        self.clients.insert(id, client);
+        self.act(id, step);
+    }
+
+    /// Closes connections of at most `rank` until there is room for one more; whether it closed any.
+    fn make_room(&mut self, rank: u8) -> bool {
+        let before = self.clients.len();
+        while self.clients.len() >= self.limit && self.evict(rank) {}
+        self.clients.len() < before
+    }
+
+    /// Closes the connection that can be spared best, if its rank is at most `rank`; whether there was one.
+    fn evict(&mut self, rank: u8) -> bool {
+        let victim = self.clients.iter().min_by_key(|(_, c)| (c.rank(), c.since));
+        match victim.filter(|(_, c)| c.rank() <= rank).map(|(&id, _)| id) {
+            Some(id) => self.clients.remove(&id).is_some(),
+            None => false,
+        }
+    }
+
+    // tiny_http.
+
+    /// Complete requests that wait for a free lane.
+    fn queue(&self) -> impl Iterator<Item = (&u64, &Client)> {
+        self.clients.iter().filter(|(_, c)| matches!(c.state, State::InWork { request: Some(_), .. }))
+    }
+
+    /// Gives waiting requests to free lanes, the oldest first; without tiny_http none can be answered.
+    fn feed(&mut self) {
+        while let lane = self.lanes.iter().position(Lane::is_free)
+            && (lane.is_some() || self.lanes.is_empty())
+            && let Some((&id, _)) = self.queue().min_by_key(|(_, c)| c.since)
+            && let Some(client) = self.clients.get_mut(&id)
+            && let State::InWork { request, reply } = &mut client.state
+        {
+            let (request, head_only) = (request.take().unwrap_or_default(), reply.head_only);
+            match lane.and_then(|lane| self.lanes.get_mut(lane)) {
+                None => self.unavailable(id),
+                Some(lane) => {
+                    if let Err(e) = lane.send(id, head_only, &request) {
+                        self.inner_failed(&e);
+                    }
+                }
+            }
+        }
+    }
+
+    fn unavailable(&mut self, id: u64) {
+        if let Some(client) = self.clients.get_mut(&id) {
+            let step = client.refuse((503, "the HTTP server is starting again, try again in a second"));
+            self.act(id, step);
+        }
+    }
+
+    fn lane_ready(&mut self, lane: usize) {
+        // None: an earlier lane of this round has failed, and all with it.
+        let Some(lane) = self.lanes.get_mut(lane) else {
+            return;
+        };
+        match lane.receive(&mut self.scratch) {
+            Ok(None) => {}
+            Ok(Some(answer)) => self.deliver(answer),
+            Err(e) => self.inner_failed(&e),
+        }
+    }
+
+    fn deliver(&mut self, Answer { client: id, bytes, body }: Answer) {
+        self.backoff = Duration::ZERO;
+        while self.unread() + bytes.len() > ANSWERS_MAX && self.evict_writer() {}
+        let stopping = self.stop_at.is_some();
+        if let Some(client) = self.clients.get_mut(&id)
+            && let State::InWork { request: None, reply } = client.state
+        {
+            let step = client.answer(bytes, body, reply.keep_alive && !stopping);
+            self.act(id, step);
+        }
+    }
+
+    /// Bytes of answers that clients have not taken.
+    fn unread(&self) -> usize {
+        let size = |c: &Client| {
+            if let State::Writing { bytes, .. } = &c.state { bytes.capacity() } else { 0 }
+        };
+        self.clients.values().map(size).sum()
+    }
+
+    fn evict_writer(&mut self) -> bool {
+        let writers = self.clients.iter().filter(|(_, c)| matches!(c.state, State::Writing { .. }));
+        match writers.min_by_key(|(_, c)| c.since).map(|(&id, _)| id) {
+            Some(id) => self.clients.remove(&id).is_some(),
+            None => false,
+        }
+    }
+
+    fn install(&mut self, (inner, lanes): (Arc<Inner>, Vec<Lane>)) {
+        // The receiver lives as long as the sender: its thread ends with the channel.
+        let _ = self.servers.send(Arc::clone(&inner));
+        self.inner = Some(inner);
+        self.lanes = lanes;
+    }
+
+    fn restart_inner(&mut self, now: Instant) {
+        self.reserve.clear(); // it may need them
+        match Inner::start() {
+            Ok(inner) => self.install(inner),
+            Err(e) => {
+                self.complain("cannot start tiny_http again, answering 503", &e);
+                self.retry_later(now);
+            }
+        }
+    }
+
+    /// A connection to tiny_http broke, which none should: starts it anew.
+    fn inner_failed(&mut self, error: &io::Error) {
+        self.complain("lost a connection to tiny_http, starting it again", error);
+        self.lose_inner();
+        self.retry_later(Instant::now());
+        let lost = self.clients.iter().filter(|(_, c)| matches!(c.state, State::InWork { request: None, .. }));
+        for id in lost.map(|(&id, _)| id).collect::<Vec<_>>() {
+            self.unavailable(id);
+        }
+    }
+
+    fn lose_inner(&mut self) {
+        self.lanes.clear();
+        if let Some(inner) = self.inner.take() {
+            inner.retire();
+        }
+    }
+
+    /// At once after the first failure, then ever later, until an answer has come through.
+    fn retry_later(&mut self, now: Instant) {
+        self.restart_at = now + self.backoff;
+        self.backoff = (self.backoff * 2).clamp(PAUSE, Duration::from_secs(2));
+    }
+
+    fn complain(&mut self, what: &'static str, error: &io::Error) {
+        let last = self.complained.get(what);
+        if last.is_none_or(|at| at.elapsed() >= COMPLAINT) {
+            self.complained.insert(what, Instant::now());
+            log::warn!("HTTP: {what}: {error}");
+        }
+    }
+}
+
+impl Drop for Front<'_> {
+    fn drop(&mut self) {
+        self.lose_inner();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn starts_tiny_http_again_when_a_connection_breaks() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (wake, woken) = UnixStream::pair().unwrap();
+        let (servers, received) = mpsc::channel::<Arc<Inner>>();
+        let inner = Inner::start().unwrap();
+        inner.1[0].stream().shutdown(Shutdown::Both).unwrap();
+
+        thread::scope(|scope| {
+            scope.spawn(move || run(&listener, &woken, inner, &servers));
+            let started = scope.spawn(move || {
+                received
+                    .into_iter()
+                    .inspect(|inner| {
+                        while let Some(request) = inner.next_request() {
+                            request.respond(failure(404, "as expected")).unwrap();
+                        }
+                    })
+                    .count()
+            });
+            let mut client = TcpStream::connect(address).unwrap();
+            client.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+            drop(wake);
+            assert_eq!(started.join().unwrap(), 2);
+        });
+    }
+}

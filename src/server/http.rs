@@ -1,0 +1,354 @@
+//! The routes `/metrics`, `/health` and `/api/v1/stats`, and starting and stopping the server.
+//!
+//! Two threads: `http-front` ([`super::front`]) talks to the clients, `http` answers what it passes on. Both
+//! read the newest snapshot only; neither waits for the collector.
+
+use std::fmt;
+use std::io::{self, Cursor, ErrorKind};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+
+use tiny_http::{Header, Method, Request, Response};
+
+use super::front;
+use super::inner::Inner;
+use crate::ebpf::poll;
+use crate::metrics::snapshot::{Snapshot, SnapshotCell};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 1024;
+/// Bytes of an answer that the kernel takes ahead of a slow reader (it doubles them for its own needs).
+const SEND_BUFFER: i32 = 64 << 10;
+
+/// What can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Page {
+    /// The metrics as Prometheus text 0.0.4.
+    Prometheus,
+    /// The metrics as OpenMetrics 1.0.
+    OpenMetrics,
+    /// The statistics as JSON.
+    Stats,
+    /// The state of the agent as JSON; made anew for each request, since it tells ages.
+    Health,
+}
+
+impl Page {
+    fn content_type(self) -> &'static str {
+        match self {
+            Page::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            Page::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Page::Stats | Page::Health => "application/json",
+        }
+    }
+}
+
+/// A page as text.
+#[derive(Debug, Clone)]
+pub struct Rendered {
+    /// Status code of the answer.
+    pub status: u16,
+    /// Its body.
+    pub body: String,
+}
+
+impl From<String> for Rendered {
+    fn from(body: String) -> Self {
+        Rendered { status: 200, body }
+    }
+}
+
+/// Turns a snapshot into a page. All but [`Page::Health`] are rendered once per snapshot.
+pub type Render = Box<dyn Fn(Page, &Snapshot) -> Rendered + Send>;
+
+/// Why the server could not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// The address could not be listened on.
+    Listen(SocketAddr, io::Error),
+    /// Sockets or threads of its own could not be had.
+    Setup(io::Error),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (address, error) = match self {
+            StartError::Listen(address, error) => (address, error),
+            StartError::Setup(error) => return write!(f, "cannot start the HTTP server: {error}"),
+        };
+        write!(f, "cannot listen for HTTP on {} port {}: ", address.ip(), address.port())?;
+        match error.kind() {
+            ErrorKind::AddrInUse => write!(
+                f,
+                "the port is in use; stop what uses it (ss -ltnp 'sport = :{}' names it) or set another server.http.port",
+                address.port()
+            ),
+            ErrorKind::PermissionDenied => {
+                write!(f, "not permitted; set server.http.port to 1024 or above, or grant CAP_NET_BIND_SERVICE")
+            }
+            ErrorKind::AddrNotAvailable => {
+                write!(f, "this machine has no such address; set server.http.address to one that `ip address` shows")
+            }
+            _ => write!(f, "{error}; set another server.http.address or server.http.port"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            StartError::Listen(_, error) | StartError::Setup(error) => Some(error),
+        }
+    }
+}
+
+/// The running server. Dropping it stops it.
+#[derive(Debug)]
+pub struct HttpServer {
+    address: SocketAddr,
+    /// Closing it tells the front to end; the other thread ends with the front.
+    wake: Option<UnixStream>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl HttpServer {
+    /// Where it listens; tells the port if 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops it within about a second: requests in work are still answered, if their clients read.
+    pub fn stop(mut self) {
+        self.shut_down();
+    }
+
+    fn shut_down(&mut self) {
+        self.wake = None;
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                log::error!("an HTTP thread had panicked");
+            }
+        }
+    }
+}
+
+impl Drop for HttpServer {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+/// Starts the server. It listens when this returns.
+pub fn start(
+    address: SocketAddr,
+    metrics_path: &str,
+    cell: SnapshotCell,
+    render: Render,
+) -> Result<HttpServer, StartError> {
+    let listen = |e| StartError::Listen(address, e);
+    let listener = TcpListener::bind(address).map_err(listen)?;
+    poll::set_backlog(&listener, BACKLOG).map_err(listen)?;
+    poll::set_send_buffer(&listener, SEND_BUFFER).map_err(listen)?;
+    listener.set_nonblocking(true).map_err(listen)?;
+    let address = listener.local_addr().map_err(listen)?;
+
+    let (wake, woken) = UnixStream::pair().map_err(StartError::Setup)?;
+    let inner = Inner::start().map_err(StartError::Setup)?;
+    let (servers, received) = mpsc::channel::<Arc<Inner>>();
+    let mut routes = Routes { metrics_path: metrics_path.to_owned(), cell, render, cache: Cache::default() };
+
+    let mut server = HttpServer { address, wake: Some(wake), threads: Vec::with_capacity(2) };
+    let answer = thread::Builder::new().name("http".into()).spawn(move || {
+        for inner in received {
+            answer_all(&inner, &mut routes);
+        }
+    });
+    server.threads.push(answer.map_err(StartError::Setup)?);
+    let front =
+        thread::Builder::new().name("http-front".into()).spawn(move || front::run(&listener, &woken, inner, &servers));
+    // On failure the closure is gone, and with it the sender that the first thread waits for.
+    server.threads.push(front.map_err(StartError::Setup)?);
+    Ok(server)
+}
+
+fn answer_all(inner: &Inner, routes: &mut Routes) {
+    while let Some(request) = inner.next_request() {
+        let response = catch_unwind(AssertUnwindSafe(|| routes.answer(&request)));
+        let response = response.unwrap_or_else(|_| failure(500, "the page could not be rendered"));
+        if let Err(e) = request.respond(response) {
+            log::warn!("HTTP: an answer was lost: {e}");
+        }
+    }
+}
+
+type Body = Cursor<Arc<[u8]>>;
+
+struct Routes {
+    metrics_path: String,
+    cell: SnapshotCell,
+    render: Render,
+    cache: Cache,
+}
+
+/// The pages of one snapshot, as far as they were asked for.
+#[derive(Default)]
+struct Cache {
+    sequence: u64,
+    pages: Vec<(Page, u16, Arc<[u8]>)>,
+}
+
+impl Routes {
+    fn answer(&mut self, request: &Request) -> Response<Body> {
+        let path = request.url().split(['?', '#']).next().unwrap_or_default();
+        let page = match path {
+            p if p == self.metrics_path => {
+                let accept = request.headers().iter().find(|h| h.field.equiv("Accept"));
+                if accept.is_some_and(|h| prefers_openmetrics(h.value.as_str())) {
+                    Page::OpenMetrics
+                } else {
+                    Page::Prometheus
+                }
+            }
+            "/health" => Page::Health,
+            "/api/v1/stats" => Page::Stats,
+            _ => {
+                let paths = format!("no such page; there are {}, /health and /api/v1/stats", self.metrics_path);
+                return failure(404, &paths);
+            }
+        };
+        if !matches!(request.method(), Method::Get | Method::Head) {
+            return failure(405, "only GET and HEAD are allowed here").with_header(header("Allow", "GET, HEAD"));
+        }
+        let (status, body) = self.page(page);
+        let vary = (path == self.metrics_path).then(|| header("Vary", "Accept"));
+        vary.into_iter().fold(respond(status, page.content_type(), body), Response::with_header)
+    }
+
+    fn page(&mut self, page: Page) -> (u16, Arc<[u8]>) {
+        let snapshot = self.cell.load();
+        if self.cache.sequence != snapshot.sequence {
+            self.cache = Cache { sequence: snapshot.sequence, pages: Vec::new() };
+        }
+        if let Some((_, status, body)) = self.cache.pages.iter().find(|(p, ..)| *p == page) {
+            return (*status, Arc::clone(body));
+        }
+        let rendered = (self.render)(page, &snapshot);
+        let body: Arc<[u8]> = rendered.body.into_bytes().into();
+        if page != Page::Health {
+            self.cache.pages.push((page, rendered.status, Arc::clone(&body)));
+        }
+        (rendered.status, body)
+    }
+}
+
+/// A JSON error, for routes and front alike.
+pub(super) fn failure(code: u16, message: &str) -> Response<Body> {
+    let body = serde_json::json!({ "code": code, "message": message }).to_string();
+    respond(code, "application/json", body.into_bytes().into())
+}
+
+fn respond(status: u16, content_type: &str, body: Arc<[u8]>) -> Response<Body> {
+    let headers = vec![
+        header("Server", "ebpf-sidecar"),
+        header("Content-Type", content_type),
+        header("Cache-Control", "no-store"),
+        header("X-Content-Type-Options", "nosniff"),
+    ];
+    let length = body.len();
+    // The front wants a Content-Length on every answer, tiny_http would chunk from 32 KiB on.
+    Response::new(status.into(), headers, Cursor::new(body), Some(length), None).with_chunked_threshold(usize::MAX)
+}
+
+fn header(name: &str, value: &str) -> Header {
+    // Every header of ours is an ASCII literal.
+    Header::from_bytes(name, value).expect("ASCII")
+}
+
+/// Whether an Accept header prefers OpenMetrics 1.0 to Prometheus text 0.0.4. It has to name it: a wildcard
+/// alone gets the older format, which every client reads.
+fn prefers_openmetrics(accept: &str) -> bool {
+    // Best quality of each in thousandths, and whether it was named rather than matched by a wildcard.
+    let (mut open, mut text, mut wildcard) = (None, None, None);
+    for range in accept.split(',') {
+        let mut parts = range.split(';').map(str::trim);
+        let media = parts.next().unwrap_or_default().to_ascii_lowercase();
+        let (mut quality, mut version) = (Some(1000), None);
+        for (name, value) in parts.filter_map(|p| p.split_once('=')) {
+            match name.trim().to_ascii_lowercase().as_str() {
+                "q" => quality = thousandths(value.trim()),
+                "version" => version = Some(value.trim().trim_matches('"')),
+                _ => {}
+            }
+        }
+        let best = match (media.as_str(), version) {
+            ("application/openmetrics-text", None | Some("1.0.0")) => &mut open,
+            ("text/plain", None | Some("0.0.4")) => &mut text,
+            ("text/*" | "*/*", _) => &mut wildcard,
+            _ => continue,
+        };
+        *best = (*best).max(quality);
+    }
+    let text = text.map(|q| (q, true)).or(wildcard.map(|q| (q, false)));
+    open.is_some_and(|q| q > 0 && Some((q, true)) > text)
+}
+
+/// A quality value; `None` if it is none, which leaves its media range out.
+fn thousandths(q: &str) -> Option<u32> {
+    let (whole, fraction) = q.split_once('.').unwrap_or((q, ""));
+    if fraction.len() > 3 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let fraction: u32 = format!("{fraction:0<3}").parse().ok()?;
+    match (whole, fraction) {
+        ("0", n) => Some(n),
+        ("1", 0) => Some(1000),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn negotiates_the_exposition_format() {
+        let prometheus_3 = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
+            application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,\
+            text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+        for (accept, open) in [
+            (prometheus_3, true),
+            ("application/openmetrics-text", true),
+            ("Application/OpenMetrics-Text; Version=\"1.0.0\" ; Q=0.5 , text/plain;q=0.4", true),
+            ("application/openmetrics-text,*/*", true),
+            ("application/openmetrics-text,text/plain", false),
+            ("application/openmetrics-text;q=0.5,*/*", false),
+            ("application/openmetrics-text;q=0.5,text/plain;q=0.4,*/*", true),
+            ("application/openmetrics-text;q=0", false),
+            ("application/openmetrics-text;q=2", false),
+            ("application/openmetrics-text;q=0.12345", false),
+            ("application/openmetrics-text;version=0.0.1", false),
+            ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", false),
+            ("*/*", false),
+            ("", false),
+            (",;=;q,;;", false),
+        ] {
+            assert_eq!(prefers_openmetrics(accept), open, "{accept}");
+        }
+    }
+
+    #[test]
+    fn a_start_error_says_where_and_what_to_do() {
+        let address = "127.0.0.1:80".parse().unwrap();
+        for (kind, words) in [
+            (ErrorKind::AddrInUse, "ss -ltnp"),
+            (ErrorKind::PermissionDenied, "CAP_NET_BIND_SERVICE"),
+            (ErrorKind::AddrNotAvailable, "server.http.address"),
+        ] {
+            let text = StartError::Listen(address, kind.into()).to_string();
+            assert!(text.contains("127.0.0.1 port 80") && text.contains(words), "{text}");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Request heads: where they end, whether they are sound, and the one form in which tiny_http sees them.
+
+use httparse::{EMPTY_HEADER, Error, Header, Status};
+
+/// Longest request head.
+pub const HEAD_MAX: usize = 16 << 10;
+/// Longest request body.
+pub const BODY_MAX: usize = 64 << 10;
+/// Most header lines in a request.
+const HEADERS_MAX: usize = 100;
+
+/// Why a request is refused: status code and message.
+pub type Refusal = (u16, &'static str);
+
+/// A checked request head.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The request as tiny_http gets it. It has no body: no route takes one, so the front reads and drops it.
+    pub canonical: Vec<u8>,
+    /// Length of the body that follows.
+    pub body: usize,
+    /// What the answer has to look like.
+    pub reply: Reply,
+}
+
+/// What the front must know about a request to pass on its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reply {
+    /// HEAD: the answer ends with its head.
+    pub head_only: bool,
+    /// The client takes further answers on this connection.
+    pub keep_alive: bool,
+    /// The client speaks HTTP/1.0, where keep-alive has to be said.
+    pub http_1_0: bool,
+}
+
+/// Finds the end of the head, the offset behind its blank line. The first `seen` bytes were searched before.
+pub fn end_of_head(input: &[u8], seen: usize) -> Option<usize> {
+    let start = seen.saturating_sub(2); // the blank line may have begun there
+    let newlines = (start..input.len()).filter(|&i| input[i] == b'\n');
+    for i in newlines {
+        match &input[i + 1..] {
+            [b'\n', ..] => return Some(i + 2),
+            [b'\r', b'\n', ..] => return Some(i + 3),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Whether a request can begin with `byte`: a TLS handshake, for one, need not wait for the end of its head.
+pub fn may_begin(byte: u8) -> bool {
+    byte.is_ascii_alphabetic()
+}
+
+/// Checks a complete head.
+pub fn parse(head: &[u8]) -> Result<Head, Refusal> {
+    let mut headers = [EMPTY_HEADER; HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut headers);
+    match request.parse(head) {
+        Ok(Status::Complete(length)) if length == head.len() => {}
+        Err(Error::TooManyHeaders) => return Err((431, "too many header lines")),
+        Err(Error::Version) if names_http(head) => {
+            return Err((505, "only HTTP/1.0 and HTTP/1.1 are spoken here"));
+        }
+        _ => return Err((400, "not an HTTP request")),
+    }
+    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
+        return Err((400, "not an HTTP request"));
+    };
+    if !target.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err((400, "the request target is not ASCII"));
+    }
+
+    let hosts = values(request.headers, "Host").count();
+    if hosts > 1 || (minor == 1 && hosts == 0) {
+        return Err((400, "a request has one Host header"));
+    }
+    if values(request.headers, "Transfer-Encoding").next().is_some() {
+        return Err((501, "no Transfer-Encoding is understood: send the body with a Content-Length"));
+    }
+    let body = body_length(request.headers)?;
+
+    let said =
+        |token: &str| values(request.headers, "Connection").any(|v| v.split(|&b| b == b',').any(|t| is(t, token)));
+    // A client that waits for "100 Continue" gets its answer instead. Its body may follow or not: that cannot
+    // be told from a next request, so there is none.
+    let expects = minor == 1 && body > 0 && values(request.headers, "Expect").any(|v| is(v, "100-continue"));
+    let keep_alive = !said("close") && (minor == 1 || said("keep-alive")) && !expects;
+
+    Ok(Head {
+        canonical: canonical(method, target, request.headers),
+        body: if expects { 0 } else { body },
+        reply: Reply { head_only: method == "HEAD", keep_alive, http_1_0: minor == 0 },
+    })
+}
+
+/// The request with what the routes look at and nothing else. Always HTTP/1.1 without a Connection header, so
+/// that tiny_http keeps its connection; no TE, on which it would chunk; no Expect, on which it might hang up.
+fn canonical(method: &str, target: &str, headers: &[Header]) -> Vec<u8> {
+    let mut out = format!("{method} {} HTTP/1.1\r\n", origin_form(target)).into_bytes();
+    let clean = |v: &&[u8]| v.iter().all(|b| (b' '..=b'~').contains(b) || *b == b'\t'); // tiny_http hangs up on others
+    let accept: Vec<&[u8]> = values(headers, "Accept").filter(clean).collect();
+    if !accept.is_empty() {
+        out.extend_from_slice(b"Accept: ");
+        out.extend_from_slice(&accept.join(&b", "[..]));
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    out
+}
+
+/// `/path` of `http://host/path`; every other form is left as it is.
+fn origin_form(target: &str) -> &str {
+    let Some((scheme, rest)) = target.split_once("://") else {
+        return target;
+    };
+    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+        return target;
+    }
+    match rest.find(['/', '?', '#']) {
+        Some(i) if rest[i..].starts_with('/') => &rest[i..],
+        _ => "/",
+    }
+}
+
+fn body_length(headers: &[Header]) -> Result<usize, Refusal> {
+    let mut lengths = values(headers, "Content-Length");
+    let Some(length) = lengths.next() else {
+        return Ok(0);
+    };
+    if lengths.next().is_some() || length.is_empty() || !length.iter().all(u8::is_ascii_digit) {
+        return Err((400, "Content-Length is not one number"));
+    }
+    // Digits only: what does not parse is larger than any usize.
+    match std::str::from_utf8(length).ok().and_then(|s| s.parse().ok()) {
+        Some(n) if n <= BODY_MAX => Ok(n),
+        _ => Err((413, "a request body has at most 64 KiB")),
+    }
+}
+
+fn values<'a>(headers: &'a [Header<'a>], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    headers.iter().filter(move |h| h.name.eq_ignore_ascii_case(name)).map(|h| h.value.trim_ascii())
+}
+
+fn is(value: &[u8], token: &str) -> bool {
+    value.trim_ascii().eq_ignore_ascii_case(token.as_bytes())
+}
+
+/// Whether the request line ends in an HTTP version, if not one of ours.
+fn names_http(head: &[u8]) -> bool {
+    let line = head.split(|&b| b == b'\n').next().unwrap_or_default().trim_ascii();
+    line.rsplit(|&b| b == b' ').next().is_some_and(|word| word.starts_with(b"HTTP/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn canonical_of(head: &str) -> String {
+        String::from_utf8(parse(head.as_bytes()).unwrap().canonical).unwrap()
+    }
+
+    #[test]
+    fn finds_the_end_of_a_head_however_it_arrives() {
+        for head in ["GET / HTTP/1.1\r\nHost: x\r\n\r\n", "GET / HTTP/1.0\n\n", "GET / HTTP/1.0\nA: b\n\r\n"] {
+            let bytes = [head.as_bytes(), b"GET"].concat();
+            assert_eq!(end_of_head(&bytes, 0), Some(head.len()));
+            for seen in 0..head.len() {
+                assert_eq!(end_of_head(&bytes[..seen], 0), None, "{head:?} cut at {seen}");
+                assert_eq!(end_of_head(&bytes, seen), Some(head.len()), "{head:?} searched to {seen}");
+            }
+        }
+    }
+
+    #[test]
+    fn passes_on_only_what_the_routes_look_at() {
+        assert_eq!(
+            canonical_of(
+                "GET /m?q=1 HTTP/1.1\r\nHost: x\r\nTE: chunked\r\nExpect: wonders\r\nConnection: upgrade\r\n\r\n"
+            ),
+            "GET /m?q=1 HTTP/1.1\r\n\r\n"
+        );
+        assert_eq!(
+            canonical_of("GET / HTTP/1.0\r\naccept: a/b \r\nX: y\r\nAccept: c/d;q=0.1\r\nAccept: \u{e9}\r\n\r\n"),
+            "GET / HTTP/1.1\r\nAccept: a/b, c/d;q=0.1\r\n\r\n"
+        );
+        for (target, path) in [
+            ("http://h:80/metrics?x", "/metrics?x"),
+            ("HTTPS://h", "/"),
+            ("http://h?x=/y", "/"),
+            ("*", "*"),
+            ("/a?b=http://c/d", "/a?b=http://c/d"),
+        ] {
+            assert_eq!(canonical_of(&format!("GET {target} HTTP/1.0\r\n\r\n")), format!("GET {path} HTTP/1.1\r\n\r\n"));
+        }
+    }
+
+    #[test]
+    fn knows_when_a_connection_stays() {
+        for (head, keep_alive) in [
+            ("GET / HTTP/1.1\r\nHost: x\r\n\r\n", true),
+            ("GET / HTTP/1.1\r\nHost: x\r\nConnection: TE, Close\r\n\r\n", false),
+            ("GET / HTTP/1.0\r\n\r\n", false),
+            ("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", true),
+            ("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n", false),
+        ] {
+            assert_eq!(parse(head.as_bytes()).unwrap().reply.keep_alive, keep_alive, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_it_cannot_serve() {
+        let many = format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "A: b\r\n".repeat(HEADERS_MAX));
+        for (head, code) in [
+            ("GET / HTTP/2.0\r\n\r\n", 505),
+            ("GET / HTCPCP/1.0\r\n\r\n", 400),
+            ("GET /\r\n\r\n", 400),
+            ("\u{1}\u{2}\r\n\r\n", 400),
+            ("GET /\u{e9} HTTP/1.0\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
+            ("GET / HTTP/1.0\r\nA: b\r\n folded\r\n\r\n", 400),
+            ("GET / HTTP/1.0\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n", 400),
+            ("GET / HTTP/1.0\r\nContent-Length: 5, 6\r\n\r\n", 400),
+            ("GET / HTTP/1.0\r\nContent-Length: +5\r\n\r\n", 400),
+            ("GET / HTTP/1.0\r\nContent-Length:\r\n\r\n", 400),
+            ("GET / HTTP/1.0\r\nContent-Length: 65537\r\n\r\n", 413),
+            ("GET / HTTP/1.0\r\nContent-Length: 99999999999999999999999\r\n\r\n", 413),
+            ("GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", 501),
+            (&many, 431),
+        ] {
+            assert_eq!(parse(head.as_bytes()).unwrap_err().0, code, "{head:?}");
+        }
+        assert_eq!(parse(b"POST / HTTP/1.0\r\nContent-Length: 65536\r\n\r\n").unwrap().body, BODY_MAX);
+    }
+}
