@@ -11,10 +11,10 @@ help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## install what building needs and is missing (Debian, Ubuntu, Alpine)
-	@sh scripts/deps.sh build
+	@sh .ci/deps.sh build
 
 deps-test: ## install what the tests need besides
-	@sh scripts/deps.sh test
+	@sh .ci/deps.sh test
 
 build: deps ## build target/release/ebpf-sidecar
 	@cargo build --release
@@ -25,7 +25,7 @@ run: build ## build it and start it on this kernel, as root (ARGS="--log-level d
 	else echo "loading BPF programs needs root: run $(TARGET)/release/ebpf-sidecar as root" >&2; exit 1; fi
 
 test: deps deps-test ## run every test that this machine can run, and list what was skipped
-	@sh scripts/test.sh
+	@sh .ci/test.sh
 
 lint: deps ## check the formatting, and clippy with warnings as errors
 	@cargo fmt --check

@@ -211,10 +211,56 @@ static __always_inline bool continues_read(struct task_struct *task, __u64 mappi
 	return same;
 }
 
-/* Pages `index` to `last`, counted up to the end of the file: the kernel does not cut the range there. */
+struct pages {
+	__u64 first, last;
+};
+
+/*
+ * A batch that ends at a folio which is still being filled is handed to the reader without an event
+ * (filemap_get_pages leaves by its error path), so the first event of a read can lack its beginning. pread
+ * and read tell where they began, and where they wanted to end.
+ */
+static __always_inline void whole_read(struct task_struct *task, __u32 page_shift, struct pages *p)
+{
+	struct pt_regs *regs;
+	struct file *file = 0;
+	struct file **files;
+	struct fdtable *fdt;
+	__u64 pos, len, first, last;
+	unsigned int fd;
+
+	if (task->flags & PF_KTHREAD)
+		return;
+	regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	if (SYSCALL_NR(regs) == NR_pread64) {
+		pos = SYSCALL_ARG3(regs);
+	} else if (SYSCALL_NR(regs) == NR_read) {
+		fdt = task->files->fdt;
+		fd = SYSCALL_ARG0(regs);
+		if (fd >= fdt->max_fds)
+			return;
+		files = fdt->fd;
+		bpf_probe_read_kernel(&file, sizeof(file), &files[fd]);
+		file = bpf_rdonly_cast(file, bpf_core_type_id_kernel(struct file));
+		pos = file->f_pos; /* moved on only when the call returns */
+	} else {
+		return;
+	}
+	len = SYSCALL_ARG2(regs);
+	first = pos >> page_shift;
+	last = (pos + len - 1) >> page_shift;
+	if (len && first <= p->first && last >= p->first && last <= p->last) {
+		p->first = first;
+		p->last = last;
+	}
+}
+
+/* The kernel does not cut the range at the end of the file: that is done here. */
 static __always_inline int page_read(__u64 mapping, __u64 index, __u64 last)
 {
 	const struct settings *set = scoped();
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct pages p = { index, last };
 	struct address_space *space;
 	struct inode *inode;
 	struct totals *t;
@@ -226,16 +272,17 @@ static __always_inline int page_read(__u64 mapping, __u64 index, __u64 last)
 	inode = space->host;
 	if ((inode->i_mode & S_IFMT) != S_IFREG)
 		return 0;
-	if (continues_read(bpf_get_current_task_btf(), mapping, index, last))
+	if (continues_read(task, mapping, index, last))
 		return 0;
+	whole_read(task, set->page_shift, &p);
 	end = ((__u64)inode->i_size + (1ULL << set->page_shift) - 1) >> set->page_shift;
-	if (last >= end)
-		last = end - 1;
-	if (index >= end)
+	if (p.first >= end)
 		return 0;
+	if (p.last >= end)
+		p.last = end - 1;
 	t = cpu_totals();
 	if (t)
-		ADD(t->read_pages, last - index + 1);
+		ADD(t->read_pages, p.last - p.first + 1);
 	return 0;
 }
 

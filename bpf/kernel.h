@@ -50,6 +50,7 @@ enum pageflags {
 
 struct file {
 	struct inode *f_inode;
+	long long f_pos;
 };
 
 struct fdtable {

@@ -124,7 +124,8 @@ fn reads_of_any_size_from_more_threads_than_cpus() {
                     let mut buf = vec![0u8; 2 * MIB];
                     for _ in 0..400 {
                         let at = random.below(FILE - 1);
-                        let len = 1 + random.below([100, 10_000, 2 * MIB][random.below(3)]);
+                        let most = [100, 10_000, 2 * MIB][random.below(3)];
+                        let len = 1 + random.below(most);
                         let n = file.read_at(&mut buf[..len], at as u64).unwrap();
                         let pages = (at + n - 1) / PAGE - at / PAGE + 1;
                         truth.fetch_add(pages as u64, Ordering::Relaxed);
@@ -133,8 +134,8 @@ fn reads_of_any_size_from_more_threads_than_cpus() {
             }
         });
     });
-    // Where a folio is being read by another thread, a read waits for it and asks again: that must not count
-    // twice.
+    // Batches end at folios that another thread is just filling: neither the rest nor the beginning of such a
+    // read may count twice, or not at all.
     assert_eq!(d.attempts(), truth.into_inner() as f64, "{}", d.moved());
     assert_near("misses", d.misses(), f.resident() as f64, 0.0, &d);
 }
@@ -497,6 +498,7 @@ fn host_wide_counts_are_never_too_small() {
     let _alone = alone();
     let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms")]);
     let f = TestFile::cold("host", 4 * MIB);
+    agent.settled();
     let before = rows_of(&agent, std::process::id());
     let (d, _) = agent.during(|| {
         for _ in 0..500 {
@@ -528,7 +530,7 @@ fn draining_loses_nothing() {
             }
         });
     });
-    assert!(d.of("ebpf_sidecar_snapshot_sequence") > 20.0, "it was drained while the calls were made");
+    assert!(d.of("ebpf_sidecar_snapshot_sequence") > 5.0, "it was drained while the calls were made");
     assert_eq!(d.of("ebpf_fadvise_calls_total"), 1_000_000.0);
     assert_eq!(d.of("ebpf_fadvise_success_total"), 1_000_000.0);
     let after = rows_of(&s.agent, std::process::id());
@@ -698,6 +700,8 @@ fn some_of_everything() {
     f.drop_cache();
     let map = Mapping::of(&f.file);
     (0..100).for_each(|p| drop(map.touch(p * 16)));
+    drop(map);
+    f.drop_cache();
     sys::readahead(&f.file, 0, MIB);
 }
 

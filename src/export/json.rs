@@ -2,7 +2,7 @@
 //!
 //! A key is absent when the probe behind it is not attached; a percentage with nothing to divide by is null.
 
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use serde::{Serialize, Serializer};
 

@@ -36,7 +36,7 @@ pub fn missing_for_bpf() -> Option<&'static str> {
 
 /// Says that a test did not run, where `make test` collects it.
 pub fn skipped(test: &str, why: &str) {
-    eprintln!("SKIPPED {test}: {why}");
+    println!("SKIPPED {test}: {why}");
 }
 
 /// Ends the test here if BPF cannot be loaded at all.
