@@ -637,6 +637,34 @@ fn withstands_others_that_use_up_the_descriptors() {
     });
 }
 
+#[test]
+fn withstands_a_limit_lowered_below_what_is_open() {
+    Server::start().under(|server| {
+        let limit = |n: u32| {
+            let pid = server.child.id().to_string();
+            let set = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={n}:4096")]).status();
+            assert!(set.expect("prlimit, of util-linux, is needed").success());
+        };
+        let _held: Vec<_> = (0..120).map(|_| connect(server.address)).collect();
+        thread::sleep(Duration::from_millis(100));
+        limit(48);
+        thread::sleep(Duration::from_secs(1));
+        limit(4096);
+        thread::sleep(Duration::from_millis(500));
+    });
+
+    let server = Server::start();
+    let pid = server.child.id().to_string();
+    let limit = |n| Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={n}:4096")]).status().unwrap();
+    limit("1"); // not even enough to poll
+    let mut waiting = connect(server.address);
+    waiting.write_all(b"GET /health HTTP/1.0\r\n\r\n").unwrap();
+    thread::sleep(Duration::from_secs(1));
+    limit("4096");
+    let (answer, took) = read_to_end(waiting);
+    assert!(answer.starts_with(b"HTTP/1.1 200") && took < Duration::from_secs(20), "{took:?}");
+}
+
 /// `cargo test --release --test http -- --ignored --nocapture scrapes`: needs wrk.
 #[test]
 #[ignore = "a measurement"]

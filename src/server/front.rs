@@ -77,9 +77,7 @@ pub fn run(listener: &TcpListener, woken: &UnixStream, inner: (Arc<Inner>, Vec<L
         match catch_unwind(AssertUnwindSafe(|| front.serve())) {
             Ok(()) => break,
             // A bug, but not one to be deaf for.
-            Err(_) => {
-                log::error!("HTTP: the front panicked; all connections are closed, it goes on")
-            }
+            Err(_) => log::error!("HTTP: the front panicked; its connections are lost, it goes on"),
         }
         front.lose_inner();
         thread::sleep(PAUSE);
@@ -353,11 +351,9 @@ impl<'a> Front<'a> {
         let mut polled: Vec<u64> = Vec::new();
         loop {
             let now = Instant::now();
-            if let Some(stop_at) = self.stop_at {
-                let busy = self.clients.values().any(|c| c.rank() >= 2);
-                if !busy || now >= stop_at {
-                    return;
-                }
+            let in_work = |c: &Client| matches!(c.state, State::InWork { .. } | State::Writing { .. });
+            if self.stop_at.is_some_and(|at| now >= at || !self.clients.values().any(in_work)) {
+                return;
             }
             if self.inner.is_none() && now >= self.restart_at {
                 self.restart_inner(now);
@@ -384,8 +380,12 @@ impl<'a> Front<'a> {
                 }
             }
             if let Err(e) = poll::poll(&mut entries, self.timeout(now)) {
-                self.complain("poll failed", &e);
-                thread::sleep(PAUSE); // no memory for a moment: the only error that can happen here
+                // No memory, or the limit of descriptors was lowered below the number of entries.
+                self.complain("poll failed, closing connections", &e);
+                for _ in 0..self.clients.len().div_ceil(2) {
+                    self.evict(u8::MAX);
+                }
+                thread::sleep(ROUND_SLOW);
                 continue;
             }
 

@@ -1,6 +1,6 @@
 //! The routes `/metrics`, `/health` and `/api/v1/stats`, and starting and stopping the server.
 //!
-//! Two threads: `http-front` ([`super::front`]) talks to the clients, `http` answers what it passes on. Both
+//! Two threads: `http-front` (`server::front`) talks to the clients, `http` answers what it passes on. Both
 //! read the newest snapshot only; neither waits for the collector.
 
 use std::fmt;
