@@ -24,10 +24,10 @@ esac
 check_rust() {
     needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")
     command -v cargo >/dev/null && command -v rustc >/dev/null ||
-        fail "cargo or rustc is missing: install Rust $needed or newer with rustup (https://rustup.rs), then try again"
+        fail "cargo or rustc is missing: install Rust $needed or newer with rustup, then try again"
     found=$(rustc --version | cut -d ' ' -f 2)
     [ "$(printf '%s\n' "$needed" "$found" | sort -V | head -n 1)" = "$needed" ] ||
-        fail "rustc is $found, $needed or newer is needed: rustup update, or install it with rustup (https://rustup.rs)"
+        fail "rustc is $found, $needed or newer is needed: rustup update, or install it with rustup"
 }
 
 # Prints those of the packages given that are not installed, with `$installed PACKAGE` to tell.

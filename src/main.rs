@@ -127,6 +127,8 @@ fn render(page: Page, snapshot: &Snapshot) -> Rendered {
 fn start_log(level: log::LevelFilter) {
     env_logger::Builder::new()
         .filter_level(level)
+        // Its accept thread ends by design, and would call that an error (server/inner.rs).
+        .filter_module("tiny_http", log::LevelFilter::Off)
         .format(|out, record| writeln!(out, "{} {:5} {}", rfc3339(SystemTime::now()), record.level(), record.args()))
         .init();
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::catalogue::*;
 use super::histogram::{BUCKETS, Histogram};
 use super::snapshot::*;
+use crate::modules::iomonitor;
 
 /// The snapshot: no two numbers alike, nothing absent, one percentage with nothing to divide by.
 pub fn snapshot() -> Snapshot {
@@ -69,51 +70,17 @@ fn io() -> IoStats {
     }
 }
 
+/// The real mapping of the statistics, and any number for what the agent says of itself.
 fn families(io: &IoStats) -> Vec<Family> {
-    let int = |v: Option<u64>| v.map(Value::Int);
-    CATALOGUE
-        .iter()
-        .enumerate()
-        .map(|(i, &metric)| {
-            let single = |value: Option<Value>| value.into_iter().map(|v| (vec![], v)).collect::<Vec<_>>();
-            let named = |counts: &[u64]| {
-                let names = metric.label_values[0].iter();
-                names.zip(counts).map(|(name, count)| (vec![name.to_string()], Value::Int(*count))).collect::<Vec<_>>()
-            };
-            let fadvise = io.fadvise.clone().unwrap_or_default();
-            let (cache, memory) = (&io.cache, &io.memory);
-            let series = match metric.name {
-                "ebpf_fadvise_calls_total" => single(Some(Value::Int(fadvise.total()))),
-                "ebpf_fadvise_success_total" => single(Some(Value::Int(fadvise.success))),
-                "ebpf_fadvise_failed_total" => single(Some(Value::Int(fadvise.failed))),
-                "ebpf_fadvise_advice_total" => named(&fadvise.advice),
-                "ebpf_fadvise_success_rate_percent" => single(Some(Value::Percent(fadvise.success_rate_percent))),
-                "ebpf_cache_read_attempts_total" => single(int(cache.read_attempts)),
-                "ebpf_cache_hits_total" => single(int(cache.hits)),
-                "ebpf_cache_misses_total" => single(int(cache.misses)),
-                "ebpf_cache_hit_rate_percent" => single(Some(Value::Percent(cache.hit_rate_percent))),
-                "ebpf_cache_miss_rate_percent" => single(Some(Value::Percent(cache.miss_rate_percent))),
-                "ebpf_cache_read_bytes_total" => single(int(cache.read_bytes)),
-                "ebpf_page_cache_adds_total" => named(&cache.adds.unwrap_or_default()),
-                "ebpf_page_cache_evictions_total" => named(&cache.evictions.unwrap_or_default()),
-                "ebpf_memory_lru_pages_scanned_total" => named(&memory.scanned.unwrap_or_default()),
-                "ebpf_memory_pages_reclaimed_total" => named(&memory.reclaimed.unwrap_or_default()),
-                "ebpf_memory_reclaim_efficiency_percent" => {
-                    single(Some(Value::Percent(memory.reclaim_efficiency_percent)))
-                }
-                "ebpf_memory_direct_reclaim_processes" => single(int(memory.direct_reclaim_processes)),
-                "ebpf_memory_direct_reclaim_seconds" => single(memory.stalls.clone().map(Value::Histogram)),
-                "ebpf_memory_kswapd_wakeups_total" => single(int(memory.kswapd_wakeups)),
-                // The agent's own: any number, open labels.
-                _ => {
-                    let value = match metric.kind {
-                        Kind::Histogram => Value::Histogram(Histogram { buckets: [i as u64; BUCKETS], sum_ns: 1 }),
-                        _ => Value::Float(i as f64 + 0.5),
-                    };
-                    vec![(metric.labels.iter().map(|l| format!("a {l}")).collect(), value)]
-                }
-            };
-            Family { metric, series: series.into_iter().map(|(labels, value)| Series { labels, value }).collect() }
-        })
-        .collect()
+    let mut all = iomonitor::families(io);
+    let own = CATALOGUE.iter().enumerate().filter(|(_, m)| !is_io(m)).map(|(i, &metric)| {
+        let labels = metric.labels.iter().map(|l| format!("a {l}")).collect();
+        let value = match metric.kind {
+            Kind::Histogram => Value::Histogram(Histogram { buckets: [i as u64; BUCKETS], sum_ns: 1 }),
+            _ => Value::Float(i as f64 + 0.5),
+        };
+        Family { metric, series: vec![Series { labels, value }] }
+    });
+    all.extend(own);
+    all
 }
