@@ -18,6 +18,7 @@ const STATS_BYTES: usize = 1 << 20;
 
 fn snapshot(sequence: u64) -> Snapshot {
     Snapshot {
+        scope: "host".into(),
         sequence,
         collected_at: SystemTime::now(),
         collected_instant: Instant::now(),
