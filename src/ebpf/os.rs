@@ -105,7 +105,8 @@ pub fn perf_tracepoint(id: u64, prog: &OwnedFd) -> io::Result<OwnedFd> {
 /// 4.17+: the kind of event is not in perf's fixed list, sysfs tells it.
 pub fn perf_kprobe(name: &CStr, at_return: bool, prog: &OwnedFd) -> io::Result<OwnedFd> {
     let kind = "/sys/bus/event_source/devices/kprobe/type";
-    let text = fs::read_to_string(kind).map_err(|e| io::Error::new(e.kind(), format!("{kind}: {e}")))?;
+    let unsupported = |e| io::Error::new(io::ErrorKind::Unsupported, format!("no kprobes in this kernel: {kind}: {e}"));
+    let text = fs::read_to_string(kind).map_err(unsupported)?;
     // SAFETY: all-zero is a valid perf_event_attr.
     let mut attr: libbpf_sys::perf_event_attr = unsafe { mem::zeroed() };
     attr.type_ =
