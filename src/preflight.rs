@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 use crate::ebpf::os;
@@ -109,6 +109,19 @@ pub fn check(config: &Config) -> (String, bool) {
     (report.text, !report.failed)
 }
 
+/// Why `path` cannot be a scope, if it cannot: it is no cgroup v2 directory.
+pub fn no_cgroup(path: &Path) -> Option<String> {
+    match fs::metadata(path).and_then(|m| Ok((m.is_dir(), os::is_on_cgroup2(path)?))) {
+        Ok((true, true)) => None,
+        Ok((false, _)) => Some("it is no directory".into()),
+        Ok((true, false)) => Some(match cgroup2() {
+            Some(root) => format!("it is no cgroup v2; those of this host are under {}", root.display()),
+            None => "it is no cgroup v2, and this host has none mounted: use collector.scope.comm".into(),
+        }),
+        Err(e) => Some(e.to_string()),
+    }
+}
+
 /// Where cgroup v2 is mounted.
 fn cgroup2() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
@@ -156,6 +169,16 @@ mod tests {
         assert!(half.starts_with("CAP_PERFMON missing") && half.contains("setcap cap_perfmon+ep"), "{half}");
         let none = missing_of(0, "7.2-rc1").unwrap();
         assert!(none.contains("CAP_BPF and CAP_PERFMON") && none.contains("--cap-add BPF --cap-add PERFMON"), "{none}");
+    }
+
+    #[test]
+    fn only_a_directory_of_cgroup_v2_is_a_cgroup() {
+        assert_eq!(no_cgroup(Path::new("/proc/self/mounts")).unwrap(), "it is no directory");
+        assert!(no_cgroup(Path::new("/proc/self")).unwrap().contains("no cgroup v2"));
+        assert!(no_cgroup(Path::new("/proc/self/none")).unwrap().contains("No such file"));
+        if let Some(root) = cgroup2() {
+            assert_eq!(no_cgroup(&root), None);
+        }
     }
 
     #[test]

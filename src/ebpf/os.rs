@@ -1,10 +1,12 @@
 //! The system calls that std does not offer: signals, mounts, perf events, and what the kernel tells of
 //! itself.
 
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr;
 
@@ -132,6 +134,17 @@ pub fn kernel_release() -> String {
 /// Whether the kernel describes its types.
 pub fn has_btf() -> bool {
     Path::new("/sys/kernel/btf/vmlinux").exists()
+}
+
+/// Whether `path` lies in a cgroup v2 hierarchy.
+pub fn is_on_cgroup2(path: &Path) -> io::Result<bool> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: all-zero is a valid statfs.
+    let mut fs: libc::statfs = unsafe { mem::zeroed() };
+    // SAFETY: a C string and a live struct.
+    check(unsafe { libc::statfs(path.as_ptr(), &mut fs) })?;
+    const CGROUP2_SUPER_MAGIC: u32 = 0x6367_7270; // the type of f_type differs between C libraries
+    Ok(fs.f_type as u32 == CGROUP2_SUPER_MAGIC)
 }
 
 /// Lets this process lock as much memory as BPF maps take; before 5.11 they count against the limit. A
