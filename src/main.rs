@@ -82,7 +82,7 @@ fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
     match os::mount_tracefs_privately() {
         Ok(true) => log::info!("tracefs was not mounted: mounted it for this process alone"),
         Ok(false) => {}
-        Err(e) => log::warn!("tracefs is not mounted, and mounting it privately failed: {e}"),
+        Err(e) => log::warn!("no tracefs: {e}"),
     }
     os::raise_memlock();
     log::info!("ebpf-sidecar {} ({}), Linux {}", version::VERSION, version::COMMIT, os::kernel_release());

@@ -68,12 +68,7 @@ pub fn check(config: &Config) -> (String, bool) {
     match (os::tracefs(), os::mount_tracefs_privately()) {
         (Some(path), _) => report.line(true, "tracefs", path.display()),
         (None, Ok(_)) => report.line(true, "tracefs", "not mounted; the agent mounts it for itself"),
-        (None, Err(e)) => report.note(
-            "tracefs",
-            format!(
-                "not mounted, and mounting it privately failed ({e}): mount -t tracefs tracefs /sys/kernel/tracing"
-            ),
-        ),
+        (None, Err(e)) => report.note("tracefs", e),
     }
     match missing_privilege() {
         None => report.line(true, "capabilities", "sufficient"),

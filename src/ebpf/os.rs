@@ -53,9 +53,22 @@ impl StopSignals {
 /// Where tracefs may be mounted; the second is its place of old.
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
-/// The mounted tracefs, if there is one.
+/// The mounted tracefs, if there is one that this process may read.
 pub fn tracefs() -> Option<PathBuf> {
     TRACEFS.iter().map(PathBuf::from).find(|p| p.join("events").is_dir())
+}
+
+/// Why [`tracefs`] finds none, and what to do.
+fn no_tracefs() -> io::Error {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mounted = mounts.lines().any(|l| l.split(' ').nth(2) == Some("tracefs"));
+    let refused =
+        |p: &str| fs::metadata(Path::new(p).join("events")).is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied);
+    let (kind, words) = match mounted && TRACEFS.into_iter().any(refused) {
+        true => (io::ErrorKind::PermissionDenied, "it may not be read: that takes root, or CAP_DAC_READ_SEARCH"),
+        false => (io::ErrorKind::NotFound, "it is not mounted (mount -t tracefs tracefs /sys/kernel/tracing)"),
+    };
+    io::Error::new(kind, words)
 }
 
 /// Mounts tracefs where it is missing, in a mount namespace of this process alone: nothing of it shows on
@@ -65,6 +78,15 @@ pub fn mount_tracefs_privately() -> io::Result<bool> {
     if tracefs().is_some() {
         return Ok(false);
     }
+    let why = no_tracefs();
+    if why.kind() == io::ErrorKind::PermissionDenied {
+        return Err(why);
+    }
+    mount_tracefs().map_err(|e| io::Error::new(e.kind(), format!("{why}, and mounting it privately failed: {e}")))?;
+    Ok(true)
+}
+
+fn mount_tracefs() -> io::Result<()> {
     // SAFETY: no pointers.
     check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
     // Slave, not private: later mounts of the host (a disk, say) still show here.
@@ -80,13 +102,14 @@ pub fn mount_tracefs_privately() -> io::Result<bool> {
             ptr::null(),
         )
     })?;
-    Ok(true)
+    Ok(())
 }
 
 /// The number by which perf knows a tracepoint.
 pub fn tracepoint_id(category: &str, name: &str) -> io::Result<u64> {
     let dir = tracefs().ok_or_else(|| {
-        io::Error::new(io::ErrorKind::NotFound, "tracefs is not mounted (mount -t tracefs tracefs /sys/kernel/tracing)")
+        let why = no_tracefs();
+        io::Error::new(why.kind(), format!("no tracefs: {why}"))
     })?;
     let path = dir.join("events").join(category).join(name).join("id");
     let text = fs::read_to_string(&path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
