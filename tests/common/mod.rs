@@ -95,6 +95,16 @@ pub fn output_of(mut command: Command, settings: &[(&str, &str)]) -> Output {
     output
 }
 
+/// A process that does not outlive the test.
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Waits for a process that ends by itself; kills it and returns `None` if it does not.
 pub fn wait_for(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     let deadline = Instant::now() + limit;
@@ -247,6 +257,23 @@ pub fn request(port: u16, head: &str) -> std::io::Result<Response> {
 }
 
 // ---- metrics ----
+
+/// Has `promtool check metrics` judge an exposition: its complaints, empty if there are none; `None` without
+/// promtool.
+pub fn promtool(exposition: &str) -> Option<String> {
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .ok()?;
+    promtool.stdin.take().unwrap().write_all(exposition.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert_eq!(output.status.success(), said.is_empty(), "{said}");
+    Some(said)
+}
 
 /// Samples of a Prometheus text: `name` or `name{labels}` to value.
 #[derive(Clone, Debug)]
