@@ -34,15 +34,17 @@ fn missing_of(have: u64, release: &str) -> Option<String> {
     if lacking.is_empty() {
         return None;
     }
-    let names = |prefix: &str, between: &str| -> String {
-        lacking.iter().map(|n| format!("{prefix}{n}")).collect::<Vec<_>>().join(between)
+    // The grant is of all of them: setcap replaces what was granted before.
+    let join = |names: &[&str], prefix: &str, between: &str| -> String {
+        names.iter().map(|n| format!("{prefix}{n}")).collect::<Vec<_>>().join(between)
     };
-    let (caps, flags) = (names("CAP_", " and "), names("--cap-add ", " "));
-    let set = names("cap_", ",").to_lowercase();
+    let all: Vec<&str> = wanted.iter().map(|(name, _)| *name).collect();
     Some(format!(
-        "{caps} missing: run as root, or grant it: setcap {set}+ep ebpf-sidecar; docker run {flags}; systemd \
-         AmbientCapabilities={}",
-        names("CAP_", " ")
+        "{} missing: run as root, or grant it: setcap {}+ep ebpf-sidecar; docker run {}; systemd AmbientCapabilities={}",
+        join(&lacking, "CAP_", " and "),
+        join(&all, "cap_", ",").to_lowercase(),
+        join(&all, "--cap-add ", " "),
+        join(&all, "CAP_", " "),
     ))
 }
 
@@ -161,7 +163,7 @@ mod tests {
         let old = missing_of(CAP_BPF | CAP_PERFMON, "5.7.19").unwrap();
         assert!(old.contains("CAP_SYS_ADMIN") && old.contains("--cap-add SYS_ADMIN"), "{old}");
         let half = missing_of(CAP_BPF, "6.12.3").unwrap();
-        assert!(half.starts_with("CAP_PERFMON missing") && half.contains("setcap cap_perfmon+ep"), "{half}");
+        assert!(half.starts_with("CAP_PERFMON missing") && half.contains("setcap cap_bpf,cap_perfmon+ep"), "{half}");
         let none = missing_of(0, "7.2-rc1").unwrap();
         assert!(none.contains("CAP_BPF and CAP_PERFMON") && none.contains("--cap-add BPF --cap-add PERFMON"), "{none}");
     }
