@@ -136,25 +136,24 @@ fn without_privilege_it_says_which_and_how() {
     let port = free_port().to_string();
     let before = bpf::existing();
     for uid in [NOBODY, 0] {
-        for (command, lacking) in [("check", &["bpf", "perfmon"][..]), ("run", &["bpf", "perfmon"]), ("run", &["bpf"])]
-        {
-            let has: Vec<&str> = ["bpf", "perfmon"].into_iter().filter(|c| !lacking.contains(c)).collect();
-            let mut c = command_of(&as_user(uid, &has, &binary));
+        for (command, has, lacking) in [
+            ("check", &[][..], "CAP_BPF and CAP_PERFMON"),
+            ("run", &[], "CAP_BPF and CAP_PERFMON"),
+            ("run", &["perfmon"], "CAP_BPF"),
+            ("run", &["bpf"], "CAP_PERFMON"),
+        ] {
+            let mut c = command_of(&as_user(uid, has, &binary));
             c.arg(command);
             let o = output_of(c, &[("SERVER_HTTP_PORT", &port), ("SERVER_HTTP_ADDRESS", "127.0.0.1")]);
             let said = [o.stdout, o.stderr].concat();
             let said = String::from_utf8_lossy(&said);
             assert_eq!(o.status.code(), Some(1), "{command} as {uid}: {said}");
-            let hint = match lacking.len() {
-                2 => {
-                    "CAP_BPF and CAP_PERFMON missing: run as root, or grant it: setcap cap_bpf,cap_perfmon+ep ebpf-sidecar; \
-                      docker run --cap-add BPF --cap-add PERFMON; systemd AmbientCapabilities=CAP_BPF CAP_PERFMON"
-                }
-                _ => {
-                    "CAP_BPF missing: run as root, or grant it: setcap cap_bpf+ep ebpf-sidecar; docker run --cap-add BPF;"
-                }
-            };
-            assert!(said.contains(hint), "{command} as {uid}: {said}");
+            // All of them in the commands: setcap replaces what was granted before.
+            let hint = format!(
+                "{lacking} missing: run as root, or grant it: setcap cap_bpf,cap_perfmon+ep ebpf-sidecar; docker run \
+                 --cap-add BPF --cap-add PERFMON; systemd AmbientCapabilities=CAP_BPF CAP_PERFMON"
+            );
+            assert!(said.contains(&hint), "{command} as {uid} with {has:?}: {said}");
             assert!(!said.contains("panic"), "{said}");
         }
     }
