@@ -66,6 +66,8 @@ collector:\n  modules: [fadvise] | 2 | collector.modules | "fadvise" | iomonitor
 collector:\n  modules: [memory] | 2 | collector.modules | "memory" | iomonitor has all of the former modules | each once: iomonitor
 collector:\n  modules:\n  - iomonitor\n  - cache | 4 | collector.modules | "cache" | iomonitor has all of the former modules | each once: iomonitor
 collector:\n  modules: [tcp] | 2 | collector.modules | "tcp" | no such module | each once: iomonitor
+collector:\n  probes: [fadvice] | 2 | collector.probes | "fadvice" | no such probe | a list of probes, each once: fadvise, cache_read
+collector:\n  ebpf: {attach: fexit} | 2 | collector.ebpf.attach | "fexit" | auto, fentry, kprobe or tracepoint
 collector:\n  modules: [] | 2 | collector.modules | [] | each once: iomonitor
 export:\n  type: influxdb | 2 | export.type | "influxdb" | prometheus or banyandb
 # the scope
@@ -195,8 +197,9 @@ fn the_environment_wins_over_the_file() {
 
 #[test]
 fn lists_have_commas() {
-    let config = printed("", &[("EXPORT_BANYANDB_ENDPOINT", "a:1,[::1]:2")]);
+    let config = printed("", &[("EXPORT_BANYANDB_ENDPOINT", "a:1,[::1]:2"), ("COLLECTOR_PROBES", "kswapd, fadvise")]);
     assert_eq!(config["export"]["banyandb"]["endpoint"], "a:1,[::1]:2");
+    assert_eq!(config["collector"]["probes"], serde_yaml::from_str::<serde_yaml::Value>("[kswapd, fadvise]").unwrap());
 }
 
 #[test]

@@ -125,7 +125,7 @@ fn reads_of_any_size_from_more_threads_than_cpus() {
                     for _ in 0..400 {
                         let at = random.below(FILE - 1);
                         let most = [100, 10_000, 2 * MIB][random.below(3)];
-                        let len = 1 + random.below(most);
+                        let len = (1 + random.below(most)).min(FILE - at);
                         let n = file.read_at(&mut buf[..len], at as u64).unwrap();
                         let pages = (at + n - 1) / PAGE - at / PAGE + 1;
                         truth.fetch_add(pages as u64, Ordering::Relaxed);
@@ -540,6 +540,8 @@ fn draining_loses_nothing() {
 #[test]
 fn short_lived_processes_stay_bounded() {
     need_bpf!("short_lived_processes_stay_bounded");
+    // In an emulated machine a fork takes milliseconds: fewer, but still more than there are rows.
+    let processes = if std::env::var_os("TEST_EMULATED").is_some() { 5_000 } else { 20_000 };
     // One interval holds them all, then a short one.
     for interval in ["5s", "50ms"] {
         let s = Scoped::start(&[("COLLECTOR_INTERVAL", interval)]);
@@ -547,12 +549,12 @@ fn short_lived_processes_stay_bounded() {
         s.agent.settled();
         let rss = s.agent.rss_kib();
         let (d, _) = s.agent.during(|| {
-            for _ in 0..200 {
+            for _ in 0..processes / 100 {
                 let children: Vec<_> = (0..100).map(|_| sys::fork_one_fadvise(f.file.as_raw_fd())).collect();
                 children.into_iter().for_each(sys::wait_for);
             }
         });
-        assert_eq!(d.of("ebpf_fadvise_calls_total"), 20_000.0, "{interval};{}", d.moved());
+        assert_eq!(d.of("ebpf_fadvise_calls_total"), f64::from(processes), "{interval};{}", d.moved());
         let stats = s.agent.stats();
         let rows = stats["fadvise"]["process_stats"].as_array().unwrap();
         let sum: u64 = rows.iter().map(|r| r["call_count"].as_u64().unwrap()).sum();
@@ -742,29 +744,22 @@ fn work_outside_the_scope_moves_nothing() {
 fn scope_of_a_process_name() {
     need_bpf!("scope_of_a_process_name");
     let _alone = alone();
-    let f = TestFile::cold("named", 4 * MIB);
-    let dir = common::disk().join(format!("comm-{}", std::process::id()));
-    fs::create_dir_all(&dir).unwrap();
-    // Two names that begin alike: the whole name must match.
-    let dd = ["/bin/dd", "/usr/bin/dd"].into_iter().find(|p| Path::new(p).exists()).unwrap();
-    for name in ["sidecar-testdb", "sidecar-test"] {
-        fs::copy(dd, dir.join(name)).unwrap();
-    }
+    let f = TestFile::new("named", 4 * MIB);
+    // The name of the process is that of its main thread, whatever this thread is called.
+    let comm = format!("/proc/{}/comm", std::process::id());
+    let own = fs::read_to_string(&comm).unwrap();
     let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms"), ("COLLECTOR_SCOPE_COMM", "sidecar-testdb")]);
     let run = |name: &str| {
         f.drop_cache();
-        agent.during(|| {
-            let input = format!("if={}", text(&f.path));
-            let status =
-                Command::new(dir.join(name)).args([&input, "of=/dev/null", "bs=4k"]).stderr(Stdio::null()).status();
-            assert!(status.unwrap().success());
-        })
+        fs::write(&comm, name).unwrap();
+        let (d, _) = agent.during(|| read_all(&f.file, PAGE));
+        fs::write(&comm, &own).unwrap();
+        d
     };
-    let (inside, _) = run("sidecar-testdb");
-    let (outside, _) = run("sidecar-test");
-    fs::remove_dir_all(&dir).unwrap();
-    assert!(inside.attempts() >= 1024.0 && inside.attempts() < 1100.0, "{}", inside.moved());
-    assert!(inside.misses() >= 1024.0, "{}", inside.moved());
+    let inside = run("sidecar-testdb");
+    assert_eq!((inside.attempts(), inside.misses()), (1024.0, 1024.0), "{}", inside.moved());
+    // Two names that begin alike: the whole name must match.
+    let outside = run("sidecar-test");
     let moved: Vec<_> = scoped_counters(&outside).into_iter().filter(|(_, by)| *by != 0.0).collect();
     assert!(moved.is_empty(), "{moved:?}");
 }
