@@ -341,21 +341,31 @@ impl Program {
             return Err(error(what(), errno(fd)));
         }
         // SAFETY: a fresh descriptor, ours alone.
-        Ok(Link(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Ok(Link::from(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
     /// Attaches it to the tracepoint `category`:`name`, whose id tracefs has.
     pub fn attach_tracepoint(&self, category: &str, name: &str) -> Result<Link, Error> {
         let what = || format!("attach {} to tracepoint {category}:{name}", self.name);
         let id = os::tracepoint_id(category, name).map_err(|e| error(what(), e))?;
-        os::perf_tracepoint(id, &self.fd).map(Link).map_err(|e| error(what(), e))
+        os::perf_tracepoint(id, &self.fd).map(Link::from).map_err(|e| error(what(), e))
     }
 
-    /// Attaches it to the entry of the kernel function `name`, or to its return.
-    pub fn attach_kprobe(&self, name: &str, at_return: bool) -> Result<Link, Error> {
-        let what = || format!("attach {} to function {name}", self.name);
+    /// Attaches it to the entry of the kernel function `name`.
+    pub fn attach_kprobe(&self, name: &str) -> Result<Link, Error> {
         let c_name = c_string(name)?;
-        os::perf_kprobe(&c_name, at_return, &self.fd).map(Link).map_err(|e| error(what(), e))
+        os::perf_kprobe(&c_name, &self.fd)
+            .map(Link::from)
+            .map_err(|e| error(format!("attach {} to function {name}", self.name), e))
+    }
+
+    /// Attaches it to the return of the kernel function `name`.
+    pub fn attach_kretprobe(&self, name: &str) -> Result<Link, Error> {
+        let attach = || {
+            let event = os::ReturnEvent::define(name)?;
+            Ok(Link { _fd: event.attach(&self.fd)?, _event: Some(event) })
+        };
+        attach().map_err(|e| error(format!("attach {} to the return of function {name}", self.name), e))
     }
 
     /// Events at which it did not run, because it would have interrupted itself on the same CPU; the kernel
@@ -372,8 +382,17 @@ impl Program {
     }
 }
 
-/// An attached program: detached when dropped.
-pub struct Link(#[allow(dead_code, reason = "held for its Drop")] OwnedFd);
+/// An attached program: detached when dropped, and then the event that it hung at is removed.
+pub struct Link {
+    _fd: OwnedFd,
+    _event: Option<os::ReturnEvent>,
+}
+
+impl From<OwnedFd> for Link {
+    fn from(fd: OwnedFd) -> Self {
+        Self { _fd: fd, _event: None }
+    }
+}
 
 // ---- maps ----
 

@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fs;
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Write};
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -125,9 +125,9 @@ pub fn perf_tracepoint(id: u64, prog: &OwnedFd) -> io::Result<OwnedFd> {
     perf_event(attr, prog)
 }
 
-/// Runs `prog` when the kernel function `name` is entered, or when it returns, until the descriptor is closed.
-/// 4.17+: the kind of event is not in perf's fixed list, sysfs tells it.
-pub fn perf_kprobe(name: &CStr, at_return: bool, prog: &OwnedFd) -> io::Result<OwnedFd> {
+/// Runs `prog` when the kernel function `name` is entered, until the descriptor is closed. 4.17+: the kind of
+/// event is not in perf's fixed list, sysfs tells it.
+pub fn perf_kprobe(name: &CStr, prog: &OwnedFd) -> io::Result<OwnedFd> {
     let kind = "/sys/bus/event_source/devices/kprobe/type";
     let unsupported = |e| io::Error::new(io::ErrorKind::Unsupported, format!("no kprobes in this kernel: {kind}: {e}"));
     let text = fs::read_to_string(kind).map_err(unsupported)?;
@@ -135,9 +135,64 @@ pub fn perf_kprobe(name: &CStr, at_return: bool, prog: &OwnedFd) -> io::Result<O
     let mut attr: libbpf_sys::perf_event_attr = unsafe { mem::zeroed() };
     attr.type_ =
         text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{kind}: {text:?}")))?;
-    attr.config = at_return.into(); // format/retprobe: bit 0
     attr.__bindgen_anon_3.kprobe_func = name.as_ptr() as u64;
     perf_event(attr, prog)
+}
+
+/// An event at the return of a kernel function, defined in tracefs. perf's own has room for as many calls under
+/// way as there are CPUs, and misses the others in silence: only here can room be asked for. The definition goes
+/// when this is dropped; what a killed agent left behind costs nothing, and the next one clears it.
+pub struct ReturnEvent {
+    name: String,
+}
+
+/// Group of our events in tracefs; their names end in the process id.
+const EVENT_GROUP: &str = "ebpf_sidecar";
+/// Calls of one function that may be under way.
+const CALLS_UNDER_WAY: u32 = 1024;
+
+impl ReturnEvent {
+    /// Defines it for the function `function`.
+    pub fn define(function: &str) -> io::Result<Self> {
+        Self::clear_left_behind();
+        let name = format!("{function}_{}", std::process::id()).replace('.', "_");
+        Self::write(&format!("r{CALLS_UNDER_WAY}:{EVENT_GROUP}/{name} {function}"))?;
+        Ok(Self { name })
+    }
+
+    /// Runs `prog` at it, until the descriptor is closed.
+    pub fn attach(&self, prog: &OwnedFd) -> io::Result<OwnedFd> {
+        perf_tracepoint(tracepoint_id(EVENT_GROUP, &self.name)?, prog)
+    }
+
+    fn list() -> io::Result<PathBuf> {
+        let list = tracefs().ok_or_else(no_tracefs)?.join("kprobe_events");
+        let unsupported = || io::Error::new(io::ErrorKind::Unsupported, "no kprobes in this kernel");
+        if list.exists() { Ok(list) } else { Err(unsupported()) }
+    }
+
+    fn write(line: &str) -> io::Result<()> {
+        fs::OpenOptions::new().append(true).open(Self::list()?)?.write_all(line.as_bytes())
+    }
+
+    fn clear_left_behind() {
+        let list = Self::list().and_then(fs::read_to_string).unwrap_or_default();
+        // `r1024:ebpf_sidecar/NAME_PID FUNCTION`
+        for event in list.lines().filter_map(|l| l.split_once(&format!(":{EVENT_GROUP}/"))?.1.split(' ').next()) {
+            let of = event.rsplit_once('_').map(|(_, pid)| Path::new("/proc").join(pid));
+            if of.is_some_and(|process| !process.exists()) {
+                let _ = Self::write(&format!("-:{EVENT_GROUP}/{event}"));
+            }
+        }
+    }
+}
+
+impl Drop for ReturnEvent {
+    fn drop(&mut self) {
+        if let Err(e) = Self::write(&format!("-:{EVENT_GROUP}/{}", self.name)) {
+            log::warn!("the event {EVENT_GROUP}/{} stays in tracefs: {e}", self.name);
+        }
+    }
 }
 
 /// Opens an event and hangs a program on it.

@@ -442,14 +442,14 @@ impl Loader<'_> {
     }
 
     fn attach_one(&self, name: &str, hook: &Hook) -> Result<Option<(Program, Link)>, Error> {
-        let kprobe = |functions: &[&str], at_return| {
+        let at_symbol = |functions: &[&str], attach: fn(&Program, &str) -> Result<Link, Error>| {
             let program = self.object.load(name, None)?;
             let absent = |r: &Result<Link, Error>| r.as_ref().is_err_and(|e| e.cause.kind() == io::ErrorKind::NotFound);
-            let by_name = functions.iter().map(|f| program.attach_kprobe(f, at_return)).find(|r| !absent(r));
+            let by_name = functions.iter().map(|f| attach(&program, f)).find(|r| !absent(r));
             // Reading all symbols takes a while: only for one that the compiler has given a suffix.
             let link = match by_name {
                 Some(link) => link?,
-                None => program.attach_kprobe(&kernel_function(functions)?, at_return)?,
+                None => attach(&program, &kernel_function(functions)?)?,
             };
             Ok((program, link))
         };
@@ -461,8 +461,8 @@ impl Loader<'_> {
                 let link = program.attach_function()?;
                 (program, link)
             }
-            Hook::Kprobe(functions) => kprobe(functions, false)?,
-            Hook::Kretprobe(functions) => kprobe(functions, true)?,
+            Hook::Kprobe(functions) => at_symbol(functions, Program::attach_kprobe)?,
+            Hook::Kretprobe(functions) => at_symbol(functions, Program::attach_kretprobe)?,
             Hook::RawTracepoint(tracepoint) => {
                 let program = self.object.load(name, None)?;
                 let link = program.attach_raw_tracepoint(tracepoint)?;
