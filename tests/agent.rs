@@ -228,7 +228,7 @@ fn degraded_without_tracefs() {
         // All the others count.
         let f = TestFile::cold("degraded", 4 * common::MIB);
         let (d, _) = agent.during(|| common::read_all(&f.file, common::MIB));
-        assert_eq!((d.attempts(), d.misses()), (1024.0, 1024.0), "as {uid};{}", d.moved());
+        assert_eq!((d.attempts(1024.0), d.misses()), (1024.0, 1024.0), "as {uid};{}", d.moved());
         let (d, ()) = agent.during(|| f.drop_cache());
         assert_eq!(d.evictions("fadvise"), 1024.0, "as {uid};{}", d.moved());
         println!("as user {uid}: CAP_BPF and CAP_PERFMON suffice for all but fadvise");
@@ -457,7 +457,7 @@ fn two_count_the_same_work() {
         })
     });
     for d in [&first, &second] {
-        assert_eq!((d.attempts(), d.misses()), (2048.0, 2048.0), "{}", d.moved());
+        assert_eq!((d.attempts(2048.0), d.misses()), (2048.0, 2048.0), "{}", d.moved());
         assert_eq!(d.of("ebpf_fadvise_calls_total"), 1000.0, "{}", d.moved());
     }
     assert_eq!(first.moved(), second.moved());
@@ -499,7 +499,7 @@ fn stopped_and_continued_it_loses_nothing() {
     sys::kill(pid, libc::SIGCONT);
     let d = common::Delta { before, after: s.agent.settled() };
     assert_eq!(d.of("ebpf_fadvise_calls_total"), f64::from(calls), "{}", d.moved());
-    assert_eq!((d.attempts(), d.misses()), (2048.0, 2048.0), "{}", d.moved());
+    assert_eq!((d.attempts(2048.0), d.misses()), (2048.0, 2048.0), "{}", d.moved());
     let stats = s.agent.stats();
     let rows = stats["fadvise"]["process_stats"].as_array().unwrap();
     let row = rows.iter().find(|r| r["pid"] == std::process::id()).unwrap();
@@ -604,6 +604,6 @@ fn hostile_clients_disturb_neither_health_nor_counting() {
     // It collects every 100 ms; a machine that is busy otherwise may miss some.
     assert!(ticks >= seconds * 10.0 / 2.0, "{ticks} collections in {seconds} s");
     assert_eq!(d.of("ebpf_fadvise_calls_total"), f64::from(calls), "{}", d.moved());
-    assert_eq!((d.attempts(), d.misses()), (4096.0, 4096.0), "{}", d.moved());
+    assert_eq!((d.attempts(4096.0), d.misses()), (4096.0, 4096.0), "{}", d.moved());
     assert_eq!(d.of("ebpf_sidecar_collect_errors_total"), 0.0);
 }

@@ -30,7 +30,7 @@ done
 truncate -s 2G "$work/disk"
 mkfs.ext4 -q -O ^has_journal "$work/disk"
 
-timeout "${VM_TIMEOUT:-900}" qemu-system-x86_64 -accel tcg,thread=single -cpu max -m "${VM_MEMORY:-1G}" -smp 2 \
+timeout "${VM_TIMEOUT:-1800}" qemu-system-x86_64 -accel tcg,thread=single -cpu max -m "${VM_MEMORY:-1G}" -smp 2 \
     -nographic -no-reboot -kernel "$image" -initrd "$work/initrd" \
     -append "console=ttyS0 panic=-1 quiet ${VM_APPEND:-}" \
     -drive "file=$work/disk,if=none,id=disk,format=raw,cache=unsafe" -device nvme,drive=disk,serial=1 \
