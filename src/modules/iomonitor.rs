@@ -305,8 +305,11 @@ fn percent(part: u64, whole: u64) -> Option<f64> {
 
 /// Loads the object and attaches each probe in the first way that works.
 fn attach(scope: &Scope) -> Result<(Attached, Vec<ProbeStatus>), Error> {
+    let begin = Instant::now();
     let object = Object::prepare(NAME, elf())?;
+    log::debug!("BPF object prepared in {:.6} s", begin.elapsed().as_secs_f64());
     apply_scope(&object, scope)?;
+    let begin = Instant::now();
     let mut links = Vec::new();
     let mut probes = Vec::new();
     for probe in PROBES {
@@ -324,6 +327,7 @@ fn attach(scope: &Scope) -> Result<(Attached, Vec<ProbeStatus>), Error> {
         }
         probes.push(status);
     }
+    log::debug!("programs loaded and attached in {:.6} s", begin.elapsed().as_secs_f64());
     let attached = Attached {
         _links: links,
         totals: object.map("totals")?,
