@@ -215,55 +215,68 @@ struct pages {
 	__u64 first, last;
 };
 
+/* The open file behind a descriptor of the current task. */
+static __always_inline struct file *file_of_fd(struct task_struct *task, unsigned int fd)
+{
+	struct fdtable *fdt = task->files->fdt;
+	struct hlist_head *slot;
+
+	if (fd >= fdt->max_fds)
+		return 0;
+	/* Any type that is one pointer will do: this is a load from the table without a helper call. */
+	slot = bpf_rdonly_cast(&fdt->fd[fd], bpf_core_type_id_kernel(struct hlist_head));
+	return bpf_rdonly_cast(slot->first, bpf_core_type_id_kernel(struct file));
+}
+
 /*
- * A batch that ends at a folio which is still being filled is handed to the reader without an event
- * (filemap_get_pages leaves by its error path), so the first event of a read can lack its beginning. pread
- * and read tell where they began, and where they wanted to end.
+ * The pages that the current call asks for, if it is pread or read; others do not tell by themselves where
+ * they begin. False as well if `event` is no part of such a range: then it is of a read inside the call.
  */
-static __always_inline void whole_read(struct task_struct *task, __u32 page_shift, struct pages *p)
+static __always_inline bool pages_asked(struct task_struct *task, __u32 page_shift, const struct pages *event,
+					struct pages *asked)
 {
 	struct pt_regs *regs;
-	struct file *file = 0;
-	struct file **files;
-	struct fdtable *fdt;
-	__u64 pos, len, first, last;
-	unsigned int fd;
+	struct file *file;
+	__u64 pos, len;
 
 	if (task->flags & PF_KTHREAD)
-		return;
+		return false;
 	regs = (struct pt_regs *)bpf_task_pt_regs(task);
 	if (SYSCALL_NR(regs) == NR_pread64) {
 		pos = SYSCALL_ARG3(regs);
 	} else if (SYSCALL_NR(regs) == NR_read) {
-		fdt = task->files->fdt;
-		fd = SYSCALL_ARG0(regs);
-		if (fd >= fdt->max_fds)
-			return;
-		files = fdt->fd;
-		bpf_probe_read_kernel(&file, sizeof(file), &files[fd]);
-		file = bpf_rdonly_cast(file, bpf_core_type_id_kernel(struct file));
+		file = file_of_fd(task, SYSCALL_ARG0(regs));
+		if (!file)
+			return false;
 		pos = file->f_pos; /* moved on only when the call returns */
 	} else {
-		return;
+		return false;
 	}
 	len = SYSCALL_ARG2(regs);
-	first = pos >> page_shift;
-	last = (pos + len - 1) >> page_shift;
-	if (len && first <= p->first && last >= p->first && last <= p->last) {
-		p->first = first;
-		p->last = last;
-	}
+	asked->first = pos >> page_shift;
+	asked->last = (pos + len - 1) >> page_shift;
+	return len && asked->first <= event->first && event->first <= asked->last && asked->last <= event->last;
 }
 
-/* The kernel does not cut the range at the end of the file: that is done here. */
+/*
+ * Counts a read once, on its first event, with its whole range.
+ *
+ * A batch that ends at a folio which is still being filled is handed to the reader without an event
+ * (filemap_get_pages leaves by its error path), so the first event can lack the beginning: where the call
+ * tells what it asked for, that is the range. And a call that asks for the event's one page has no other
+ * event, which spares the most frequent reads the cursor. The kernel does not cut the range at the end of
+ * the file: that is done here.
+ */
 static __always_inline int page_read(__u64 mapping, __u64 index, __u64 last)
 {
 	const struct settings *set = scoped();
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct pages p = { index, last };
+	struct pages asked;
 	struct address_space *space;
 	struct inode *inode;
 	struct totals *t;
+	bool known;
 	__u64 end;
 
 	if (!set)
@@ -272,9 +285,11 @@ static __always_inline int page_read(__u64 mapping, __u64 index, __u64 last)
 	inode = space->host;
 	if ((inode->i_mode & S_IFMT) != S_IFREG)
 		return 0;
-	if (continues_read(task, mapping, index, last))
+	known = pages_asked(task, set->page_shift, &p, &asked);
+	if (!(known && asked.first == last) && continues_read(task, mapping, index, last))
 		return 0;
-	whole_read(task, set->page_shift, &p);
+	if (known)
+		p = asked;
 	end = ((__u64)inode->i_size + (1ULL << set->page_shift) - 1) >> set->page_shift;
 	if (p.first >= end)
 		return 0;
