@@ -252,6 +252,17 @@ static __always_inline struct file *file_of_fd(struct task_struct *task, unsigne
 }
 
 /*
+ * The registers saved when the current call entered the kernel. They lie at one place in the stack of every
+ * task: the helper is asked for it once. A wrong place would do no harm: see what pages_asked() demands.
+ */
+static __always_inline struct pt_regs *saved_regs(struct task_struct *task, struct settings *set)
+{
+	if (!set->regs_offset)
+		set->regs_offset = (void *)bpf_task_pt_regs(task) - task->stack;
+	return bpf_rdonly_cast(task->stack + set->regs_offset, bpf_core_type_id_kernel(struct pt_regs));
+}
+
+/*
  * The pages that the current call asks for, if it is pread or read; others do not tell by themselves where
  * they begin. False as well if `event` is no part of such a range: then it is of a read inside the call.
  */
@@ -264,7 +275,7 @@ static __always_inline bool pages_asked(struct task_struct *task, struct setting
 
 	if (task->flags & PF_KTHREAD)
 		return false;
-	regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	regs = saved_regs(task, set);
 	if (SYSCALL_NR(regs) == NR_pread64) {
 		pos = SYSCALL_ARG3(regs);
 	} else if (SYSCALL_NR(regs) == NR_read) {

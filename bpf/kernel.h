@@ -88,6 +88,7 @@ struct task_struct {
 	struct files_struct *files;
 	struct task_io_accounting ioac;
 	struct reclaim_state *reclaim_state;
+	void *stack;
 };
 
 #if defined(__TARGET_ARCH_x86)
