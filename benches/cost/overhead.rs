@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use crate::common::{self, Agent, Cgroup, MIB, Random, TestFile};
-use crate::{Table, sys};
+use crate::{Table, other_agents, sys};
 
 /// Turns of all the settings.
 const ROUNDS: usize = 8;
@@ -185,8 +185,10 @@ pub fn rows(table: &mut Table) {
         Files { sequential: long.reopen(), warm, cold, cold_random, random: Random(1), buffer: vec![1; MIB] };
     common::read_all(&files.warm.file, MIB);
 
+    let mut disturbed = 0;
     for _ in 0..ROUNDS {
         for setting in &mut settings {
+            disturbed += usize::from(other_agents());
             let agent = setting.agent();
             // On one CPU, and only while measuring: the agents shall run where they like.
             std::thread::scope(|s| {
@@ -199,6 +201,14 @@ pub fn rows(table: &mut Table) {
         }
     }
 
+    if disturbed > 0 {
+        let turns = ROUNDS * settings.len();
+        table.row(
+            "another agent ran on this machine",
+            format!("in {disturbed} of {turns} turns: take the minima"),
+            None,
+        );
+    }
     for (i, operation) in OPERATIONS.iter().enumerate() {
         let (bare, watched) = settings.split_first_mut().unwrap();
         let (bare_min, bare_median) = min_median(&mut bare.batches[i]);
