@@ -35,10 +35,11 @@ enum reclaimer { RECLAIM_KSWAPD, RECLAIM_DIRECT, RECLAIM_MEMCG, RECLAIMERS };
 
 enum scope { SCOPE_HOST, SCOPE_CGROUP, SCOPE_COMM };
 
-/* Set once by the agent, before anything is attached. */
+/* Set once by the agent, before anything is attached, but for what the programs find out themselves. */
 struct settings {
 	__u32 scope; /* enum scope */
 	__u32 page_shift;
+	__u64 regs_offset; /* of the saved registers in a task's stack; 0: not known yet */
 	char comm[COMM_LEN]; /* SCOPE_COMM: NUL-padded */
 };
 

@@ -48,6 +48,11 @@ enum pageflags {
 	PG_head = 0x7fffffff, /* the true value comes from BTF */
 };
 
+/* Which helpers the kernel has. */
+enum bpf_func_id___btf {
+	BPF_FUNC_get_current_task_btf___btf = 158,
+};
+
 struct file {
 	struct inode *f_inode;
 	long long f_pos;
@@ -60,6 +65,12 @@ struct kiocb {
 
 struct iov_iter {
 	unsigned long count;
+};
+
+struct hlist_node;
+
+struct hlist_head {
+	struct hlist_node *first;
 };
 
 struct fdtable {

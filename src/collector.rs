@@ -78,6 +78,7 @@ impl State {
         let mut next = Instant::now() + interval;
         // The channel carries nothing: it closes when the collector is to stop.
         while stopped.recv_deadline(next) == Err(RecvTimeoutError::Timeout) {
+            log::debug!("tick late by {:.6} s", next.elapsed().as_secs_f64());
             let snapshot = self.collect(&publish.load());
             publish.store(snapshot);
             // A tick that was missed (the machine slept) is not made up for.
@@ -99,6 +100,7 @@ impl State {
     }
 
     fn try_collect(&mut self, last: &Snapshot) -> Result<Snapshot, Error> {
+        let waiting = Instant::now();
         for module in &mut self.modules {
             module.prepare()?;
         }
@@ -129,7 +131,10 @@ impl State {
             }
             next.families.extend(sample.families);
         }
-        self.durations.record(begin.elapsed());
+        let took = begin.elapsed();
+        self.durations.record(took);
+        let waited = begin.duration_since(waiting).as_secs_f64();
+        log::debug!("maps ready in {waited:.6} s, collected in {:.6} s", took.as_secs_f64());
         next.families.extend(self.own_families(&next));
         Ok(next)
     }

@@ -54,12 +54,14 @@ macro_rules! plain {
 }
 
 plain! {
-    /// Set once, before anything is attached.
+    /// Set once, before anything is attached, but for what the programs find out themselves.
     Settings = "settings" {
         /// One of the `SCOPE_` constants.
         scope: u32,
         /// log2 of the page size.
         page_shift: u32,
+        /// Where the saved registers lie in a task's stack: the programs fill it in.
+        regs_offset: u64,
         /// Name to match under [`SCOPE_COMM`], NUL-padded.
         comm: [u8; COMM_LEN],
     }

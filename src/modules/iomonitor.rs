@@ -387,8 +387,11 @@ fn percent(part: u64, whole: u64) -> Option<f64> {
 
 /// Loads the object and attaches each probe in the first way that works.
 fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Error> {
+    let begin = Instant::now();
     let object = Object::prepare(NAME, elf())?;
+    log::debug!("BPF object prepared in {:.6} s", begin.elapsed().as_secs_f64());
     apply_scope(&object, &config.scope)?;
+    let begin = Instant::now();
     let mode = config.ebpf.attach;
     let loader = Loader { object: &object, btf: LazyCell::new(KernelBtf::load) };
     let mut running = Vec::new();
@@ -417,6 +420,7 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
         probes.push(status);
     }
     drop(loader);
+    log::debug!("programs loaded and attached in {:.6} s", begin.elapsed().as_secs_f64());
     let attached = Attached {
         running,
         totals: object.map("totals")?,
