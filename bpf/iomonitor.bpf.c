@@ -130,7 +130,10 @@ static __always_inline void current_proc(struct proc_key *key)
 
 	key->tgid = bpf_get_current_pid_tgid() >> 32;
 	key->zero = 0;
-	key->start_ns = BPF_CORE_READ(leader, start_boottime);
+	if (bpf_core_field_exists(leader->start_boottime))
+		key->start_ns = BPF_CORE_READ(leader, start_boottime);
+	else
+		key->start_ns = BPF_CORE_READ((struct task_struct___5_4 *)leader, real_start_time);
 }
 
 /* The current process's row of this interval; null if the map is full. */
@@ -154,15 +157,22 @@ static __always_inline struct proc_row *current_row(const struct proc_key *key)
 
 /* ---- fadvise ---- */
 
-static __always_inline int fadvise_returned(long advice, long ret)
+/*
+ * Only the return of a call is of interest: its arguments are still in the registers saved at its entry, so
+ * nothing has to be carried from entry to return and concurrent calls cannot mix.
+ */
+static __always_inline int fadvise_returned(long ret)
 {
 	struct proc_key key;
 	struct proc_row *row;
+	struct syscall call;
 	struct totals *t;
-	__u32 slot = advice >= 0 && advice < ADVICE_INVALID ? advice : ADVICE_INVALID;
+	__u32 slot;
 
 	if (!scoped())
 		return 0;
+	current_syscall(&call);
+	slot = (__u32)call.arg[3] < ADVICE_INVALID ? call.arg[3] : ADVICE_INVALID;
 	t = cpu_totals();
 	if (!t)
 		return 0;
@@ -222,21 +232,21 @@ struct pages {
  */
 static __always_inline void whole_read(struct task_struct *task, __u32 page_shift, struct pages *p)
 {
-	struct pt_regs *regs;
 	struct file *file = 0;
 	struct file **files;
 	struct fdtable *fdt;
+	struct syscall call;
 	__u64 pos, len, first, last;
 	unsigned int fd;
 
 	if (task->flags & PF_KTHREAD)
 		return;
-	regs = (struct pt_regs *)bpf_task_pt_regs(task);
-	if (SYSCALL_NR(regs) == NR_pread64) {
-		pos = SYSCALL_ARG3(regs);
-	} else if (SYSCALL_NR(regs) == NR_read) {
+	current_syscall(&call);
+	if (call.nr == NR_pread64) {
+		pos = call.arg[3];
+	} else if (call.nr == NR_read) {
 		fdt = task->files->fdt;
-		fd = SYSCALL_ARG0(regs);
+		fd = call.arg[0];
 		if (fd >= fdt->max_fds)
 			return;
 		files = fdt->fd;
@@ -246,7 +256,7 @@ static __always_inline void whole_read(struct task_struct *task, __u32 page_shif
 	} else {
 		return;
 	}
-	len = SYSCALL_ARG2(regs);
+	len = call.arg[2];
 	first = pos >> page_shift;
 	last = (pos + len - 1) >> page_shift;
 	if (len && first <= p->first && last >= p->first && last <= p->last) {
@@ -284,6 +294,36 @@ static __always_inline int page_read(__u64 mapping, __u64 index, __u64 last)
 	if (t)
 		ADD(t->read_pages, p.last - p.first + 1);
 	return 0;
+}
+
+/* `bytes` from `pos` on, of a file that a buffered read or splice goes over. */
+static __always_inline int bytes_read(const struct settings *set, __u64 pos, __u64 bytes)
+{
+	struct totals *t = cpu_totals();
+
+	if (!t || !bytes)
+		return 0;
+	ADD(t->read_pages, ((pos + bytes - 1) >> set->page_shift) - (pos >> set->page_shift) + 1);
+	ADD(t->read_bytes, bytes);
+	return 0;
+}
+
+/* At the entry of a read only what was asked for is known: it counts as far as the file goes. */
+static __always_inline int bytes_asked(struct file *file, __u64 pos, __u64 bytes)
+{
+	const struct settings *set = scoped();
+	struct inode *inode;
+	__u64 size;
+
+	if (!set)
+		return 0;
+	inode = BPF_CORE_READ(file, f_inode);
+	if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFREG)
+		return 0;
+	size = BPF_CORE_READ(inode, i_size);
+	if (pos >= size)
+		return 0;
+	return bytes_read(set, pos, bytes < size - pos ? bytes : size - pos);
 }
 
 /* ---- fills and evictions ---- */
@@ -358,15 +398,15 @@ static __always_inline enum fill_cause copy_cause(unsigned int in, unsigned int 
 /* Why the current task fills a page of this file. */
 static __always_inline enum fill_cause fill_cause(struct inode *inode)
 {
-	struct pt_regs *regs;
+	struct syscall call;
 
 	if (BPF_CORE_READ(current_task(), flags) & PF_KTHREAD)
 		return FILL_OTHER;
 	if (!is_regular(inode))
 		return FILL_OTHER;
-	regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+	current_syscall(&call);
 
-	switch (SYSCALL_NR(regs)) {
+	switch (call.nr) {
 	case -1:
 	/* These populate a mapping through the fault handler. */
 	case NR_mmap:
@@ -381,7 +421,7 @@ static __always_inline enum fill_cause fill_cause(struct inode *inode)
 	case NR_preadv:
 	case NR_preadv2:
 	case NR_finit_module:
-		return fd_cause(SYSCALL_ARG0(regs), inode, FILL_READ);
+		return fd_cause(call.arg[0], inode, FILL_READ);
 	/* The kernel reads the program's headers. */
 	case NR_execve:
 	case NR_execveat:
@@ -391,7 +431,7 @@ static __always_inline enum fill_cause fill_cause(struct inode *inode)
 	case NR_writev:
 	case NR_pwritev:
 	case NR_pwritev2:
-		return fd_cause(SYSCALL_ARG0(regs), inode, FILL_WRITE);
+		return fd_cause(call.arg[0], inode, FILL_WRITE);
 	/* These zero the rest of a page at the new end or at a hole. */
 	case NR_truncate:
 	case NR_ftruncate:
@@ -403,10 +443,10 @@ static __always_inline enum fill_cause fill_cause(struct inode *inode)
 	case NR_process_madvise:
 		return FILL_PREFETCH;
 	case NR_sendfile:
-		return copy_cause(SYSCALL_ARG1(regs), SYSCALL_ARG0(regs), inode);
+		return copy_cause(call.arg[1], call.arg[0], inode);
 	case NR_splice:
 	case NR_copy_file_range:
-		return copy_cause(SYSCALL_ARG0(regs), SYSCALL_ARG2(regs), inode);
+		return copy_cause(call.arg[0], call.arg[2], inode);
 	}
 	return FILL_OTHER;
 }
@@ -431,14 +471,14 @@ static __always_inline int folio_added(void *folio)
 static __always_inline enum eviction_cause eviction_cause(void)
 {
 	struct task_struct *task = current_task();
-	struct pt_regs *regs;
+	struct syscall call;
 
 	if (BPF_CORE_READ(task, reclaim_state))
 		return EVICT_RECLAIM;
 	if (BPF_CORE_READ(task, flags) & PF_KTHREAD)
 		return EVICT_OTHER;
-	regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
-	return SYSCALL_NR(regs) == NR_fadvise64 ? EVICT_FADVISE : EVICT_OTHER;
+	current_syscall(&call);
+	return call.nr == NR_fadvise64 ? EVICT_FADVISE : EVICT_OTHER;
 }
 
 static __always_inline int folio_removed(void *folio)
@@ -561,6 +601,77 @@ static __always_inline int kswapd_woke(void)
 	return 0;
 }
 
+/* ---- entry points: exits of functions (fexit) ---- */
+
+/* ksys_fadvise64_64(fd, offset, len, advice) */
+SEC("fexit/ksys_fadvise64_64")
+int fexit_fadvise(__u64 *ctx)
+{
+	return fadvise_returned((int)ctx[4]);
+}
+
+/*
+ * filemap_read(iocb, iter, already_read), before 5.12 generic_file_buffered_read: returns the bytes copied and
+ * those already read, and has moved iocb->ki_pos to the end.
+ */
+SEC("fexit/filemap_read")
+int fexit_read(__u64 *ctx)
+{
+	struct kiocb *iocb = (struct kiocb *)ctx[0];
+	long bytes = (long)ctx[3] - (long)ctx[2];
+	const struct settings *set;
+
+	if (bytes <= 0 || (iocb->ki_filp->f_inode->i_mode & S_IFMT) != S_IFREG)
+		return 0;
+	set = scoped();
+	return set ? bytes_read(set, iocb->ki_pos - bytes, bytes) : 0;
+}
+
+/* filemap_splice_read(in, ppos, pipe, len, flags), 6.5+: sendfile and splice; *ppos is at the end. */
+SEC("fexit/filemap_splice_read")
+int fexit_splice(__u64 *ctx)
+{
+	struct file *in = (struct file *)ctx[0];
+	long bytes = (long)ctx[5];
+	const struct settings *set;
+	__u64 pos = 0;
+
+	if (bytes <= 0 || (in->f_inode->i_mode & S_IFMT) != S_IFREG)
+		return 0;
+	set = scoped();
+	if (!set)
+		return 0;
+	bpf_probe_read_kernel(&pos, sizeof(pos), (void *)ctx[1]);
+	return bytes_read(set, pos - bytes, bytes);
+}
+
+/* ---- entry points: kprobes ---- */
+
+SEC("kretprobe/ksys_fadvise64_64")
+int kret_fadvise(struct pt_regs *ctx)
+{
+	return fadvise_returned((int)KPROBE_RET(ctx));
+}
+
+/* One end of the function only, the entry: a probe at both costs twice as much and carries state by thread. */
+SEC("kprobe/filemap_read")
+int kprobe_read(struct pt_regs *ctx)
+{
+	struct kiocb *iocb = (struct kiocb *)KPROBE_ARG0(ctx);
+	struct iov_iter *iter = (struct iov_iter *)KPROBE_ARG1(ctx);
+
+	return bytes_asked(BPF_CORE_READ(iocb, ki_filp), BPF_CORE_READ(iocb, ki_pos), BPF_CORE_READ(iter, count));
+}
+
+SEC("kprobe/filemap_splice_read")
+int kprobe_splice(struct pt_regs *ctx)
+{
+	__u64 pos = 0;
+
+	bpf_probe_read_kernel(&pos, sizeof(pos), (void *)KPROBE_ARG1(ctx));
+	return bytes_asked((struct file *)KPROBE_ARG0(ctx), pos, KPROBE_ARG3(ctx));
+}
+
 /* ---- entry points: tracepoints and raw tracepoints ---- */
 
 struct sys_exit_args {
@@ -569,17 +680,11 @@ struct sys_exit_args {
 	long ret;
 };
 
-/*
- * Only the return of the call: its arguments are still in the registers saved at its entry, so nothing has
- * to be carried from entry to return and concurrent calls cannot mix. Any tracepoint of a system call slows
- * all of them, which is why the other ways of attaching come first.
- */
+/* Any tracepoint of a system call slows all of them, which is why the other ways come first. */
 SEC("tracepoint/syscalls/sys_exit_fadvise64")
 int tp_fadvise(struct sys_exit_args *ctx)
 {
-	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
-
-	return fadvise_returned((int)SYSCALL_ARG3(regs), ctx->ret);
+	return fadvise_returned(ctx->ret);
 }
 
 SEC("raw_tracepoint/mm_filemap_get_pages")

@@ -48,6 +48,7 @@ struct totals {
 	__u64 fadvise_failed;
 	__u64 fadvise_advice[ADVICES];
 	__u64 read_pages;
+	__u64 read_bytes; /* unknown to the tracepoint */
 	__u64 fills[FILL_CAUSES]; /* pages */
 	__u64 evictions[EVICTION_CAUSES]; /* pages */
 	__u64 scanned[RECLAIMERS]; /* pages */

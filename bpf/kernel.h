@@ -53,6 +53,15 @@ struct file {
 	long long f_pos;
 };
 
+struct kiocb {
+	struct file *ki_filp;
+	long long ki_pos;
+};
+
+struct iov_iter {
+	unsigned long count;
+};
+
 struct fdtable {
 	unsigned int max_fds;
 	struct file **fd;
@@ -77,11 +86,16 @@ struct task_struct {
 	struct files_struct *files;
 	struct task_io_accounting ioac;
 	struct reclaim_state *reclaim_state;
+	void *stack;
+};
+/* Before 5.5. */
+struct task_struct___5_4 {
+	__u64 real_start_time;
 };
 
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs {
-	unsigned long r10, dx, si, di, orig_ax;
+	unsigned long r10, ax, cx, dx, si, di, orig_ax;
 };
 #elif defined(__TARGET_ARCH_arm64)
 struct pt_regs {

@@ -8,13 +8,26 @@
 
 #include "kernel.h"
 
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+
 #if defined(__TARGET_ARCH_x86)
 
-#define SYSCALL_NR(regs) ((long)(regs)->orig_ax)
-#define SYSCALL_ARG0(regs) ((regs)->di)
-#define SYSCALL_ARG1(regs) ((regs)->si)
-#define SYSCALL_ARG2(regs) ((regs)->dx)
-#define SYSCALL_ARG3(regs) ((regs)->r10)
+/* Names of the saved registers that hold the number and the arguments. */
+#define SYSCALL_NR orig_ax
+#define SYSCALL_ARG0 di
+#define SYSCALL_ARG1 si
+#define SYSCALL_ARG2 dx
+#define SYSCALL_ARG3 r10
+
+/* Arguments and result of a kernel function, in a kprobe. */
+#define KPROBE_ARG0(ctx) ((ctx)->di)
+#define KPROBE_ARG1(ctx) ((ctx)->si)
+#define KPROBE_ARG3(ctx) ((ctx)->cx)
+#define KPROBE_RET(ctx) ((ctx)->ax)
+
+/* arch/x86/include/asm/page_64_types.h, without KASAN. */
+#define THREAD_SIZE (16 * 1024)
 
 enum {
 	NR_read = 0,
@@ -49,11 +62,19 @@ enum {
 
 #elif defined(__TARGET_ARCH_arm64)
 
-#define SYSCALL_NR(regs) ((long)(regs)->syscallno)
-#define SYSCALL_ARG0(regs) ((regs)->orig_x0)
-#define SYSCALL_ARG1(regs) ((regs)->regs[1])
-#define SYSCALL_ARG2(regs) ((regs)->regs[2])
-#define SYSCALL_ARG3(regs) ((regs)->regs[3])
+#define SYSCALL_NR syscallno
+#define SYSCALL_ARG0 orig_x0
+#define SYSCALL_ARG1 regs[1]
+#define SYSCALL_ARG2 regs[2]
+#define SYSCALL_ARG3 regs[3]
+
+#define KPROBE_ARG0(ctx) ((ctx)->regs[0])
+#define KPROBE_ARG1(ctx) ((ctx)->regs[1])
+#define KPROBE_ARG3(ctx) ((ctx)->regs[3])
+#define KPROBE_RET(ctx) ((ctx)->regs[0])
+
+/* arch/arm64/include/asm/memory.h, with pages of 4 KiB and without KASAN. */
+#define THREAD_SIZE (16 * 1024)
 
 enum {
 	NR_truncate = 45,
@@ -89,5 +110,37 @@ enum {
 #else
 #error "this architecture needs its system call numbers here"
 #endif
+
+/* What a task asked the kernel for. The number is -1 in a page fault from user space. */
+struct syscall {
+	int nr;
+	__u64 arg[4];
+};
+
+/*
+ * The helper is from 5.15. Before, the registers are where the kernel's entry code puts them: at the top of the
+ * task's stack.
+ */
+static __always_inline void current_syscall(struct syscall *call)
+{
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_task_pt_regs)) {
+		struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+
+		call->nr = regs->SYSCALL_NR;
+		call->arg[0] = regs->SYSCALL_ARG0;
+		call->arg[1] = regs->SYSCALL_ARG1;
+		call->arg[2] = regs->SYSCALL_ARG2;
+		call->arg[3] = regs->SYSCALL_ARG3;
+	} else {
+		struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+		struct pt_regs *regs = BPF_CORE_READ(task, stack) + THREAD_SIZE - bpf_core_type_size(struct pt_regs);
+
+		call->nr = BPF_CORE_READ(regs, SYSCALL_NR);
+		call->arg[0] = BPF_CORE_READ(regs, SYSCALL_ARG0);
+		call->arg[1] = BPF_CORE_READ(regs, SYSCALL_ARG1);
+		call->arg[2] = BPF_CORE_READ(regs, SYSCALL_ARG2);
+		call->arg[3] = BPF_CORE_READ(regs, SYSCALL_ARG3);
+	}
+}
 
 #endif

@@ -106,7 +106,7 @@ fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
 fn modules(config: &Config) -> Vec<Box<dyn Module>> {
     let module = |name: &ModuleName| -> Box<dyn Module> {
         match name {
-            ModuleName::IoMonitor => Box::new(IoMonitor::new(config.collector.scope.clone())),
+            ModuleName::IoMonitor => Box::new(IoMonitor::new(&config.collector)),
         }
     };
     config.collector.modules.iter().map(module).collect()

@@ -92,7 +92,7 @@ pub fn check(config: &Config) -> (String, bool) {
     }
 
     report.line(true, "scope", &config.collector.scope);
-    let mut monitor = IoMonitor::new(config.collector.scope.clone());
+    let mut monitor = IoMonitor::new(&config.collector);
     let started = monitor.start();
     for p in monitor.probes() {
         match p.mode {

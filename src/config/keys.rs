@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Config, ExportKind, ModuleName, Scope};
+use super::{AttachMode, Config, ExportKind, ModuleName, PROBES, Scope};
 
 /// One key of the configuration.
 pub(super) struct Key {
@@ -153,6 +153,26 @@ pub(super) static KEYS: &[Key] = &[
         },
     },
     Key {
+        path: "collector.probes",
+        kind: Kind::List,
+        allowed: "a list of probes, each once: fadvise, cache_read, cache_fill, cache_evict, reclaim_scan, \
+                  direct_reclaim, memcg_reclaim, kswapd",
+        help: "Probes to attach; the metrics of the others are absent.",
+        set: |c, s| put(&mut c.collector.probes, probes(s)),
+        get: |c| Some(c.collector.probes.join(",")),
+    },
+    Key {
+        path: "collector.ebpf.attach",
+        kind: Kind::Scalar,
+        allowed: "auto, fentry, kprobe or tracepoint",
+        help: "How to attach where there is a choice; auto takes the first that works, in this order.",
+        set: |c, s| put(&mut c.collector.ebpf.attach, attach_mode(s)),
+        get: |c| {
+            let name = AttachMode::NAMES.iter().find(|(mode, _)| *mode == c.collector.ebpf.attach);
+            name.map(|(_, name)| (*name).to_owned())
+        },
+    },
+    Key {
         path: "export.type",
         kind: Kind::Scalar,
         allowed: "prometheus or banyandb",
@@ -262,23 +282,34 @@ fn metrics_path(s: &str) -> Parsed<String> {
     Ok(s.into())
 }
 
-fn modules(s: &str) -> Parsed<Vec<ModuleName>> {
-    let mut modules = Vec::new();
+/// A list of names, each known to `find` and given once.
+fn names<T: PartialEq>(s: &str, find: impl Fn(&str) -> Parsed<T>) -> Parsed<Vec<T>> {
+    let mut all = Vec::new();
     for name in s.split(',').map(str::trim) {
-        let module = match name {
-            "iomonitor" => ModuleName::IoMonitor,
-            "fadvise" | "memory" | "cache" => {
-                return Err(Some("iomonitor has all of the former modules fadvise, memory and cache"));
-            }
-            "" => return Err(Some("a name is missing")),
-            _ => return Err(Some("no such module")),
-        };
-        if modules.contains(&module) {
+        if name.is_empty() {
+            return Err(Some("a name is missing"));
+        }
+        let one = find(name)?;
+        if all.contains(&one) {
             return Err(Some("given twice"));
         }
-        modules.push(module);
+        all.push(one);
     }
-    Ok(modules)
+    Ok(all)
+}
+
+fn modules(s: &str) -> Parsed<Vec<ModuleName>> {
+    names(s, |name| match name {
+        "iomonitor" => Ok(ModuleName::IoMonitor),
+        "fadvise" | "memory" | "cache" => {
+            Err(Some("iomonitor has all of the former modules fadvise, memory and cache"))
+        }
+        _ => Err(Some("no such module")),
+    })
+}
+
+fn probes(s: &str) -> Parsed<Vec<&'static str>> {
+    names(s, |name| PROBES.iter().copied().find(|p| *p == name).ok_or(Some("no such probe")))
 }
 
 fn comm(s: &str) -> Parsed<String> {
@@ -286,6 +317,10 @@ fn comm(s: &str) -> Parsed<String> {
         return Err(None);
     }
     Ok(s.into())
+}
+
+fn attach_mode(s: &str) -> Parsed<AttachMode> {
+    AttachMode::NAMES.iter().find(|(_, name)| *name == s).map(|(mode, _)| *mode).ok_or(None)
 }
 
 fn export_kind(s: &str) -> Parsed<ExportKind> {

@@ -94,6 +94,52 @@ pub struct Collector {
     pub modules: Vec<ModuleName>,
     /// Whose I/O is counted.
     pub scope: Scope,
+    /// Names of the probes to attach, of [`PROBES`]: at least one, each once.
+    pub probes: Vec<&'static str>,
+    /// The BPF programs.
+    pub ebpf: Ebpf,
+}
+
+/// Names of all probes.
+pub const PROBES: &[&str] = &[
+    "fadvise",
+    "cache_read",
+    "cache_fill",
+    "cache_evict",
+    "reclaim_scan",
+    "direct_reclaim",
+    "memcg_reclaim",
+    "kswapd",
+];
+
+/// The BPF programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ebpf {
+    /// How they are attached.
+    pub attach: AttachMode,
+}
+
+/// How programs are attached, where there is a choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttachMode {
+    /// In the first way that works, cheapest first: fentry, kprobe, tracepoint.
+    Auto,
+    /// At functions, through the kernel's BTF trampolines.
+    Fentry,
+    /// At functions, through kprobes.
+    Kprobe,
+    /// At tracepoints.
+    Tracepoint,
+}
+
+impl AttachMode {
+    /// All modes, with their names in the configuration.
+    pub const NAMES: [(AttachMode, &'static str); 4] = [
+        (AttachMode::Auto, "auto"),
+        (AttachMode::Fentry, "fentry"),
+        (AttachMode::Kprobe, "kprobe"),
+        (AttachMode::Tracepoint, "tracepoint"),
+    ];
 }
 
 /// A module.
@@ -181,6 +227,8 @@ impl Default for Config {
                 interval: Duration::from_secs(10),
                 modules: vec![ModuleName::IoMonitor],
                 scope: Scope::Host,
+                probes: PROBES.to_vec(),
+                ebpf: Ebpf { attach: AttachMode::Auto },
             },
             export: Export {
                 kind: ExportKind::Prometheus,

@@ -77,6 +77,8 @@ collector:
   modules: [\"iomonitor\"]
   scope:
     comm: 0x10
+  probes: [kswapd, fadvise]
+  ebpf: {attach: kprobe}
 export:
   type: banyandb
   banyandb: {endpoint: 'a-b.c:1,[::1]:17912,10.0.0.1:2', group: g_1, timeout: *time}
@@ -94,6 +96,8 @@ export:
             interval: Duration::from_secs(90),
             modules: vec![ModuleName::IoMonitor],
             scope: Scope::Comm("0x10".into()),
+            probes: vec!["kswapd", "fadvise"],
+            ebpf: Ebpf { attach: AttachMode::Kprobe },
         },
         export: Export {
             kind: ExportKind::BanyanDb,
@@ -138,6 +142,7 @@ const BAD_VALUES: &[(&str, &str, &[&str])] = &[
     ("collector.scope.cgroup", "not absolute", &["system.slice", "../a"]),
     ("collector.scope.cgroup", "", &["''"]),
     ("collector.scope.comm", "", &["''", "sixteen-bytes-xy", "ääääääää"]),
+    ("collector.ebpf.attach", "", &["fexit", "Auto"]),
     ("export.type", "", &["influxdb", "Prometheus", "''"]),
     ("export.banyandb.endpoint", "no scheme stands before the host", &["http://a:1"]),
     (
@@ -168,7 +173,7 @@ fn a_bad_value_is_an_error_with_file_line_key_value_and_what_is_allowed() {
         }
     }
     let without: Vec<_> = KEYS.iter().filter(|k| !BAD_VALUES.iter().any(|b| b.0 == k.path)).map(|k| k.path).collect();
-    assert_eq!(without, ["collector.modules"], "no bad value is tried");
+    assert_eq!(without, ["collector.modules", "collector.probes"], "lists are among the bad files");
 }
 
 /// The other errors of the file: the text, the line, and what the message says.
@@ -189,6 +194,8 @@ server:\n  http: 8080 | 2 | server.http | 8080 | a section with address, port, m
 server:\n  grpc: [1] | 2 | server.grpc | sequence | a section with address, port, tls
 server:\n  http:\n    port: [1] | 3 | server.http.port | sequence | a port from 1 to 65535
 server:\n  http:\n    port:\n      a: 1 | 4 | server.http.port | map | a port from 1 to 65535
+collector:\n  probes: [fadvice] | 2 | collector.probes: "fadvice" is not allowed | a list of probes
+collector:\n  probes:\n    - kswapd\n    - kswapd | 4 | collector.probes: "kswapd" is not allowed | given twice
 collector:\n  modules: iomonitor | 2 | collector.modules | "iomonitor" | a list of modules
 collector:\n  modules: {a: b} | 2 | collector.modules | map | a list of modules
 collector:\n  modules: [[a]] | 2 | collector.modules[0] | sequence | a list of modules

@@ -74,6 +74,8 @@ plain! {
         fadvise_advice: [u64; 7],
         /// Pages that buffered reads touched.
         read_pages: u64,
+        /// Bytes that they copied; unknown to the tracepoint.
+        read_bytes: u64,
         /// Pages filled, by cause.
         fills: [u64; 5],
         /// Pages removed, by cause.

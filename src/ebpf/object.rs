@@ -35,6 +35,17 @@ pub struct Error {
     pub log: String,
 }
 
+impl Clone for Error {
+    /// The cause keeps its errno or kind, and its words.
+    fn clone(&self) -> Self {
+        let cause = match self.cause.raw_os_error() {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => io::Error::new(self.cause.kind(), self.cause.to_string()),
+        };
+        Self { what: self.what.clone(), cause, log: self.log.clone() }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.what, self.cause)?;
@@ -120,6 +131,7 @@ impl Object {
     /// Opens the ELF image `elf`, creates its maps and applies the relocations for the running kernel.
     pub fn prepare(name: &str, elf: &[u8]) -> Result<Self, Error> {
         let object = Self::open(name, elf)?;
+        object.skip_unknown_maps();
         // SAFETY: the object is open and not yet prepared.
         let code = unsafe { sys::bpf_object__prepare(object.0.as_ptr()) };
         if code == 0 {
@@ -145,6 +157,26 @@ impl Object {
             cause: io::Error::last_os_error(),
             log: take_warnings(),
         })
+    }
+
+    /// Leaves out maps of a type that this kernel lacks (task storage is from 5.11): a program that uses one is
+    /// refused when it is loaded, the others are not.
+    fn skip_unknown_maps(&self) {
+        let mut map = ptr::null_mut();
+        loop {
+            // SAFETY: the object is live; a null map starts the walk, each next one belongs to the object.
+            map = unsafe { sys::bpf_object__next_map(self.0.as_ptr(), map) };
+            if map.is_null() {
+                return;
+            }
+            // SAFETY: a map of the live object, which is not prepared yet; no options.
+            unsafe {
+                let kind = sys::bpf_map__type(map);
+                if kind == sys::BPF_MAP_TYPE_TASK_STORAGE && sys::libbpf_probe_bpf_map_type(kind, ptr::null()) == 0 {
+                    sys::bpf_map__set_autocreate(map, false);
+                }
+            }
+        }
     }
 
     /// A handle of the map `name`.
@@ -174,8 +206,9 @@ impl Object {
         Ok(Map { name: name.to_owned(), fd, key_size: key_size as usize, value_size, copies })
     }
 
-    /// Has the kernel verify and load the program `name`.
-    pub fn load(&self, name: &str) -> Result<Program, Error> {
+    /// Has the kernel verify and load the program `name`; one that hangs at a function (fexit) needs its
+    /// number in the kernel's BTF.
+    pub fn load(&self, name: &str, function: Option<FunctionId>) -> Result<Program, Error> {
         let what = || format!("load program {name}");
         let c_name = c_string(name)?;
         // SAFETY: the object is live, the name is a C string.
@@ -188,6 +221,7 @@ impl Object {
             let mut opts = sys::bpf_prog_load_opts {
                 sz: size_of::<sys::bpf_prog_load_opts>() as _,
                 expected_attach_type: sys::bpf_program__expected_attach_type(prog),
+                attach_btf_id: function.map_or(0, |f| f.0),
                 ..Default::default()
             };
             let btf = sys::bpf_object__btf_fd(self.0.as_ptr());
@@ -242,6 +276,42 @@ fn verifier_tail(log: &[u8]) -> String {
     lines[lines.len().saturating_sub(VERIFIER_LINES)..].join("\n")
 }
 
+/// The kernel's own description of its types and functions.
+pub struct KernelBtf(NonNull<sys::btf>);
+
+/// Number of a kernel function in [`KernelBtf`].
+#[derive(Debug, Clone, Copy)]
+pub struct FunctionId(u32);
+
+impl KernelBtf {
+    /// Reads it from /sys/kernel/btf/vmlinux: some milliseconds, and megabytes until it is dropped.
+    pub fn load() -> Result<Self, Error> {
+        take_warnings();
+        // SAFETY: no arguments.
+        let btf = unsafe { sys::btf__load_vmlinux_btf() };
+        NonNull::new(btf).map(Self).ok_or_else(|| Error {
+            what: "read the kernel's BTF".into(),
+            cause: io::Error::last_os_error(),
+            log: take_warnings(),
+        })
+    }
+
+    /// The function `name`, if the kernel has it (and has not inlined every call of it).
+    pub fn function(&self, name: &str) -> Option<FunctionId> {
+        let name = CString::new(name).ok()?;
+        // SAFETY: live BTF, a C string.
+        let id = unsafe { sys::btf__find_by_name_kind(self.0.as_ptr(), name.as_ptr(), sys::BTF_KIND_FUNC) };
+        u32::try_from(id).ok().map(FunctionId)
+    }
+}
+
+impl Drop for KernelBtf {
+    fn drop(&mut self) {
+        // SAFETY: loaded by us, freed once.
+        unsafe { sys::btf__free(self.0.as_ptr()) };
+    }
+}
+
 /// A program that the kernel has accepted.
 pub struct Program {
     name: String,
@@ -252,10 +322,19 @@ impl Program {
     /// Attaches it to the raw tracepoint `name` (4.17+).
     pub fn attach_raw_tracepoint(&self, name: &str) -> Result<Link, Error> {
         let c_name = c_string(name)?;
-        // SAFETY: the name is a C string, the descriptor a loaded program.
-        let fd = unsafe { sys::bpf_raw_tracepoint_open(c_name.as_ptr(), self.fd.as_raw_fd()) };
+        self.raw_link(c_name.as_ptr(), || format!("attach {} to raw tracepoint {name}", self.name))
+    }
+
+    /// Attaches it to the function that it was loaded for.
+    pub fn attach_function(&self) -> Result<Link, Error> {
+        self.raw_link(ptr::null(), || format!("attach {}", self.name))
+    }
+
+    fn raw_link(&self, name: *const c_char, what: impl Fn() -> String) -> Result<Link, Error> {
+        // SAFETY: null or a C string that lives for the call; the descriptor is a loaded program.
+        let fd = unsafe { sys::bpf_raw_tracepoint_open(name, self.fd.as_raw_fd()) };
         if fd < 0 {
-            return Err(error(format!("attach {} to raw tracepoint {name}", self.name), errno(fd)));
+            return Err(error(what(), errno(fd)));
         }
         // SAFETY: a fresh descriptor, ours alone.
         Ok(Link(unsafe { OwnedFd::from_raw_fd(fd) }))
@@ -266,6 +345,26 @@ impl Program {
         let what = || format!("attach {} to tracepoint {category}:{name}", self.name);
         let id = os::tracepoint_id(category, name).map_err(|e| error(what(), e))?;
         os::perf_tracepoint(id, &self.fd).map(Link).map_err(|e| error(what(), e))
+    }
+
+    /// Attaches it to the entry of the kernel function `name`, or to its return.
+    pub fn attach_kprobe(&self, name: &str, at_return: bool) -> Result<Link, Error> {
+        let what = || format!("attach {} to function {name}", self.name);
+        let c_name = c_string(name)?;
+        os::perf_kprobe(&c_name, at_return, &self.fd).map(Link).map_err(|e| error(what(), e))
+    }
+
+    /// Events at which it did not run, because it would have interrupted itself on the same CPU; the kernel
+    /// counts them from 5.12 on.
+    pub fn missed(&self) -> Result<u64, Error> {
+        let mut info = sys::bpf_prog_info::default();
+        let mut len = size_of_val(&info) as u32;
+        // SAFETY: a live struct, and its length.
+        let code = unsafe { sys::bpf_prog_get_info_by_fd(self.fd.as_raw_fd(), &mut info, &mut len) };
+        if code != 0 {
+            return Err(error(format!("read what program {} missed", self.name), errno(code)));
+        }
+        Ok(info.recursion_misses)
     }
 }
 

@@ -1,8 +1,9 @@
 //! The system calls that std does not offer: signals, mounts, perf events, and what the kernel tells of
 //! itself.
 
+use std::ffi::CStr;
 use std::fs;
-use std::io;
+use std::io::{self, BufRead};
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -96,10 +97,29 @@ pub fn perf_tracepoint(id: u64, prog: &OwnedFd) -> io::Result<OwnedFd> {
     // SAFETY: all-zero is a valid perf_event_attr.
     let mut attr: libbpf_sys::perf_event_attr = unsafe { mem::zeroed() };
     attr.type_ = libbpf_sys::PERF_TYPE_TRACEPOINT;
-    attr.size = size_of::<libbpf_sys::perf_event_attr>() as _;
     attr.config = id;
-    // One event on one CPU is enough: the program hangs at the tracepoint, and runs on all of them.
-    // SAFETY: the attributes are live and as long as they say.
+    perf_event(attr, prog)
+}
+
+/// Runs `prog` when the kernel function `name` is entered, or when it returns, until the descriptor is closed.
+/// 4.17+: the kind of event is not in perf's fixed list, sysfs tells it.
+pub fn perf_kprobe(name: &CStr, at_return: bool, prog: &OwnedFd) -> io::Result<OwnedFd> {
+    let kind = "/sys/bus/event_source/devices/kprobe/type";
+    let text = fs::read_to_string(kind).map_err(|e| io::Error::new(e.kind(), format!("{kind}: {e}")))?;
+    // SAFETY: all-zero is a valid perf_event_attr.
+    let mut attr: libbpf_sys::perf_event_attr = unsafe { mem::zeroed() };
+    attr.type_ =
+        text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{kind}: {text:?}")))?;
+    attr.config = at_return.into(); // format/retprobe: bit 0
+    attr.__bindgen_anon_3.kprobe_func = name.as_ptr() as u64;
+    perf_event(attr, prog)
+}
+
+/// Opens an event and hangs a program on it.
+fn perf_event(mut attr: libbpf_sys::perf_event_attr, prog: &OwnedFd) -> io::Result<OwnedFd> {
+    attr.size = size_of::<libbpf_sys::perf_event_attr>() as _;
+    // One event on one CPU is enough: the program hangs at the place itself, and runs on all of them.
+    // SAFETY: the attributes are live and as long as they say, and so is the name they may point to.
     let fd = unsafe {
         libc::syscall(libc::SYS_perf_event_open, &attr, -1, 0, -1, libbpf_sys::PERF_FLAG_FD_CLOEXEC as libc::c_ulong)
     };
@@ -114,6 +134,23 @@ pub fn perf_tracepoint(id: u64, prog: &OwnedFd) -> io::Result<OwnedFd> {
     // SAFETY: as above.
     check(unsafe { libc::ioctl(event.as_raw_fd(), ENABLE as _, 0) })?;
     Ok(event)
+}
+
+/// The kernel's symbol for the function `name`: itself, or with a suffix of the compiler's (`.isra.0`,
+/// `.constprop.0`), never a `.cold` part.
+pub fn kernel_symbol(name: &str) -> io::Result<Option<String>> {
+    let file = fs::File::open("/proc/kallsyms")?;
+    for line in io::BufReader::new(file).lines() {
+        let line = line?;
+        let symbol = line.split_ascii_whitespace().nth(2).unwrap_or_default();
+        let of_function = symbol
+            .strip_prefix(name)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(".isra.") || rest.starts_with(".constprop."));
+        if of_function && !symbol.contains(".cold") {
+            return Ok(Some(symbol.to_owned()));
+        }
+    }
+    Ok(None)
 }
 
 // ---- the kernel and this process ----

@@ -4,6 +4,7 @@
 //! `ebpf/abi.rs`, an entry in [`PROBES`], the metrics in `metrics/catalogue.rs`, and their values in
 //! `IoMonitor::statistics` and [`families`].
 
+use std::cell::LazyCell;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
@@ -12,9 +13,9 @@ use std::time::Instant;
 
 use super::processes::Processes;
 use super::{Module, Sample};
-use crate::config::Scope;
+use crate::config::{self, AttachMode, Scope};
 use crate::ebpf::abi::{self, COMM_LEN, Plain, ProcKey, ProcRow, Settings, Stall, Totals};
-use crate::ebpf::object::{Error, Link, Map, Object};
+use crate::ebpf::object::{Error, KernelBtf, Link, Map, Object, Program};
 use crate::ebpf::os;
 use crate::metrics::catalogue as m;
 use crate::metrics::histogram::Histogram;
@@ -45,18 +46,26 @@ struct Probe {
 /// All its programs are attached, in order, or none.
 struct Way {
     mode: &'static str,
+    /// Which value of `collector.ebpf.attach` asks for it; `None`: the only way there is.
+    choice: Option<AttachMode>,
     programs: &'static [(&'static str, Hook)],
 }
 
+/// Where a program hangs. Of several functions the first that this kernel has is taken.
 enum Hook {
+    FunctionExit(&'static [&'static str]),
+    Kprobe(&'static [&'static str]),
+    Kretprobe(&'static [&'static str]),
     RawTracepoint(&'static str),
     Tracepoint(&'static str, &'static str),
+    /// As the other, but left out where the kernel has no such function.
+    IfThere(&'static Hook),
 }
 
-/// A way through raw tracepoints: pairs of program and tracepoint.
+/// The only way of a probe, through raw tracepoints: pairs of program and tracepoint.
 macro_rules! raw {
     ($($program:literal => $tracepoint:literal),+) => {
-        Way { mode: "raw_tracepoint", programs: &[$(($program, Hook::RawTracepoint($tracepoint))),+] }
+        Way { mode: "raw_tracepoint", choice: None, programs: &[$(($program, Hook::RawTracepoint($tracepoint))),+] }
     };
 }
 
@@ -72,12 +81,50 @@ const KSWAPD: &str = "kswapd";
 static PROBES: &[Probe] = &[
     Probe {
         name: FADVISE,
-        ways: &[Way {
-            mode: "tracepoint",
-            programs: &[("tp_fadvise", Hook::Tracepoint("syscalls", FADVISE_TRACEPOINT))],
-        }],
+        ways: &[
+            Way {
+                mode: "fexit",
+                choice: Some(AttachMode::Fentry),
+                programs: &[("fexit_fadvise", Hook::FunctionExit(FADVISE_FUNCTIONS))],
+            },
+            Way {
+                mode: "kprobe",
+                choice: Some(AttachMode::Kprobe),
+                programs: &[("kret_fadvise", Hook::Kretprobe(FADVISE_FUNCTIONS))],
+            },
+            Way {
+                mode: "tracepoint",
+                choice: Some(AttachMode::Tracepoint),
+                programs: &[("tp_fadvise", Hook::Tracepoint("syscalls", FADVISE_TRACEPOINT))],
+            },
+        ],
     },
-    Probe { name: CACHE_READ, ways: &[raw!("raw_read" => "mm_filemap_get_pages")] },
+    Probe {
+        name: CACHE_READ,
+        ways: &[
+            Way {
+                mode: "fexit",
+                choice: Some(AttachMode::Fentry),
+                programs: &[
+                    ("fexit_read", Hook::FunctionExit(READ_FUNCTIONS)),
+                    ("fexit_splice", Hook::IfThere(&Hook::FunctionExit(SPLICE_FUNCTIONS))),
+                ],
+            },
+            Way {
+                mode: "kprobe",
+                choice: Some(AttachMode::Kprobe),
+                programs: &[
+                    ("kprobe_read", Hook::Kprobe(READ_FUNCTIONS)),
+                    ("kprobe_splice", Hook::IfThere(&Hook::Kprobe(SPLICE_FUNCTIONS))),
+                ],
+            },
+            Way {
+                mode: "raw_tracepoint",
+                choice: Some(AttachMode::Tracepoint),
+                programs: &[("raw_read", Hook::RawTracepoint("mm_filemap_get_pages"))],
+            },
+        ],
+    },
     Probe { name: CACHE_FILL, ways: &[raw!("raw_fill" => "mm_filemap_add_to_page_cache")] },
     Probe { name: CACHE_EVICT, ways: &[raw!("raw_evict" => "mm_filemap_delete_from_page_cache")] },
     Probe { name: RECLAIM_SCAN, ways: &[raw!("raw_scan" => "mm_vmscan_lru_shrink_inactive")] },
@@ -97,6 +144,13 @@ static PROBES: &[Probe] = &[
     Probe { name: KSWAPD, ways: &[raw!("raw_kswapd" => "mm_vmscan_kswapd_wake")] },
 ];
 
+/// What the system call does its work in.
+const FADVISE_FUNCTIONS: &[&str] = &["ksys_fadvise64_64"];
+/// The second was its name in 4.18 to 5.11.
+const READ_FUNCTIONS: &[&str] = &["filemap_read", "generic_file_buffered_read"];
+/// sendfile and splice, from 6.5 on; before, they came through the former.
+const SPLICE_FUNCTIONS: &[&str] = &["filemap_splice_read"];
+
 #[cfg(target_arch = "x86_64")]
 const FADVISE_TRACEPOINT: &str = "sys_exit_fadvise64";
 #[cfg(target_arch = "aarch64")]
@@ -104,7 +158,7 @@ const FADVISE_TRACEPOINT: &str = "sys_exit_fadvise64_64";
 
 /// The module.
 pub struct IoMonitor {
-    scope: Scope,
+    config: config::Collector,
     attached: Option<Attached>,
     probes: Vec<ProbeStatus>,
     processes: Processes,
@@ -117,8 +171,8 @@ pub struct IoMonitor {
 
 /// What lives in the kernel; dropping it detaches and frees.
 struct Attached {
-    /// Held for their `Drop`; the first goes first.
-    _links: Vec<Link>,
+    /// Detached in this order when dropped.
+    running: Vec<Running>,
     totals: Map,
     procs: Map,
     /// The two maps that take turns behind `procs`, the one in use first.
@@ -128,11 +182,19 @@ struct Attached {
     stalls: Map,
 }
 
+/// An attached program.
+struct Running {
+    probe: &'static str,
+    /// Held for its `Drop`.
+    _link: Link,
+    program: Program,
+}
+
 impl IoMonitor {
-    /// A monitor of what is in `scope`, not yet attached.
-    pub fn new(scope: Scope) -> Self {
+    /// A monitor as configured, not yet attached.
+    pub fn new(config: &config::Collector) -> Self {
         Self {
-            scope,
+            config: config.clone(),
             attached: None,
             probes: Vec::new(),
             processes: Processes::default(),
@@ -140,6 +202,10 @@ impl IoMonitor {
             last: Totals::default(),
             hits: 0,
         }
+    }
+
+    fn attached_as(&self, probe: &str, mode: &str) -> bool {
+        self.probes.iter().any(|p| p.name == probe && p.mode == Some(mode))
     }
 
     fn has(&self, probe: &str) -> bool {
@@ -173,7 +239,8 @@ impl IoMonitor {
             misses: fills.then_some(misses),
             hit_rate_percent: miss_rate.map(|r| 100.0 - r),
             miss_rate_percent: miss_rate,
-            read_bytes: None,
+            // The tracepoint does not tell what was copied.
+            read_bytes: (reads && !self.attached_as(CACHE_READ, "raw_tracepoint")).then_some(now.read_bytes),
             adds: fills.then_some(now.fills),
             evictions: self.has(CACHE_EVICT).then_some(now.evictions),
         };
@@ -205,7 +272,7 @@ impl Module for IoMonitor {
 
     fn start(&mut self) -> Result<(), Error> {
         self.stop();
-        let (attached, probes) = attach(&self.scope)?;
+        let (attached, probes) = attach(&self.config)?;
         for p in &probes {
             match p.mode {
                 Some(mode) => log::info!("probe {} attached: {mode}", p.name),
@@ -245,6 +312,7 @@ impl Module for IoMonitor {
         let interval = attached.drain_processes()?;
         let mut stalling = Vec::new();
         attached.stalls.for_each(|_: u64, s: Stall| stalling.push(s.proc))?;
+        let missed = attached.missed()?;
 
         self.processes.absorb(&interval, Instant::now());
         let io = self.statistics(&totals, &interval, &stalling);
@@ -254,6 +322,7 @@ impl Module for IoMonitor {
             &m::EVENTS_LOST,
             [("processes", totals.overflow_calls), ("stalls", totals.lost_stalls)],
         ));
+        families.push(missed);
         Ok(Sample { io: Some(io), families })
     }
 
@@ -267,6 +336,19 @@ impl Attached {
         let mut value = Vec::new();
         self.totals.lookup(&0u32.to_ne_bytes(), &mut value)?;
         Ok(Totals::sum(self.totals.per_cpu(&value).chain([base.bytes()])))
+    }
+
+    /// Events that each probe's programs missed.
+    fn missed(&self) -> Result<Family, Error> {
+        let mut by_probe = Vec::new();
+        for probe in PROBES {
+            let mut programs = self.running.iter().filter(|r| r.probe == probe.name).peekable();
+            if programs.peek().is_some() {
+                let missed = programs.map(|r| r.program.missed()).sum::<Result<u64, _>>()?;
+                by_probe.push((probe.name, missed));
+            }
+        }
+        Ok(Family::labelled(&m::EVENTS_MISSED, by_probe))
     }
 
     /// Has the programs write to the other map, unless they wrote nothing to this one.
@@ -304,19 +386,29 @@ fn percent(part: u64, whole: u64) -> Option<f64> {
 }
 
 /// Loads the object and attaches each probe in the first way that works.
-fn attach(scope: &Scope) -> Result<(Attached, Vec<ProbeStatus>), Error> {
+fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Error> {
     let object = Object::prepare(NAME, elf())?;
-    apply_scope(&object, scope)?;
-    let mut links = Vec::new();
+    apply_scope(&object, &config.scope)?;
+    let mode = config.ebpf.attach;
+    let loader = Loader { object: &object, btf: LazyCell::new(KernelBtf::load) };
+    let mut running = Vec::new();
     let mut probes = Vec::new();
-    for probe in PROBES {
+    for probe in PROBES.iter().filter(|p| config.probes.contains(&p.name)) {
         let mut status = ProbeStatus { name: probe.name, mode: None, failures: Vec::new() };
-        for way in probe.ways {
-            match attach_way(&object, way) {
+        let wanted = |w: &&Way| mode == AttachMode::Auto || w.choice.is_none_or(|c| c == mode);
+        for way in probe.ways.iter().filter(wanted) {
+            match loader.attach(way) {
                 Ok(new) => {
                     status.mode = Some(way.mode);
                     // The last attached is the first to go.
-                    links.splice(0..0, new.into_iter().rev());
+                    running.splice(
+                        0..0,
+                        new.into_iter().rev().map(|(program, link)| Running {
+                            probe: probe.name,
+                            _link: link,
+                            program,
+                        }),
+                    );
                     break;
                 }
                 Err(e) => status.failures.push((way.mode, e.to_string())),
@@ -324,8 +416,9 @@ fn attach(scope: &Scope) -> Result<(Attached, Vec<ProbeStatus>), Error> {
         }
         probes.push(status);
     }
+    drop(loader);
     let attached = Attached {
-        _links: links,
+        running,
         totals: object.map("totals")?,
         procs: object.map("procs")?,
         halves: [object.map("procs_a")?, object.map("procs_b")?],
@@ -337,17 +430,72 @@ fn attach(scope: &Scope) -> Result<(Attached, Vec<ProbeStatus>), Error> {
     Ok((attached, probes))
 }
 
-fn attach_way(object: &Object, way: &Way) -> Result<Vec<Link>, Error> {
-    way.programs
-        .iter()
-        .map(|(name, hook)| {
-            let program = object.load(name)?;
-            match hook {
-                Hook::RawTracepoint(name) => program.attach_raw_tracepoint(name),
-                Hook::Tracepoint(category, name) => program.attach_tracepoint(category, name),
+struct Loader<'a> {
+    object: &'a Object,
+    btf: LazyCell<Result<KernelBtf, Error>>,
+}
+
+impl Loader<'_> {
+    fn attach(&self, way: &Way) -> Result<Vec<(Program, Link)>, Error> {
+        let all = way.programs.iter().map(|(name, hook)| self.attach_one(name, hook));
+        all.filter_map(Result::transpose).collect()
+    }
+
+    fn attach_one(&self, name: &str, hook: &Hook) -> Result<Option<(Program, Link)>, Error> {
+        let kprobe = |functions: &[&str], at_return| {
+            let program = self.object.load(name, None)?;
+            let link = program.attach_kprobe(&kernel_function(functions)?, at_return)?;
+            Ok((program, link))
+        };
+        let attached = match hook {
+            Hook::FunctionExit(functions) => {
+                let btf = self.btf.as_ref().map_err(Error::clone)?;
+                let function = functions.iter().find_map(|f| btf.function(f)).ok_or_else(|| no_function(functions))?;
+                let program = self.object.load(name, Some(function))?;
+                let link = program.attach_function()?;
+                (program, link)
             }
-        })
-        .collect()
+            Hook::Kprobe(functions) => kprobe(functions, false)?,
+            Hook::Kretprobe(functions) => kprobe(functions, true)?,
+            Hook::RawTracepoint(tracepoint) => {
+                let program = self.object.load(name, None)?;
+                let link = program.attach_raw_tracepoint(tracepoint)?;
+                (program, link)
+            }
+            Hook::Tracepoint(category, tracepoint) => {
+                let program = self.object.load(name, None)?;
+                let link = program.attach_tracepoint(category, tracepoint)?;
+                (program, link)
+            }
+            Hook::IfThere(hook) => {
+                return match self.attach_one(name, hook) {
+                    Err(e) if e.cause.kind() == io::ErrorKind::NotFound => Ok(None),
+                    other => other,
+                };
+            }
+        };
+        Ok(Some(attached))
+    }
+}
+
+fn no_function(functions: &[&str]) -> Error {
+    Error {
+        what: format!("find function {}", functions.join(" or ")),
+        cause: io::ErrorKind::NotFound.into(),
+        log: "this kernel does not have it, or has inlined it".into(),
+    }
+}
+
+/// Symbol of the first of these functions that the kernel has.
+fn kernel_function(functions: &[&str]) -> Result<String, Error> {
+    for name in functions {
+        let found = os::kernel_symbol(name);
+        let found = found.map_err(|cause| Error { what: "read /proc/kallsyms".into(), cause, log: String::new() })?;
+        if let Some(symbol) = found {
+            return Ok(symbol);
+        }
+    }
+    Err(no_function(functions))
 }
 
 /// Tells the programs whom to count.
@@ -412,9 +560,10 @@ pub fn families(io: &IoStats) -> Vec<Family> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     fn monitor() -> IoMonitor {
-        let mut monitor = IoMonitor::new(Scope::Host);
+        let mut monitor = IoMonitor::new(&Config::default().collector);
         let status = |p: &Probe| ProbeStatus { name: p.name, mode: Some("test"), failures: Vec::new() };
         monitor.probes = PROBES.iter().map(status).collect();
         monitor
@@ -422,6 +571,11 @@ mod tests {
 
     fn names(io: &IoStats) -> Vec<&'static str> {
         families(io).iter().map(|f| f.metric.name).collect()
+    }
+
+    #[test]
+    fn the_configuration_knows_every_probe() {
+        assert!(PROBES.iter().map(|p| p.name).eq(config::PROBES.iter().copied()));
     }
 
     #[test]
@@ -452,7 +606,7 @@ mod tests {
     #[test]
     fn a_probe_that_is_not_attached_takes_its_metrics_away() {
         let mut monitor = monitor();
-        assert_eq!(names(&monitor.statistics(&Totals::default(), &[], &[])).len(), 18);
+        assert_eq!(names(&monitor.statistics(&Totals::default(), &[], &[])).len(), 19);
         monitor.probes.iter_mut().filter(|p| p.name == CACHE_READ).for_each(|p| p.mode = None);
         let io = monitor.statistics(&Totals::default(), &[], &[]);
         let got = names(&io);
