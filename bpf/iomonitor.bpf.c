@@ -503,10 +503,10 @@ static __always_inline int folio_removed(void *folio)
 /* ---- reclaim ---- */
 
 /* Index of the bucket whose upper bound, 2^(10 + index) ns, is the first not below `ns`. */
-static __always_inline __u32 stall_bucket(__u64 ns)
+static __always_inline __u64 stall_bucket(__u64 ns)
 {
 	__u64 v = ns ? (ns - 1) >> 10 : 0;
-	__u32 bits = 0;
+	__u64 bits = 0;
 
 	if (v >> 32)
 		return STALL_BUCKETS - 1;
@@ -548,8 +548,7 @@ static __always_inline int reclaim_ends(void)
 	struct stall *stall = bpf_map_lookup_elem(&stalls, &thread);
 	struct proc_row *row;
 	struct totals *t;
-	__u64 ns;
-	__u32 bucket;
+	__u64 ns, bucket;
 
 	if (!stall)
 		return 0;
@@ -559,6 +558,7 @@ static __always_inline int reclaim_ends(void)
 		ADD(row->stalls, 1);
 	t = cpu_totals();
 	bucket = stall_bucket(ns);
+	barrier_var(bucket); /* older verifiers must see the check below on the very register that is the index */
 	if (t && bucket < STALL_BUCKETS) {
 		ADD(t->stall_buckets[bucket], 1);
 		ADD(t->stall_ns, ns);

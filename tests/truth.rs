@@ -125,7 +125,7 @@ fn reads_of_any_size_from_more_threads_than_cpus() {
                     for _ in 0..400 {
                         let at = random.below(FILE - 1);
                         let most = [100, 10_000, 2 * MIB][random.below(3)];
-                        let len = 1 + random.below(most);
+                        let len = (1 + random.below(most)).min(FILE - at);
                         let n = file.read_at(&mut buf[..len], at as u64).unwrap();
                         let pages = (at + n - 1) / PAGE - at / PAGE + 1;
                         truth.fetch_add(pages as u64, Ordering::Relaxed);
@@ -540,6 +540,8 @@ fn draining_loses_nothing() {
 #[test]
 fn short_lived_processes_stay_bounded() {
     need_bpf!("short_lived_processes_stay_bounded");
+    // In an emulated machine a fork takes milliseconds: fewer, but still more than there are rows.
+    let processes = if std::env::var_os("TEST_EMULATED").is_some() { 5_000 } else { 20_000 };
     // One interval holds them all, then a short one.
     for interval in ["5s", "50ms"] {
         let s = Scoped::start(&[("COLLECTOR_INTERVAL", interval)]);
@@ -547,12 +549,12 @@ fn short_lived_processes_stay_bounded() {
         s.agent.settled();
         let rss = s.agent.rss_kib();
         let (d, _) = s.agent.during(|| {
-            for _ in 0..200 {
+            for _ in 0..processes / 100 {
                 let children: Vec<_> = (0..100).map(|_| sys::fork_one_fadvise(f.file.as_raw_fd())).collect();
                 children.into_iter().for_each(sys::wait_for);
             }
         });
-        assert_eq!(d.of("ebpf_fadvise_calls_total"), 20_000.0, "{interval};{}", d.moved());
+        assert_eq!(d.of("ebpf_fadvise_calls_total"), f64::from(processes), "{interval};{}", d.moved());
         let stats = s.agent.stats();
         let rows = stats["fadvise"]["process_stats"].as_array().unwrap();
         let sum: u64 = rows.iter().map(|r| r["call_count"].as_u64().unwrap()).sum();

@@ -61,7 +61,7 @@ pub fn alone() -> MutexGuard<'static, ()> {
 
 /// The binary under test.
 pub fn binary() -> PathBuf {
-    std::env::var_os("EBPF_SIDECAR_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_ebpf-sidecar").into(), PathBuf::from)
+    std::env::var_os("TEST_AGENT").map_or_else(|| env!("CARGO_BIN_EXE_ebpf-sidecar").into(), PathBuf::from)
 }
 
 /// A command that runs the binary with nothing of the caller's environment that configures it.
@@ -106,6 +106,10 @@ impl Agent {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log).unwrap());
+        // The same tests run in every mode that a kernel has.
+        if let Some(mode) = std::env::var_os("TEST_ATTACH") {
+            command.env("EBPF_SIDECAR_COLLECTOR_EBPF_ATTACH", mode);
+        }
         for (name, value) in settings {
             command.env(format!("EBPF_SIDECAR_{name}"), value);
         }
@@ -429,16 +433,17 @@ impl Drop for TestFile {
     }
 }
 
-/// Reads `file` from start to end with preads of `block` bytes; returns the bytes read.
+/// Reads `file` from start to end with preads of `block` bytes; returns the bytes read. Stops at the end without
+/// asking for more: before 5.12 the kernel fills a page past the end for such a read.
 pub fn read_all(file: &File, block: usize) -> u64 {
+    let len = file.metadata().unwrap().len();
     let mut buf = vec![0u8; block];
-    let mut at = 0u64;
-    loop {
-        match file.read_at(&mut buf, at).unwrap() {
-            0 => return at,
-            n => at += n as u64,
-        }
+    let mut at = 0;
+    while at < len {
+        let want = buf.len().min((len - at) as usize);
+        at += file.read_at(&mut buf[..want], at).unwrap() as u64;
     }
+    at
 }
 
 /// A small generator of numbers, the same in each run (xorshift64*).

@@ -34,5 +34,5 @@ timeout "${VM_TIMEOUT:-900}" qemu-system-x86_64 -accel tcg,thread=single -cpu ma
     -nographic -no-reboot -kernel "$image" -initrd "$work/initrd" \
     -append "console=ttyS0 panic=-1 quiet ${VM_APPEND:-}" \
     -drive "file=$work/disk,if=none,id=disk,format=raw,cache=unsafe" -device nvme,drive=disk,serial=1 \
-    "$@" </dev/null | tr -d '\r' | tee "$work/console"
+    "$@" </dev/null | sed -u 's/\r//g' | tee "$work/console"
 grep -q '^VM-EXIT 0$' "$work/console"
