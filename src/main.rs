@@ -41,7 +41,10 @@ fn dispatch() -> Result<(), u8> {
     match cli.command {
         Command::Help => say(cli::HELP),
         Command::Version => say(&version_text()),
-        Command::Config => say(&config::print(&load(&cli)?)),
+        Command::Config => {
+            let config = config::load(cli.config.as_deref()).map_err(|e| fail(BAD_USAGE, e))?;
+            say(&config::print(&config))
+        }
         Command::Check => {
             let (report, would_run) = preflight::check(&load(&cli)?);
             say(&report)?;
@@ -51,8 +54,9 @@ fn dispatch() -> Result<(), u8> {
     }
 }
 
+/// The configuration, checked against this host as well.
 fn load(cli: &Cli) -> Result<Config, u8> {
-    config::load(cli.config.as_deref()).map_err(|e| fail(BAD_USAGE, e))
+    config::load_for_host(cli.config.as_deref(), preflight::no_cgroup).map_err(|e| fail(BAD_USAGE, e))
 }
 
 /// Writes to stdout; a reader that has gone (`| head`) is no failure worth words.
@@ -78,7 +82,7 @@ fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
     match os::mount_tracefs_privately() {
         Ok(true) => log::info!("tracefs was not mounted: mounted it for this process alone"),
         Ok(false) => {}
-        Err(e) => log::warn!("tracefs is not mounted, and mounting it privately failed: {e}"),
+        Err(e) => log::warn!("no tracefs: {e}"),
     }
     os::raise_memlock();
     log::info!("ebpf-sidecar {} ({}), Linux {}", version::VERSION, version::COMMIT, os::kernel_release());

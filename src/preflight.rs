@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 use crate::ebpf::os;
@@ -34,15 +34,17 @@ fn missing_of(have: u64, release: &str) -> Option<String> {
     if lacking.is_empty() {
         return None;
     }
-    let names = |prefix: &str, between: &str| -> String {
-        lacking.iter().map(|n| format!("{prefix}{n}")).collect::<Vec<_>>().join(between)
+    // The grant is of all of them: setcap replaces what was granted before.
+    let join = |names: &[&str], prefix: &str, between: &str| -> String {
+        names.iter().map(|n| format!("{prefix}{n}")).collect::<Vec<_>>().join(between)
     };
-    let (caps, flags) = (names("CAP_", " and "), names("--cap-add ", " "));
-    let set = names("cap_", ",").to_lowercase();
+    let all: Vec<&str> = wanted.iter().map(|(name, _)| *name).collect();
     Some(format!(
-        "{caps} missing: run as root, or grant it: setcap {set}+ep ebpf-sidecar; docker run {flags}; systemd \
-         AmbientCapabilities={}",
-        names("CAP_", " ")
+        "{} missing: run as root, or grant it: setcap {}+ep ebpf-sidecar; docker run {}; systemd AmbientCapabilities={}",
+        join(&lacking, "CAP_", " and "),
+        join(&all, "cap_", ",").to_lowercase(),
+        join(&all, "--cap-add ", " "),
+        join(&all, "CAP_", " "),
     ))
 }
 
@@ -68,12 +70,7 @@ pub fn check(config: &Config) -> (String, bool) {
     match (os::tracefs(), os::mount_tracefs_privately()) {
         (Some(path), _) => report.line(true, "tracefs", path.display()),
         (None, Ok(_)) => report.line(true, "tracefs", "not mounted; the agent mounts it for itself"),
-        (None, Err(e)) => report.note(
-            "tracefs",
-            format!(
-                "not mounted, and mounting it privately failed ({e}): mount -t tracefs tracefs /sys/kernel/tracing"
-            ),
-        ),
+        (None, Err(e)) => report.note("tracefs", e),
     }
     match missing_privilege() {
         None => report.line(true, "capabilities", "sufficient"),
@@ -107,6 +104,19 @@ pub fn check(config: &Config) -> (String, bool) {
         report.line(false, "BPF", e);
     }
     (report.text, !report.failed)
+}
+
+/// Why `path` cannot be a scope, if it cannot: it is no cgroup v2 directory.
+pub fn no_cgroup(path: &Path) -> Option<String> {
+    match fs::metadata(path).and_then(|m| Ok((m.is_dir(), os::is_on_cgroup2(path)?))) {
+        Ok((true, true)) => None,
+        Ok((false, _)) => Some("it is no directory".into()),
+        Ok((true, false)) => Some(match cgroup2() {
+            Some(root) => format!("it is no cgroup v2; those of this host are under {}", root.display()),
+            None => "it is no cgroup v2, and this host has none mounted: use collector.scope.comm".into(),
+        }),
+        Err(e) => Some(e.to_string()),
+    }
 }
 
 /// Where cgroup v2 is mounted.
@@ -153,9 +163,19 @@ mod tests {
         let old = missing_of(CAP_BPF | CAP_PERFMON, "5.7.19").unwrap();
         assert!(old.contains("CAP_SYS_ADMIN") && old.contains("--cap-add SYS_ADMIN"), "{old}");
         let half = missing_of(CAP_BPF, "6.12.3").unwrap();
-        assert!(half.starts_with("CAP_PERFMON missing") && half.contains("setcap cap_perfmon+ep"), "{half}");
+        assert!(half.starts_with("CAP_PERFMON missing") && half.contains("setcap cap_bpf,cap_perfmon+ep"), "{half}");
         let none = missing_of(0, "7.2-rc1").unwrap();
         assert!(none.contains("CAP_BPF and CAP_PERFMON") && none.contains("--cap-add BPF --cap-add PERFMON"), "{none}");
+    }
+
+    #[test]
+    fn only_a_directory_of_cgroup_v2_is_a_cgroup() {
+        assert_eq!(no_cgroup(Path::new("/proc/self/mounts")).unwrap(), "it is no directory");
+        assert!(no_cgroup(Path::new("/proc/self")).unwrap().contains("no cgroup v2"));
+        assert!(no_cgroup(Path::new("/proc/self/none")).unwrap().contains("No such file"));
+        if let Some(root) = cgroup2() {
+            assert_eq!(no_cgroup(&root), None);
+        }
     }
 
     #[test]

@@ -163,8 +163,8 @@ impl ModuleName {
 pub enum Scope {
     /// Every process of the host.
     Host,
-    /// The processes of a cgroup and of all below it. The path is absolute; whether it is a cgroup is not
-    /// checked here.
+    /// The processes of a cgroup and of all below it. The path is absolute; whether it is a cgroup is
+    /// known only to [`load_for_host`].
     Cgroup(PathBuf),
     /// The processes with this name, of 1 to 15 bytes.
     Comm(String),
@@ -256,13 +256,19 @@ impl std::error::Error for ConfigError {}
 
 /// Reads the configuration: `path`, or else [`DEFAULT_PATH`] if there is one, then the environment.
 pub fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
-    load_with(path, Path::new(DEFAULT_PATH), std::env::vars_os())
+    load_with(path, Path::new(DEFAULT_PATH), std::env::vars_os(), |_| None)
+}
+
+/// The same, for use on this host. `no_cgroup` says why a path is no cgroup, if it is none.
+pub fn load_for_host(path: Option<&Path>, no_cgroup: impl Fn(&Path) -> Option<String>) -> Result<Config, ConfigError> {
+    load_with(path, Path::new(DEFAULT_PATH), std::env::vars_os(), no_cgroup)
 }
 
 fn load_with(
     path: Option<&Path>,
     default_path: &Path,
     env: impl IntoIterator<Item = (OsString, OsString)>,
+    no_cgroup: impl Fn(&Path) -> Option<String>,
 ) -> Result<Config, ConfigError> {
     let read_path = path.unwrap_or(default_path);
     let bytes = match read(read_path) {
@@ -273,7 +279,9 @@ fn load_with(
             return Err(ConfigError(message));
         }
     };
-    from_sources(bytes.as_deref().map(|b| (read_path, b)), env)
+    let (config, sources) = read_sources(bytes.as_deref().map(|b| (read_path, b)), env)?;
+    sources.check_scope(&config, no_cgroup)?;
+    Ok(config)
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
@@ -290,6 +298,13 @@ pub fn from_sources(
     file: Option<(&Path, &[u8])>,
     env: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Config, ConfigError> {
+    read_sources(file, env).map(|(config, _)| config)
+}
+
+fn read_sources<'a>(
+    file: Option<(&'a Path, &'a [u8])>,
+    env: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<(Config, Sources<'a>), ConfigError> {
     let mut sources = Sources { file, given: BTreeMap::new() };
     if let Some((path, bytes)) = file {
         for (key, text) in yaml::read(path, bytes)? {
@@ -321,7 +336,7 @@ pub fn from_sources(
         }
     }
     sources.check(&config)?;
-    Ok(config)
+    Ok((config, sources))
 }
 
 /// What the sources give.
@@ -382,6 +397,19 @@ impl Sources<'_> {
         let (comm, cgroup) = ("collector.scope.comm", "collector.scope.cgroup");
         if let (Some(a), Some(b)) = (self.text(comm), self.text(cgroup)) {
             return Err(self.conflict((comm, a), "cannot be combined with", (cgroup, b), "at most one of the two"));
+        }
+        Ok(())
+    }
+
+    /// Checks that the cgroup to count is one.
+    fn check_scope(&self, config: &Config, no_cgroup: impl Fn(&Path) -> Option<String>) -> Result<(), ConfigError> {
+        let path = "collector.scope.cgroup";
+        if let Scope::Cgroup(cgroup) = &config.collector.scope
+            && let Some(why) = no_cgroup(cgroup)
+            && let (Some(key), Some((origin, text))) = (keys::find(path), self.given.get(path))
+        {
+            let problem = format!("{} is not allowed: {why}; allowed: {}", bad_value(key, text), key.allowed);
+            return Err(self.error(*origin, key, &problem));
         }
         Ok(())
     }

@@ -384,7 +384,7 @@ fn the_file_is_the_named_one_else_the_default_one_if_present() {
     let big = file("big.yaml", &vec![b'#'; MAX_FILE_BYTES as usize + 1]);
     let absent = dir.join("absent.yaml");
     let port = |path: Option<&Path>, default: &Path| {
-        load_with(path, default, []).map(|c| c.server.http.port).map_err(|e| e.to_string())
+        load_with(path, default, [], |_| None).map(|c| c.server.http.port).map_err(|e| e.to_string())
     };
 
     assert_eq!(port(Some(&one), &two), Ok(1));
@@ -398,6 +398,20 @@ fn the_file_is_the_named_one_else_the_default_one_if_present() {
         assert!(message.starts_with(path.unwrap_or(default).to_str().unwrap()), "{message}");
     }
     std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn a_cgroup_is_checked_where_it_is_to_be_used() {
+    let load = |why: Option<&str>| {
+        let env = env(&[("EBPF_SIDECAR_COLLECTOR_SCOPE_CGROUP", "/a")]);
+        load_with(None, Path::new("/nowhere/x"), env, |p| why.map(|w| format!("{} {w}", p.display())))
+    };
+    assert_eq!(load(None).unwrap().collector.scope, Scope::Cgroup("/a".into()));
+    assert_eq!(
+        load(Some("is a plum")).unwrap_err().to_string(),
+        "environment variable EBPF_SIDECAR_COLLECTOR_SCOPE_CGROUP: collector.scope.cgroup: \"/a\" is not allowed: \
+         /a is a plum; allowed: the absolute path of a cgroup v2 directory, such as /sys/fs/cgroup/system.slice"
+    );
 }
 
 #[test]

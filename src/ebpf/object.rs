@@ -247,6 +247,10 @@ impl Object {
             // SAFETY: a fresh descriptor, ours alone.
             return Ok(Program { name: name.to_owned(), fd: unsafe { OwnedFd::from_raw_fd(code) } });
         }
+        if errno(code).raw_os_error() == Some(libc::EPERM) {
+            // Refused before the verifier saw it (which says EACCES or EINVAL): there are no words to ask for.
+            return Err(error(what(), errno(code)));
+        }
         // Once more, for the verifier's words; the log costs too much to ask for it at once.
         let mut log = vec![0u8; VERIFIER_LOG];
         opts.log_level = 1;

@@ -1,11 +1,12 @@
 //! The system calls that std does not offer: signals, mounts, perf events, and what the kernel tells of
 //! itself.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::io::{self, BufRead};
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr;
 
@@ -52,9 +53,22 @@ impl StopSignals {
 /// Where tracefs may be mounted; the second is its place of old.
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
-/// The mounted tracefs, if there is one.
+/// The mounted tracefs, if there is one that this process may read.
 pub fn tracefs() -> Option<PathBuf> {
     TRACEFS.iter().map(PathBuf::from).find(|p| p.join("events").is_dir())
+}
+
+/// Why [`tracefs`] finds none, and what to do.
+fn no_tracefs() -> io::Error {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mounted = mounts.lines().any(|l| l.split(' ').nth(2) == Some("tracefs"));
+    let refused =
+        |p: &str| fs::metadata(Path::new(p).join("events")).is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied);
+    let (kind, words) = match mounted && TRACEFS.into_iter().any(refused) {
+        true => (io::ErrorKind::PermissionDenied, "it may not be read: that takes root, or CAP_DAC_READ_SEARCH"),
+        false => (io::ErrorKind::NotFound, "it is not mounted (mount -t tracefs tracefs /sys/kernel/tracing)"),
+    };
+    io::Error::new(kind, words)
 }
 
 /// Mounts tracefs where it is missing, in a mount namespace of this process alone: nothing of it shows on
@@ -64,6 +78,15 @@ pub fn mount_tracefs_privately() -> io::Result<bool> {
     if tracefs().is_some() {
         return Ok(false);
     }
+    let why = no_tracefs();
+    if why.kind() == io::ErrorKind::PermissionDenied {
+        return Err(why);
+    }
+    mount_tracefs().map_err(|e| io::Error::new(e.kind(), format!("{why}, and mounting it privately failed: {e}")))?;
+    Ok(true)
+}
+
+fn mount_tracefs() -> io::Result<()> {
     // SAFETY: no pointers.
     check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
     // Slave, not private: later mounts of the host (a disk, say) still show here.
@@ -79,13 +102,14 @@ pub fn mount_tracefs_privately() -> io::Result<bool> {
             ptr::null(),
         )
     })?;
-    Ok(true)
+    Ok(())
 }
 
 /// The number by which perf knows a tracepoint.
 pub fn tracepoint_id(category: &str, name: &str) -> io::Result<u64> {
     let dir = tracefs().ok_or_else(|| {
-        io::Error::new(io::ErrorKind::NotFound, "tracefs is not mounted (mount -t tracefs tracefs /sys/kernel/tracing)")
+        let why = no_tracefs();
+        io::Error::new(why.kind(), format!("no tracefs: {why}"))
     })?;
     let path = dir.join("events").join(category).join(name).join("id");
     let text = fs::read_to_string(&path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
@@ -105,7 +129,8 @@ pub fn perf_tracepoint(id: u64, prog: &OwnedFd) -> io::Result<OwnedFd> {
 /// 4.17+: the kind of event is not in perf's fixed list, sysfs tells it.
 pub fn perf_kprobe(name: &CStr, at_return: bool, prog: &OwnedFd) -> io::Result<OwnedFd> {
     let kind = "/sys/bus/event_source/devices/kprobe/type";
-    let text = fs::read_to_string(kind).map_err(|e| io::Error::new(e.kind(), format!("{kind}: {e}")))?;
+    let unsupported = |e| io::Error::new(io::ErrorKind::Unsupported, format!("no kprobes in this kernel: {kind}: {e}"));
+    let text = fs::read_to_string(kind).map_err(unsupported)?;
     // SAFETY: all-zero is a valid perf_event_attr.
     let mut attr: libbpf_sys::perf_event_attr = unsafe { mem::zeroed() };
     attr.type_ =
@@ -169,6 +194,17 @@ pub fn kernel_release() -> String {
 /// Whether the kernel describes its types.
 pub fn has_btf() -> bool {
     Path::new("/sys/kernel/btf/vmlinux").exists()
+}
+
+/// Whether `path` lies in a cgroup v2 hierarchy.
+pub fn is_on_cgroup2(path: &Path) -> io::Result<bool> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: all-zero is a valid statfs.
+    let mut fs: libc::statfs = unsafe { mem::zeroed() };
+    // SAFETY: a C string and a live struct.
+    check(unsafe { libc::statfs(path.as_ptr(), &mut fs) })?;
+    const CGROUP2_SUPER_MAGIC: u32 = 0x6367_7270; // the type of f_type differs between C libraries
+    Ok(fs.f_type as u32 == CGROUP2_SUPER_MAGIC)
 }
 
 /// Lets this process lock as much memory as BPF maps take; before 5.11 they count against the limit. A

@@ -444,7 +444,13 @@ impl Loader<'_> {
     fn attach_one(&self, name: &str, hook: &Hook) -> Result<Option<(Program, Link)>, Error> {
         let kprobe = |functions: &[&str], at_return| {
             let program = self.object.load(name, None)?;
-            let link = program.attach_kprobe(&kernel_function(functions)?, at_return)?;
+            let absent = |r: &Result<Link, Error>| r.as_ref().is_err_and(|e| e.cause.kind() == io::ErrorKind::NotFound);
+            let by_name = functions.iter().map(|f| program.attach_kprobe(f, at_return)).find(|r| !absent(r));
+            // Reading all symbols takes a while: only for one that the compiler has given a suffix.
+            let link = match by_name {
+                Some(link) => link?,
+                None => program.attach_kprobe(&kernel_function(functions)?, at_return)?,
+            };
             Ok((program, link))
         };
         let attached = match hook {

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub mod bpf;
 pub mod sys;
 
 use std::cell::RefCell;
@@ -11,9 +12,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
@@ -73,6 +74,50 @@ pub fn command() -> Command {
         }
     }
     c
+}
+
+/// What the binary does with these arguments and environment variables (without their prefix), if it ends by
+/// itself.
+pub fn output(args: &[&str], settings: &[(&str, &str)]) -> Output {
+    let mut c = command();
+    c.args(args);
+    output_of(c, settings)
+}
+
+/// The same for a command that starts it.
+pub fn output_of(mut command: Command, settings: &[(&str, &str)]) -> Output {
+    command.envs(settings.iter().map(|(name, value)| (format!("EBPF_SIDECAR_{name}"), value)));
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // What it writes fits into a pipe.
+    let status = wait_for(&mut child, Duration::from_secs(30));
+    let output = child.wait_with_output().unwrap();
+    assert!(status.is_some(), "it does not end: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// A process that does not outlive the test.
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits for a process that ends by itself; kills it and returns `None` if it does not.
+pub fn wait_for(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            return None;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// A port of loopback that nobody listens on.
@@ -216,6 +261,23 @@ pub fn request(port: u16, head: &str) -> std::io::Result<Response> {
 }
 
 // ---- metrics ----
+
+/// Has `promtool check metrics` judge an exposition: its complaints, empty if there are none; `None` without
+/// promtool.
+pub fn promtool(exposition: &str) -> Option<String> {
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .ok()?;
+    promtool.stdin.take().unwrap().write_all(exposition.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert_eq!(output.status.success(), said.is_empty(), "{said}");
+    Some(said)
+}
 
 /// Samples of a Prometheus text: `name` or `name{labels}` to value.
 #[derive(Clone, Debug)]
@@ -378,6 +440,29 @@ pub fn disk() -> PathBuf {
     let dir = std::env::var_os("TEST_DISK").map_or_else(|| env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from);
     fs::create_dir_all(&dir).unwrap();
     dir
+}
+
+static DIRECTORIES: AtomicU32 = AtomicU32::new(0);
+
+/// A directory that everybody may read; removed with what is in it when dropped.
+pub struct TempDir {
+    pub path: PathBuf,
+}
+
+impl TempDir {
+    pub fn new(name: &str) -> Self {
+        let n = DIRECTORIES.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("ebpf-sidecar-{name}-{}-{n}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        Self { path }
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
 }
 
 /// A file on disk; removed when dropped.

@@ -4,8 +4,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+
+use libbpf_sys as bpf;
 
 pub const PAGE: usize = 4096;
 
@@ -108,6 +110,105 @@ impl Aligned {
         &mut self.bytes[self.start..self.start + self.len]
     }
 }
+
+// ---- BPF objects ----
+
+/// A kind of BPF object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Program,
+    Map,
+    Link,
+}
+
+/// The ids of all objects of a kind in the kernel.
+pub fn bpf_ids(kind: Kind) -> Vec<u32> {
+    let (mut ids, mut id) = (Vec::new(), 0);
+    loop {
+        // SAFETY: the next id is written to a live integer.
+        let code = unsafe {
+            match kind {
+                Kind::Program => bpf::bpf_prog_get_next_id(id, &mut id),
+                Kind::Map => bpf::bpf_map_get_next_id(id, &mut id),
+                Kind::Link => bpf::bpf_link_get_next_id(id, &mut id),
+            }
+        };
+        if code != 0 {
+            return ids;
+        }
+        ids.push(id);
+    }
+}
+
+/// A descriptor of an object, unless it has gone.
+fn bpf_open(kind: Kind, id: u32) -> Option<OwnedFd> {
+    // SAFETY: no pointers.
+    let fd = unsafe {
+        match kind {
+            Kind::Program => bpf::bpf_prog_get_fd_by_id(id),
+            Kind::Map => bpf::bpf_map_get_fd_by_id(id),
+            Kind::Link => bpf::bpf_link_get_fd_by_id(id),
+        }
+    };
+    // SAFETY: a fresh descriptor, ours alone.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The name of a program or map, which the kernel has cut at 15 bytes.
+pub fn bpf_name(kind: Kind, id: u32) -> Option<String> {
+    let fd = bpf_open(kind, id)?;
+    let (mut program, mut map) = (bpf::bpf_prog_info::default(), bpf::bpf_map_info::default());
+    // SAFETY: the structs are live and as long as said; their pointers are null.
+    let (code, name) = unsafe {
+        match kind {
+            Kind::Program => {
+                let mut len = size_of_val(&program) as u32;
+                (bpf::bpf_prog_get_info_by_fd(fd.as_raw_fd(), &mut program, &mut len), program.name)
+            }
+            _ => {
+                let mut len = size_of_val(&map) as u32;
+                (bpf::bpf_map_get_info_by_fd(fd.as_raw_fd(), &mut map, &mut len), map.name)
+            }
+        }
+    };
+    let bytes = name.iter().take_while(|c| **c != 0).map(|c| *c as u8).collect();
+    (code == 0).then(|| String::from_utf8(bytes).unwrap())
+}
+
+/// The maps that a program uses.
+pub fn bpf_maps_of(program: u32) -> Vec<u32> {
+    let Some(fd) = bpf_open(Kind::Program, program) else { return Vec::new() };
+    let mut maps = vec![0u32; 64];
+    let mut info =
+        bpf::bpf_prog_info { nr_map_ids: maps.len() as u32, map_ids: maps.as_mut_ptr() as u64, ..Default::default() };
+    let mut len = size_of_val(&info) as u32;
+    // SAFETY: the struct is live and as long as said, and has room for the ids it says.
+    let code = unsafe { bpf::bpf_prog_get_info_by_fd(fd.as_raw_fd(), &mut info, &mut len) };
+    maps.truncate(if code == 0 { info.nr_map_ids as usize } else { 0 });
+    maps
+}
+
+/// The program behind a perf event that another process holds.
+pub fn bpf_program_of(pid: i32, fd: RawFd) -> Option<u32> {
+    let (mut len, mut program, mut kind, mut offset, mut address) = (0, 0, 0, 0, 0);
+    // SAFETY: no buffer, and live integers for the rest.
+    let code = unsafe {
+        bpf::bpf_task_fd_query(
+            pid,
+            fd,
+            0,
+            ptr::null_mut(),
+            &mut len,
+            &mut program,
+            &mut kind,
+            &mut offset,
+            &mut address,
+        )
+    };
+    (code == 0).then_some(program)
+}
+
+// ---- processes ----
 
 pub fn kill(pid: u32, signal: i32) {
     // SAFETY: no pointers.

@@ -1,0 +1,609 @@
+//! The life of the agent, seen from outside: `check`, start, stop, what it leaves behind, what it does with
+//! fewer privileges, and that neither clients nor time disturb it.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::bpf::{self, assert_gone, assert_nothing_left_since};
+use common::{
+    Agent, Cgroup, Killed, Scoped, TempDir, TestFile, alone, command, free_port, output, output_of, sys, text, wait_for,
+};
+
+/// SIGTERM and SIGINT stop it within this: the issue's bound.
+const STOP: Duration = Duration::from_secs(2);
+
+// ---- check ----
+
+/// The lines of a report: mark, what was examined, words.
+fn report(o: &Output) -> Vec<(String, String, String)> {
+    let text = String::from_utf8(o.stdout.clone()).unwrap();
+    text.lines()
+        .map(|l| {
+            let (mark, rest) = l.split_once(' ').unwrap();
+            let (what, words) = rest.trim_start().split_once("  ").or(rest.trim_start().split_once(' ')).unwrap();
+            (mark.to_owned(), what.to_owned(), words.trim_start().to_owned())
+        })
+        .collect()
+}
+
+/// The probes that an agent on this machine reports, with how they are attached.
+fn probes(health: &serde_json::Value) -> Vec<(String, Option<String>)> {
+    let modules = health["modules"].as_array().unwrap();
+    let probes = modules.iter().flat_map(|m| m["probes"].as_array().unwrap());
+    probes.map(|p| (p["name"].as_str().unwrap().to_owned(), p["mode"].as_str().map(str::to_owned))).collect()
+}
+
+fn health(agent: &Agent) -> serde_json::Value {
+    serde_json::from_str(&agent.get("/health").body).unwrap()
+}
+
+#[test]
+fn check_examines_everything_and_leaves_nothing() {
+    need_bpf!("check_examines_everything_and_leaves_nothing");
+    let _alone = alone();
+    let (before, mounts) = (bpf::existing(), tracing_mounts());
+    let port = free_port().to_string();
+    let o = output(&["check"], &[("SERVER_HTTP_PORT", &port)]);
+    assert_eq!(tracing_mounts(), mounts);
+    assert_nothing_left_since(&before);
+    let lines = report(&o);
+    assert!(o.status.success() && o.stderr.is_empty(), "{o:?}");
+    assert!(lines.iter().all(|l| l.0 == "ok" || l.0 == "warn"), "{lines:?}");
+    let words = |what: &str| &lines.iter().find(|l| l.1 == what).unwrap_or_else(|| panic!("{what}: {lines:?}")).2;
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert_eq!(words("kernel"), release.trim());
+    for what in ["BTF", "tracefs", "capabilities", "cgroup v2", "scope"] {
+        assert!(!words(what).is_empty());
+    }
+    assert!(words("HTTP port").contains(&port));
+
+    // As it says, so the agent does.
+    let agent = Agent::start(&[]);
+    for (name, mode) in probes(&health(&agent)) {
+        match mode {
+            Some(mode) => assert_eq!(words(&name), &format!("would attach as {mode}")),
+            None => assert!(words(&name).starts_with("would not attach")),
+        }
+        assert_eq!(lines.iter().filter(|l| l.1 == name).count(), 1);
+    }
+}
+
+#[test]
+fn check_names_the_port_that_is_taken() {
+    need_bpf!("check_names_the_port_that_is_taken");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let o = output(&["check"], &[("SERVER_HTTP_PORT", &port), ("SERVER_HTTP_ADDRESS", "127.0.0.1")]);
+    let failed: Vec<_> = report(&o).into_iter().filter(|l| l.0 == "FAIL").collect();
+    assert_eq!(o.status.code(), Some(1));
+    assert!(failed.len() == 1 && failed[0].1 == "HTTP port", "{failed:?}");
+    assert!(failed[0].2.contains(&format!("127.0.0.1:{port}")) && failed[0].2.contains("in use"), "{failed:?}");
+}
+
+// ---- privileges ----
+
+/// A copy of the binary that any user may run.
+fn binary_for_all(dir: &TempDir) -> PathBuf {
+    let copy = dir.path.join("ebpf-sidecar");
+    fs::copy(common::binary(), &copy).unwrap();
+    copy
+}
+
+/// `setpriv` of util-linux, starting the binary as this user with these capabilities and no others.
+fn as_user(uid: u32, capabilities: &[&str], binary: &Path) -> Vec<String> {
+    let set: String = ["-all".to_owned()]
+        .into_iter()
+        .chain(capabilities.iter().map(|c| format!("+{c}")))
+        .collect::<Vec<_>>()
+        .join(",");
+    let mut words = vec!["setpriv".to_owned(), format!("--inh-caps={set}"), format!("--bounding-set={set}")];
+    if uid != 0 {
+        words.push(format!("--ambient-caps={set}"));
+        words.extend([format!("--reuid={uid}"), format!("--regid={uid}"), "--clear-groups".to_owned()]);
+    }
+    words.push(text(binary).to_owned());
+    words
+}
+
+/// The command of these words, with nothing of the caller's environment that configures the agent.
+fn command_of(words: &[String]) -> Command {
+    let mut c = Command::new(&words[0]);
+    c.args(&words[1..]);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("EBPF_SIDECAR_") {
+            c.env_remove(name);
+        }
+    }
+    c
+}
+
+const NOBODY: u32 = 65534;
+
+#[test]
+fn without_privilege_it_says_which_and_how() {
+    need_bpf!("without_privilege_it_says_which_and_how");
+    let dir = TempDir::new("nobody");
+    let binary = binary_for_all(&dir);
+    let port = free_port().to_string();
+    let before = bpf::existing();
+    for uid in [NOBODY, 0] {
+        for (command, has, lacking) in [
+            ("check", &[][..], "CAP_BPF and CAP_PERFMON"),
+            ("run", &[], "CAP_BPF and CAP_PERFMON"),
+            ("run", &["perfmon"], "CAP_BPF"),
+            ("run", &["bpf"], "CAP_PERFMON"),
+        ] {
+            let mut c = command_of(&as_user(uid, has, &binary));
+            c.arg(command);
+            let o = output_of(c, &[("SERVER_HTTP_PORT", &port), ("SERVER_HTTP_ADDRESS", "127.0.0.1")]);
+            let said = [o.stdout, o.stderr].concat();
+            let said = String::from_utf8_lossy(&said);
+            assert_eq!(o.status.code(), Some(1), "{command} as {uid}: {said}");
+            // All of them in the commands: setcap replaces what was granted before.
+            let hint = format!(
+                "{lacking} missing: run as root, or grant it: setcap cap_bpf,cap_perfmon+ep ebpf-sidecar; docker run \
+                 --cap-add BPF --cap-add PERFMON; systemd AmbientCapabilities=CAP_BPF CAP_PERFMON"
+            );
+            assert!(said.contains(&hint), "{command} as {uid} with {has:?}: {said}");
+            assert!(!said.contains("panic"), "{said}");
+        }
+    }
+    assert_nothing_left_since(&before);
+}
+
+/// Starts an agent as `uid` with CAP_BPF and CAP_PERFMON, in a mount namespace of its own where tracefs is what
+/// `tracefs` (a shell command) makes it.
+fn start_confined(uid: u32, capabilities: &[&str], tracefs: &str, binary: &Path, settings: &[(&str, &str)]) -> Agent {
+    let mut words: Vec<String> =
+        ["unshare", "--mount", "--propagation", "private", "sh", "-ec"].map(str::to_owned).into();
+    words.push(format!("{tracefs}; exec \"$@\""));
+    words.push("sh".to_owned());
+    words.extend(as_user(uid, capabilities, binary));
+    Agent::start_with(command_of(&words), settings)
+}
+
+const NO_TRACEFS: &str =
+    "for d in /sys/kernel/debug /sys/kernel/tracing; do mount -t tmpfs -o ro,size=4k none $d; done";
+const TRACEFS: &str = "mount -t tmpfs none /sys/kernel/debug; mount -t tracefs tracefs /sys/kernel/tracing || \
+                       ls /sys/kernel/tracing/events >/dev/null";
+
+/// The agent without tracefs and without CAP_SYS_ADMIN: fadvise, which needs a tracepoint by number, is missing;
+/// CAP_BPF and CAP_PERFMON suffice for the rest.
+#[test]
+fn degraded_without_tracefs() {
+    need_bpf!("degraded_without_tracefs");
+    let _alone = alone();
+    let dir = TempDir::new("degraded");
+    let binary = binary_for_all(&dir);
+    let mounts = tracing_mounts();
+    let whole = Agent::start(&[]);
+    let modes = probes(&health(&whole));
+    if modes.iter().any(|(name, mode)| name == "fadvise" && mode.as_deref() != Some("tracepoint")) {
+        common::skipped("degraded_without_tracefs", "fadvise does not need tracefs on this kernel");
+        return;
+    }
+    for uid in [0, NOBODY] {
+        let cgroup = Cgroup::new();
+        let settings = [("COLLECTOR_INTERVAL", "100ms"), ("COLLECTOR_SCOPE_CGROUP", text(&cgroup.path))];
+        let agent = start_confined(uid, &["bpf", "perfmon"], NO_TRACEFS, &binary, &settings);
+        cgroup.enter();
+
+        let answer = agent.get("/health");
+        assert_eq!(answer.status, 200, "degraded is no reason to be restarted");
+        let said = health(&agent);
+        assert_eq!(said["status"], "degraded", "{said}");
+        let message = said["message"].as_str().unwrap();
+        assert!(
+            message.starts_with(&format!("1 of {} probes not attached: fadvise (tracepoint: ", modes.len())),
+            "{message}"
+        );
+        assert!(message.contains("tracefs") && message.contains("mount -t tracefs"), "{message}");
+        let probe = said["modules"][0]["probes"].as_array().unwrap().iter().find(|p| p["name"] == "fadvise").unwrap();
+        assert_eq!((&probe["attached"], &probe["mode"]), (&false.into(), &serde_json::Value::Null));
+        let failure = probe["failures"].as_array().unwrap().last().unwrap();
+        assert!(failure["reason"].as_str().unwrap().contains("tracefs"), "{probe}");
+        assert!(agent.log().contains("WARN  probe fadvise could not be attached"), "{}", agent.log());
+
+        // Absent, not zero.
+        let metrics = agent.get("/metrics").body;
+        assert!(!metrics.contains("ebpf_fadvise"), "{metrics}");
+        assert!(agent.stats().get("fadvise").is_none());
+        assert_eq!(agent.stats()["status"], "degraded");
+        let m = agent.metrics();
+        for (name, mode) in &modes {
+            let mode = mode.as_deref().filter(|_| name != "fadvise").unwrap_or("none");
+            let series = format!("ebpf_sidecar_probe_attached{{probe=\"{name}\",mode=\"{mode}\"}}");
+            assert_eq!(m.get(&series), f64::from(name != "fadvise"), "{series}");
+        }
+
+        // All the others count.
+        let f = TestFile::cold("degraded", 4 * common::MIB);
+        let (d, _) = agent.during(|| common::read_all(&f.file, common::MIB));
+        assert_eq!((d.attempts(), d.misses()), (1024.0, 1024.0), "as {uid};{}", d.moved());
+        let (d, ()) = agent.during(|| f.drop_cache());
+        assert_eq!(d.evictions("fadvise"), 1024.0, "as {uid};{}", d.moved());
+        println!("as user {uid}: CAP_BPF and CAP_PERFMON suffice for all but fadvise");
+    }
+    assert_eq!(tracing_mounts(), mounts);
+}
+
+/// Where tracefs is mounted, the host's root may use it with the same two capabilities; others need one more.
+#[test]
+fn what_tracefs_takes() {
+    need_bpf!("what_tracefs_takes");
+    let _alone = alone();
+    let modes = probes(&health(&Agent::start(&[])));
+    if modes.iter().any(|(name, mode)| name == "fadvise" && mode.as_deref() != Some("tracepoint")) {
+        common::skipped("what_tracefs_takes", "fadvise does not need tracefs on this kernel");
+        return;
+    }
+    if tracing_mounts().iter().any(|m| m.contains("tracefs") && (m.contains("mode=") || m.contains("gid="))) {
+        common::skipped("what_tracefs_takes", "tracefs is mounted for others than root, too");
+        return;
+    }
+    let dir = TempDir::new("tracefs");
+    let binary = binary_for_all(&dir);
+    for (uid, capabilities, attached) in [
+        (0, &["bpf", "perfmon"][..], true),
+        (NOBODY, &["bpf", "perfmon", "dac_read_search"], true),
+        (NOBODY, &["bpf", "perfmon"], false),
+    ] {
+        let agent = start_confined(uid, capabilities, TRACEFS, &binary, &[]);
+        let said = health(&agent);
+        let status = if attached { "healthy" } else { "degraded" };
+        assert_eq!(said["status"], status, "as {uid} with {capabilities:?}: {said}");
+        if !attached {
+            let message = said["message"].as_str().unwrap();
+            assert!(message.contains("CAP_DAC_READ_SEARCH") && !message.contains("mount"), "{message}");
+        }
+    }
+}
+
+// ---- stopping ----
+
+/// What is mounted for tracing, as this process sees it.
+fn tracing_mounts() -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    mounts
+        .lines()
+        .filter(|l| l.contains("tracefs") || l.contains("debugfs") || l.contains("bpf"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Sees that a stop takes no longer than it may. Detaching waits for grace periods of the kernel, which other
+/// programs can hold up on a machine that is saturated: so the best of three counts.
+#[track_caller]
+fn assert_in_time(when: &str, stop: impl Fn() -> Duration) {
+    let mut took = Vec::new();
+    while took.len() < 3 {
+        took.push(stop());
+        if took[took.len() - 1] < STOP {
+            return;
+        }
+    }
+    panic!("{when}: stopped after {took:?}");
+}
+
+/// Sends the signal, and sees that the agent ends with 0 and that nothing of it is left. Returns how long it
+/// took to end.
+#[track_caller]
+fn stop(mut agent: Agent, signal: i32, when: &str) -> Duration {
+    let held = bpf::held_by(agent.child.id());
+    assert!(held.len() >= 10 && held.is_subset(&bpf::existing()), "{when}: it holds {held:?}");
+    let begun = Instant::now();
+    sys::kill(agent.child.id(), signal);
+    let status = wait_for(&mut agent.child, Duration::from_secs(30));
+    let took = begun.elapsed();
+    println!("signal {signal}, {when}: {} objects, ended after {took:?}", held.len());
+    assert_eq!(status.and_then(|s| s.code()), Some(0), "{when}: {}", agent.log());
+    assert!(!agent.log().contains("panic") && !agent.log().contains("ERROR"), "{when}: {}", agent.log());
+    assert_gone(&held);
+    TcpListener::bind(("127.0.0.1", agent.port)).expect("the port is free again");
+    took
+}
+
+#[test]
+fn signals_stop_it_and_nothing_stays() {
+    need_bpf!("signals_stop_it_and_nothing_stays");
+    let _alone = alone();
+    let mounts = tracing_mounts();
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let when = "in an interval of an hour";
+        assert_in_time(when, || {
+            let agent = Agent::start(&[("COLLECTOR_INTERVAL", "1h")]);
+            assert_eq!(tracing_mounts(), mounts, "its mount shows");
+            stop(agent, signal, when)
+        });
+
+        let when = "collecting every 20 ms";
+        assert_in_time(when, || stop(Agent::start(&[("COLLECTOR_INTERVAL", "20ms")]), signal, when));
+
+        let when = "under 50 scrapers";
+        assert_in_time(when, || {
+            let agent = Agent::start(&[]);
+            let (port, served) = (agent.port, AtomicBool::new(false));
+            thread::scope(|scope| {
+                for _ in 0..50 {
+                    scope.spawn(|| scrape_until_it_ends(port, &served));
+                }
+                agent.wait(|_| served.load(Ordering::Relaxed));
+                stop(agent, signal, when)
+            })
+        });
+    }
+    assert_eq!(tracing_mounts(), mounts);
+}
+
+/// Asks for the metrics again and again on one connection.
+fn scrape_until_it_ends(port: u16, served: &AtomicBool) {
+    let Ok(stream) = TcpStream::connect(("127.0.0.1", port)) else { return };
+    let mut stream = BufReader::new(stream);
+    while answer(&mut stream, "/metrics").is_some() {
+        served.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One answer's body on a connection that stays open.
+fn answer(stream: &mut BufReader<TcpStream>, path: &str) -> Option<String> {
+    write!(stream.get_mut(), "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
+    let (mut head, mut line) = (String::new(), String::new());
+    while line != "\r\n" {
+        line.clear();
+        if stream.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        head += &line;
+    }
+    let length = head.lines().find_map(|l| l.strip_prefix("Content-Length: "))?;
+    let mut body = vec![0; length.trim().parse().ok()?];
+    stream.read_exact(&mut body).ok()?;
+    String::from_utf8(body).ok()
+}
+
+/// A signal as early as the agent takes any: it has hardly begun to load.
+#[test]
+fn signals_stop_it_while_it_starts() {
+    need_bpf!("signals_stop_it_while_it_starts");
+    let _alone = alone();
+    let before = bpf::existing();
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        for delay in [0, 5, 20, 50, 100] {
+            assert_in_time("while it starts", || stop_starting(signal, delay));
+        }
+    }
+    assert_nothing_left_since(&before);
+}
+
+/// Sends the signal some milliseconds after the agent takes it; returns how long it took to end.
+fn stop_starting(signal: i32, delay: u64) -> Duration {
+    let mut c = command();
+    c.env("EBPF_SIDECAR_SERVER_HTTP_PORT", free_port().to_string()).stderr(Stdio::piped());
+    let mut child = Killed(c.spawn().unwrap());
+    let child = &mut child.0;
+    let bit = 1 << (signal - 1);
+    while u64::from_str_radix(&blocked(child.id()), 16).unwrap_or(0) & bit == 0 {
+        assert_eq!(child.try_wait().unwrap(), None);
+    }
+    thread::sleep(Duration::from_millis(delay));
+    let begun = Instant::now();
+    sys::kill(child.id(), signal);
+    let status = wait_for(child, Duration::from_secs(30));
+    let took = begun.elapsed();
+    let mut log = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert_eq!(status.and_then(|s| s.code()), Some(0), "{log}");
+    took
+}
+
+fn blocked(pid: u32) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().find_map(|l| l.strip_prefix("SigBlk:")).unwrap_or_default().trim().to_owned()
+}
+
+#[test]
+fn killed_it_leaves_nothing_either() {
+    need_bpf!("killed_it_leaves_nothing_either");
+    let _alone = alone();
+    let mounts = tracing_mounts();
+    let mut agent = Agent::start(&[]);
+    let held = bpf::held_by(agent.child.id());
+    assert!(held.len() >= 10, "{held:?}");
+    sys::kill(agent.child.id(), libc::SIGKILL);
+    assert!(wait_for(&mut agent.child, Duration::from_secs(30)).is_some());
+    assert_gone(&held);
+    assert_eq!(tracing_mounts(), mounts);
+}
+
+// ---- two of them ----
+
+#[test]
+fn a_second_one_on_the_same_port_ends_and_leaves_nothing() {
+    need_bpf!("a_second_one_on_the_same_port_ends_and_leaves_nothing");
+    let _alone = alone();
+    let first = Agent::start(&[]);
+    let before = bpf::existing();
+    let port = first.port.to_string();
+    let o = output(&[], &[("SERVER_HTTP_PORT", &port), ("SERVER_HTTP_ADDRESS", "127.0.0.1")]);
+    let said = String::from_utf8_lossy(&o.stderr);
+    assert_eq!(o.status.code(), Some(1), "{said}");
+    let last = said.lines().last().unwrap();
+    assert!(last.starts_with("ebpf-sidecar: ") && last.contains(&port) && last.contains("in use"), "{said}");
+    assert_nothing_left_since(&before);
+    assert_eq!(first.get("/health").status, 200);
+}
+
+#[test]
+fn two_count_the_same_work() {
+    need_bpf!("two_count_the_same_work");
+    let s = Scoped::start(&[]);
+    let other = Agent::start(&[("COLLECTOR_INTERVAL", "70ms"), ("COLLECTOR_SCOPE_CGROUP", text(&s.cgroup.path))]);
+    let f = TestFile::cold("two", 8 * common::MIB);
+    let (second, (first, ())) = other.during(|| {
+        s.agent.during(|| {
+            common::read_all(&f.file, common::MIB);
+            for _ in 0..1000 {
+                sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
+            }
+        })
+    });
+    for d in [&first, &second] {
+        assert_eq!((d.attempts(), d.misses()), (2048.0, 2048.0), "{}", d.moved());
+        assert_eq!(d.of("ebpf_fadvise_calls_total"), 1000.0, "{}", d.moved());
+    }
+    assert_eq!(first.moved(), second.moved());
+}
+
+// ---- time ----
+
+#[test]
+fn first_metrics() {
+    need_bpf!("first_metrics");
+    let _alone = alone();
+    let begun = Instant::now();
+    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "1h")]);
+    assert!(agent.get("/metrics").body.contains("ebpf_sidecar_snapshot_sequence 1\n"));
+    let took = begun.elapsed();
+    println!("first metrics {took:?} after the start, of an unoptimized build if this is one");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
+#[test]
+fn stopped_and_continued_it_loses_nothing() {
+    need_bpf!("stopped_and_continued_it_loses_nothing");
+    let s = Scoped::start(&[]);
+    let f = TestFile::cold("stopped", 8 * common::MIB);
+    let before = s.agent.settled();
+    let pid = s.agent.child.id();
+    sys::kill(pid, libc::SIGSTOP);
+    let _continued = Continue(pid);
+    let end = Instant::now() + Duration::from_secs(3);
+    let mut calls = 0u32;
+    common::read_all(&f.file, common::MIB);
+    while Instant::now() < end {
+        for _ in 0..100 {
+            sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
+            calls += 1;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    sys::kill(pid, libc::SIGCONT);
+    let d = common::Delta { before, after: s.agent.settled() };
+    assert_eq!(d.of("ebpf_fadvise_calls_total"), f64::from(calls), "{}", d.moved());
+    assert_eq!((d.attempts(), d.misses()), (2048.0, 2048.0), "{}", d.moved());
+    let stats = s.agent.stats();
+    let rows = stats["fadvise"]["process_stats"].as_array().unwrap();
+    let row = rows.iter().find(|r| r["pid"] == std::process::id()).unwrap();
+    assert!(row["call_count"].as_u64().unwrap() >= u64::from(calls), "{row}, not {calls}");
+    assert_eq!(d.of("ebpf_sidecar_collect_errors_total"), 0.0);
+    assert_eq!(health(&s.agent)["status"], "healthy");
+}
+
+/// Lets a stopped process go on, whatever happens.
+struct Continue(u32);
+
+impl Drop for Continue {
+    fn drop(&mut self) {
+        sys::kill(self.0, libc::SIGCONT);
+    }
+}
+
+/// What a process uses: descriptors, threads, KiB of memory.
+fn usage(agent: &Agent) -> (usize, u64, u64) {
+    let pid = agent.child.id();
+    let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    (fds, common::status_field(pid, "Threads:"), agent.rss_kib())
+}
+
+#[test]
+fn a_short_interval_does_not_make_it_grow() {
+    need_bpf!("a_short_interval_does_not_make_it_grow");
+    let s = Scoped::start(&[("COLLECTOR_INTERVAL", "20ms")]);
+    let f = TestFile::new("short", common::MIB);
+    let work = |seconds| {
+        let end = Instant::now() + Duration::from_secs(seconds);
+        while Instant::now() < end {
+            common::read_all(&f.file, common::MIB);
+            sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
+            thread::sleep(Duration::from_micros(200));
+        }
+        s.agent.settled()
+    };
+    let first = work(2);
+    let warm = usage(&s.agent);
+    let last = work(5);
+    let then = usage(&s.agent);
+    let collections = last.get("ebpf_sidecar_snapshot_sequence") - first.get("ebpf_sidecar_snapshot_sequence");
+    println!("{collections} collections; descriptors, threads, KiB: {warm:?}, then {then:?}");
+    // An answer may be under way at either moment.
+    assert!(then.0 <= warm.0 + 2 && then.1 <= warm.1, "{warm:?}, then {then:?}");
+    assert!(then.2 <= warm.2 + 512, "{warm:?}, then {then:?}");
+    assert_eq!(last.get("ebpf_sidecar_collect_errors_total"), 0.0);
+}
+
+// ---- hostile clients ----
+
+#[test]
+fn hostile_clients_disturb_neither_health_nor_counting() {
+    need_bpf!("hostile_clients_disturb_neither_health_nor_counting");
+    let s = Scoped::start(&[]);
+    let f = TestFile::cold("hostile", 16 * common::MIB);
+    let port = s.agent.port;
+    s.agent.get("/api/v1/stats");
+    let before = s.agent.settled();
+    let memory = s.agent.rss_kib();
+    let begun = Instant::now();
+
+    // A reader that never reads: more answers than the buffers between hold.
+    let mut lazy = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    lazy.set_nonblocking(true).unwrap();
+    let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+    let asked = (0..100_000).take_while(|_| lazy.write_all(request).is_ok()).count();
+    let halves: [&[u8]; 2] = [b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Half: ", b"POST /"];
+    let mut held = Vec::new();
+    let (mut worst, mut peak, mut calls) = (Duration::ZERO, memory, 0u32);
+    let mut first = true;
+    while held.len() < 400 || begun.elapsed() < Duration::from_secs(7) {
+        for half in halves.iter().cycle().take(20.min(400 - held.len())) {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            stream.write_all(half).unwrap();
+            held.push(stream);
+        }
+        let asked = Instant::now();
+        assert_eq!(s.agent.get("/health").status, 200);
+        worst = worst.max(asked.elapsed());
+        peak = peak.max(s.agent.rss_kib());
+        // The work that is to be counted.
+        for _ in 0..100 {
+            sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
+            calls += 1;
+        }
+        if std::mem::take(&mut first) {
+            common::read_all(&f.file, common::MIB);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let d = common::Delta { before, after: s.agent.settled() };
+    let ticks = d.of("ebpf_sidecar_snapshot_sequence");
+    println!(
+        "{asked} requests not read, 400 halves; /health within {worst:?}, memory +{} KiB, {ticks} collections in {seconds:.1} s",
+        peak - memory
+    );
+    assert!(worst < Duration::from_millis(500), "/health took {worst:?}");
+    assert!(peak - memory < 24 << 10, "memory grew by {} KiB", peak - memory);
+    // It collects every 100 ms; a machine that is busy otherwise may miss some.
+    assert!(ticks >= seconds * 10.0 / 2.0, "{ticks} collections in {seconds} s");
+    assert_eq!(d.of("ebpf_fadvise_calls_total"), f64::from(calls), "{}", d.moved());
+    assert_eq!((d.attempts(), d.misses()), (4096.0, 4096.0), "{}", d.moved());
+    assert_eq!(d.of("ebpf_sidecar_collect_errors_total"), 0.0);
+}
