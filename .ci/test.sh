@@ -1,11 +1,12 @@
 #!/bin/sh
 # Runs every test and lists at the end what was skipped and why. A test that this machine cannot run prints
-# `SKIPPED reason` and passes. The output is kept in target/test.log.
+# `SKIPPED reason` and passes. The output is kept in test.log in the target folder.
 set -eu
 cd "$(dirname "$0")/.."
-log=target/test.log status=target/test.status
-mkdir -p target
-rm -f $status
+target=${CARGO_TARGET_DIR:-target}
+log=$target/test.log status=$target/test.status
+mkdir -p "$target"
+rm -f "$status"
 
 # The tests of the kernel need root: only the tests then run under sudo, not cargo.
 set --
@@ -22,17 +23,22 @@ fi
 {
     code=0
     cargo test --no-fail-fast "$@" -- --test-threads=1 --show-output || code=$?
-    echo "$code" >$status
-} 2>&1 | tee $log
+    echo "$code" >"$status"
+} 2>&1 | tee "$log"
 
 awk '
     /^test result: / { passed += $4; failed += $6 }
     /^test .* FAILED$/ { bad[$2] }
     /^---- .* stdout ----$/ { test = $2; counted = 0 }
-    /^SKIPPED / { sub(/^SKIPPED /, ""); line[n++] = test ": " $0; passed -= !counted && !(test in bad); counted = 1 }
+    /^SKIPPED / {
+        sub(/^SKIPPED /, "")
+        line[n++] = index($0, test ": ") == 1 ? $0 : test ": " $0
+        passed -= !counted && !(test in bad)
+        counted = 1
+    }
     /^test .* \.\.\. ignored/ { test = $2; sub(/^.* \.\.\. /, ""); line[n++] = test ": " $0 }
     END {
         printf "\n== %d passed, %d failed, skipped: %d\n", passed, failed, n
         for (i = 0; i < n; i++) print "   " line[i]
-    }' $log
-exit "$(cat $status)"
+    }' "$log"
+exit "$(cat "$status")"
