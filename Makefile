@@ -27,6 +27,12 @@ run: build ## build it and start it on this kernel, as root (ARGS="--log-level d
 test: deps deps-test ## run every test that this machine can run, and list what was skipped
 	@sh .ci/test.sh
 
+deps-vm: ## install what the tests on other kernels need besides (Debian, Ubuntu)
+	@sh .ci/deps.sh vm
+
+test-vm: deps deps-vm ## run the ground truth tests on other kernels, emulated (KERNELS="5.10 6.1 6.12 7.2")
+	@bash tests/vm/run.sh $(KERNELS)
+
 lint: deps ## check the formatting, and clippy with warnings as errors
 	@cargo fmt --check
 	@cargo clippy --all-targets -- -D warnings
@@ -37,4 +43,4 @@ bench: deps deps-test ## measure cost and speed
 clean: ## remove everything that was built
 	@cargo clean
 
-.PHONY: help deps deps-test build run test lint bench clean
+.PHONY: help deps deps-test deps-vm build run test test-vm lint bench clean

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the packages that are missing: `deps.sh build` those for building, `deps.sh test` those that the
-# tests need besides. Quiet when nothing is missing.
+# tests need besides, `deps.sh vm` those for the tests on other kernels. Quiet when nothing is missing.
 set -eu
 
 fail() {
@@ -18,7 +18,11 @@ test) # promtool and a Prometheus to scrape with; file systems on loop devices
     debian="prometheus e2fsprogs util-linux curl"
     alpine=$debian
     ;;
-*) fail "usage: $0 build|test" ;;
+vm) # an emulator, and what goes into the machine
+    debian="qemu-system-x86 busybox-static cpio e2fsprogs debian-archive-keyring"
+    alpine="qemu-system-x86_64 busybox-static cpio e2fsprogs"
+    ;;
+*) fail "usage: $0 build|test|vm" ;;
 esac
 
 check_rust() {

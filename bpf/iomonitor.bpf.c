@@ -593,7 +593,7 @@ static __always_inline int reclaim_begins(enum reclaimer reclaimer)
 	return 0;
 }
 
-static __always_inline int reclaim_ends(void)
+static __always_inline int reclaim_ends(__u64 freed)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct stall *stall = bpf_map_lookup_elem(&stalls, &thread);
@@ -613,6 +613,7 @@ static __always_inline int reclaim_ends(void)
 	if (t && bucket < STALL_BUCKETS) {
 		ADD(t->stall_buckets[bucket], 1);
 		ADD(t->stall_ns, ns);
+		ADD(t->ended[stall->reclaimer == RECLAIM_MEMCG ? RECLAIM_MEMCG : RECLAIM_DIRECT], freed);
 	}
 	bpf_map_delete_elem(&stalls, &thread);
 	return 0;
@@ -771,7 +772,7 @@ int raw_direct_in(struct bpf_raw_tracepoint_args *ctx)
 SEC("raw_tracepoint/mm_vmscan_direct_reclaim_end")
 int raw_direct_out(struct bpf_raw_tracepoint_args *ctx)
 {
-	return reclaim_ends();
+	return reclaim_ends(ctx->args[0]);
 }
 
 SEC("raw_tracepoint/mm_vmscan_memcg_reclaim_begin")
@@ -783,7 +784,7 @@ int raw_memcg_in(struct bpf_raw_tracepoint_args *ctx)
 SEC("raw_tracepoint/mm_vmscan_memcg_reclaim_end")
 int raw_memcg_out(struct bpf_raw_tracepoint_args *ctx)
 {
-	return reclaim_ends();
+	return reclaim_ends(ctx->args[0]);
 }
 
 SEC("raw_tracepoint/mm_vmscan_kswapd_wake")

@@ -53,7 +53,8 @@ struct totals {
 	__u64 fills[FILL_CAUSES]; /* pages */
 	__u64 evictions[EVICTION_CAUSES]; /* pages */
 	__u64 scanned[RECLAIMERS]; /* pages */
-	__u64 reclaimed[RECLAIMERS]; /* pages */
+	__u64 reclaimed[RECLAIMERS]; /* pages, by scans */
+	__u64 ended[RECLAIMERS]; /* pages reclaimed, as the ends of direct and memcg reclaim tell */
 	__u64 kswapd_wakeups;
 	__u64 stall_buckets[STALL_BUCKETS];
 	__u64 stall_ns;

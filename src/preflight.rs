@@ -26,7 +26,7 @@ fn missing_of(have: u64, release: &str) -> Option<String> {
         return None;
     }
     // CAP_BPF and CAP_PERFMON were split off CAP_SYS_ADMIN in 5.8.
-    let wanted: &[(&str, u64)] = match version(release) < (5, 8) {
+    let wanted: &[(&str, u64)] = match os::version_of(release) < (5, 8) {
         true => &[("SYS_ADMIN", CAP_SYS_ADMIN)],
         false => &[("BPF", CAP_BPF), ("PERFMON", CAP_PERFMON)],
     };
@@ -46,12 +46,6 @@ fn missing_of(have: u64, release: &str) -> Option<String> {
         join(&all, "--cap-add ", " "),
         join(&all, "CAP_", " "),
     ))
-}
-
-/// Major and minor number of a release such as `6.12.3-amd64`; zeros for what is not a number.
-fn version(release: &str) -> (u32, u32) {
-    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|p| p.parse().unwrap_or(0));
-    (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
 /// Examines the machine as if the agent were to start with `config`, and leaves nothing behind. Returns the
@@ -180,8 +174,8 @@ mod tests {
 
     #[test]
     fn releases_are_compared_by_number() {
-        assert!(version("5.10.0-40-cloud-amd64") > version("5.8"));
-        assert_eq!(version("7.2-rc1"), (7, 2));
-        assert_eq!(version("odd"), (0, 0));
+        assert!(os::version_of("5.10.0-40-cloud-amd64") > os::version_of("5.8"));
+        assert_eq!(os::version_of("7.2-rc1"), (7, 2));
+        assert_eq!(os::version_of("odd"), (0, 0));
     }
 }

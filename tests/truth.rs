@@ -626,18 +626,23 @@ fn reclaim_in_a_memory_cgroup() {
     while child.try_wait().unwrap().is_none() {
         let m = agent.metrics();
         most = most.max(m.get("ebpf_memory_direct_reclaim_processes"));
-        let e = m.get("ebpf_memory_reclaim_efficiency_percent");
-        efficiency.extend((!e.is_nan()).then_some(e));
+        efficiency.extend(m.0.get("ebpf_memory_reclaim_efficiency_percent").copied().filter(|e| !e.is_nan()));
         thread::sleep(Duration::from_millis(20));
     }
     let wall = begun.elapsed().as_secs_f64();
     let after = agent.settled();
     let d = Delta { before, after };
-    let scanned = d.of("ebpf_memory_lru_pages_scanned_total{reclaimer=\"memcg\"}");
+    let scanned = "ebpf_memory_lru_pages_scanned_total{reclaimer=\"memcg\"}";
     let reclaimed = d.of("ebpf_memory_pages_reclaimed_total{reclaimer=\"memcg\"}");
-    assert!(scanned > 0.0 && reclaimed > 0.0 && reclaimed <= scanned, "{}", d.moved());
+    assert!(reclaimed > 0.0, "{}", d.moved());
+    // A kernel that does not tell what it scans has neither scans nor an efficiency.
+    let scans = d.after.0.contains_key(scanned);
+    assert_eq!(scans, d.after.0.contains_key("ebpf_memory_reclaim_efficiency_percent"));
+    if scans {
+        assert!(d.of(scanned) >= reclaimed, "{}", d.moved());
+        assert!(!efficiency.is_empty() && efficiency.iter().all(|e| (0.0..=100.0).contains(e)), "{efficiency:?}");
+    }
     assert!(most >= 1.0, "no process was seen in reclaim;{}", d.moved());
-    assert!(!efficiency.is_empty() && efficiency.iter().all(|e| (0.0..=100.0).contains(e)), "{efficiency:?}");
     // What does not fit into 64 MiB must have been evicted by the reader's own reclaim.
     let evicted = d.evictions("reclaim");
     let at_least = ((512 - 64) * MIB / PAGE) as f64;
@@ -664,6 +669,9 @@ fn kswapd_as_vmstat_says() {
     let names = ["pageoutrun", "pgscan_kswapd", "pgsteal_kswapd"];
     let before: Vec<f64> = names.map(vmstat).into();
     let first = agent.settled();
+    if !first.0.contains_key("ebpf_memory_lru_pages_scanned_total{reclaimer=\"kswapd\"}") {
+        return common::skipped("kswapd_as_vmstat_says", "this kernel does not tell what it scans");
+    }
     // Raising the watermarks above what is free makes kswapd run at the next allocation.
     let watermark = "/proc/sys/vm/min_free_kbytes";
     let old = fs::read_to_string(watermark).unwrap();

@@ -84,8 +84,10 @@ plain! {
         evictions: [u64; 3],
         /// Pages scanned, by reclaimer.
         scanned: [u64; 3],
-        /// Pages reclaimed, by reclaimer.
+        /// Pages reclaimed by scans, by reclaimer.
         reclaimed: [u64; 3],
+        /// Pages reclaimed as the ends of direct and memcg reclaim tell, by reclaimer.
+        ended: [u64; 3],
         /// Rounds of kswapd.
         kswapd_wakeups: u64,
         /// Stalls by duration.

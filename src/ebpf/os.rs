@@ -246,6 +246,20 @@ pub fn kernel_release() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|_| "unknown".into(), |s| s.trim().to_owned())
 }
 
+/// Major and minor number of a release such as `6.12.3-amd64`; zeros for what is not a number.
+pub fn version_of(release: &str) -> (u32, u32) {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|p| p.parse().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+}
+
+/// Whether reclaim scans without telling: the multi-generational LRU does, before 6.7.
+pub fn scans_are_silent() -> bool {
+    // Bits of features in use, in hexadecimal; the lowest is the LRU itself.
+    let enabled = fs::read_to_string("/sys/kernel/mm/lru_gen/enabled").unwrap_or_default();
+    let bits = u32::from_str_radix(enabled.trim().trim_start_matches("0x"), 16).unwrap_or(0);
+    bits & 1 == 1 && version_of(&kernel_release()) < (6, 7)
+}
+
 /// Whether the kernel describes its types.
 pub fn has_btf() -> bool {
     Path::new("/sys/kernel/btf/vmlinux").exists()

@@ -234,12 +234,15 @@ impl From<&Cache> for CacheJson {
 
 impl From<&Memory> for MemoryJson {
     fn from(m: &Memory) -> Self {
+        let reclaimed: Vec<_> =
+            RECLAIMERS.into_iter().zip(m.reclaimed).filter_map(|(name, pages)| Some((name, pages?))).collect();
+        let known = !reclaimed.is_empty();
         Self {
             lru_pages_scanned: m.scanned.map(|s| s.iter().sum()),
             lru_pages_scanned_by_reclaimer: m.scanned.map(|s| Map::of(RECLAIMERS, s)),
-            pages_reclaimed: m.reclaimed.map(|r| r.iter().sum()),
-            pages_reclaimed_by_reclaimer: m.reclaimed.map(|r| Map::of(RECLAIMERS, r)),
-            reclaim_efficiency_percent: m.scanned.and(m.reclaimed).map(|_| m.reclaim_efficiency_percent),
+            pages_reclaimed: known.then(|| reclaimed.iter().map(|(_, pages)| pages).sum()),
+            pages_reclaimed_by_reclaimer: known.then_some(Map(reclaimed)),
+            reclaim_efficiency_percent: m.scanned.map(|_| m.reclaim_efficiency_percent),
             direct_reclaim_processes: m.direct_reclaim_processes,
             direct_reclaim_seconds: m.stalls.as_ref().map(HistogramJson::from),
             kswapd_wakeups: m.kswapd_wakeups,

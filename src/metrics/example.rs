@@ -61,7 +61,7 @@ fn io() -> IoStats {
         },
         memory: Memory {
             scanned: Some([5000, 300, 70]),
-            reclaimed: Some([4000, 200, 60]),
+            reclaimed: [4000, 200, 60].map(Some),
             reclaim_efficiency_percent: Some(100.0 / 3.0),
             direct_reclaim_processes: Some(9),
             stalls: Some(stalls),

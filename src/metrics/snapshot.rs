@@ -183,8 +183,8 @@ pub struct Cache {
 pub struct Memory {
     /// Pages of the inactive lists scanned, as [`RECLAIMERS`].
     pub scanned: Option<[u64; 3]>,
-    /// Of those, reclaimed, as [`RECLAIMERS`].
-    pub reclaimed: Option<[u64; 3]>,
+    /// Pages reclaimed, as [`RECLAIMERS`]; without the scans kswapd's are unknown.
+    pub reclaimed: [Option<u64>; 3],
     /// Reclaimed per hundred scanned, over the last interval.
     pub reclaim_efficiency_percent: Option<f64>,
     /// Distinct processes with a direct or memcg reclaim in the last interval.

@@ -252,7 +252,15 @@ impl IoMonitor {
             interval.iter().filter(|(_, r)| r.stalls > 0).map(|(k, _)| k).chain(stalling).collect();
         let memory = Memory {
             scanned: scans.then_some(now.scanned),
-            reclaimed: scans.then_some(now.reclaimed),
+            // Where scans are not told of, the ends of direct and memcg reclaim say what they freed.
+            reclaimed: match scans {
+                true => now.reclaimed.map(Some),
+                false => [
+                    None,
+                    self.has(DIRECT_RECLAIM).then_some(now.ended[1]),
+                    self.has(MEMCG_RECLAIM).then_some(now.ended[2]),
+                ],
+            },
             reclaim_efficiency_percent: percent(
                 total(&now.reclaimed) - total(&last.reclaimed),
                 total(&now.scanned) - total(&last.scanned),
@@ -398,6 +406,12 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     let mut probes = Vec::new();
     for probe in PROBES.iter().filter(|p| config.probes.contains(&p.name)) {
         let mut status = ProbeStatus { name: probe.name, mode: None, failures: Vec::new() };
+        if probe.name == RECLAIM_SCAN && os::scans_are_silent() {
+            let why = "the multi-generational LRU of kernels before 6.7 does not tell what it scans";
+            status.failures.push(("raw_tracepoint", why.into()));
+            probes.push(status);
+            continue;
+        }
         let wanted = |w: &&Way| mode == AttachMode::Auto || w.choice.is_none_or(|c| c == mode);
         for way in probe.ways.iter().filter(wanted) {
             match loader.attach(way) {
@@ -556,7 +570,10 @@ pub fn families(io: &IoStats) -> Vec<Family> {
         c.adds.map(|v| Family::labelled(&m::PAGE_CACHE_ADDS, FILL_CAUSES.into_iter().zip(v))),
         c.evictions.map(|v| Family::labelled(&m::PAGE_CACHE_EVICTIONS, EVICTION_CAUSES.into_iter().zip(v))),
         r.scanned.map(|v| Family::labelled(&m::LRU_PAGES_SCANNED, RECLAIMERS.into_iter().zip(v))),
-        r.reclaimed.map(|v| Family::labelled(&m::PAGES_RECLAIMED, RECLAIMERS.into_iter().zip(v))),
+        r.reclaimed.iter().any(Option::is_some).then(|| {
+            let known = RECLAIMERS.into_iter().zip(r.reclaimed);
+            Family::labelled(&m::PAGES_RECLAIMED, known.filter_map(|(name, pages)| Some((name, pages?))))
+        }),
         single(&m::RECLAIM_EFFICIENCY, r.scanned.map(|_| Value::Percent(r.reclaim_efficiency_percent))),
         int(&m::DIRECT_RECLAIM_PROCESSES, r.direct_reclaim_processes),
         single(&m::DIRECT_RECLAIM_SECONDS, r.stalls.clone().map(Value::Histogram)),
