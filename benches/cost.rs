@@ -17,7 +17,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -55,12 +55,11 @@ fn main() {
         eprintln!("measuring: {name}");
         part(&mut table);
     }
-    table.print();
 }
 
 // ---- the table ----
 
-/// What was measured, line by line.
+/// What was measured, line by line; printed when dropped, so also if a part of the bench panics.
 #[derive(Default)]
 pub struct Table(Vec<[String; 4]>);
 
@@ -70,8 +69,10 @@ impl Table {
         let (target, verdict) = target.map_or_else(Default::default, |(t, met)| (t, if met { "ok" } else { "over" }));
         self.0.push([what.into(), measured.into(), target, verdict.into()]);
     }
+}
 
-    fn print(&self) {
+impl Drop for Table {
+    fn drop(&mut self) {
         let head = ["what", "measured", "target", ""].map(String::from);
         let width = |i: usize| self.0.iter().chain([&head]).map(|r| r[i].chars().count()).max().unwrap_or(0);
         let widths = [width(0), width(1), width(2)];
@@ -262,7 +263,7 @@ fn collection_rows(table: &mut Table) {
 // ---- scrapes ----
 
 fn scrape_rows(table: &mut Table) {
-    let mut command = Command::new("taskset");
+    let mut command = common::command_of("taskset");
     command.args(["-c", "0"]).arg(common::binary()).args(["--log-level", "debug"]);
     let agent = Agent::start_with(command, &[("COLLECTOR_INTERVAL", "1s")]);
     let late = |time: Duration| {

@@ -7,7 +7,6 @@ use std::io::{Read, Seek};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Instant;
 
 use crate::common::{self, Agent, Cgroup, MIB, Random, TestFile};
@@ -147,7 +146,7 @@ impl Setting {
     fn agent(&self) -> Option<Agent> {
         let (binary, settings) = self.agent.as_ref()?;
         let settings: Vec<_> = settings.iter().map(|(k, v)| (*k, v.as_str())).collect();
-        Some(Agent::start_with(Command::new(binary), &settings))
+        Some(Agent::start_with(common::command_of(binary), &settings))
     }
 
     fn measure(&mut self, files: &mut Files) {
@@ -173,7 +172,7 @@ pub fn rows(table: &mut Table) {
         Setting::new("scope: another cgroup", Some((&binary, &[("COLLECTOR_SCOPE_CGROUP", cgroup)]))),
         Setting::new("scope: another comm", Some((&binary, &[("COLLECTOR_SCOPE_COMM", "nobody")]))),
     ];
-    for path in std::env::split_paths(&baselines) {
+    for path in std::env::split_paths(&baselines).filter(|p| p.is_file()) {
         settings.push(Setting::new(&path.to_string_lossy(), Some((&path, &[]))));
     }
     let warm = TestFile::new("warm", MIB);

@@ -8,6 +8,7 @@ pub mod sys;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -67,7 +68,12 @@ pub fn binary() -> PathBuf {
 
 /// A command that runs the binary with nothing of the caller's environment that configures it.
 pub fn command() -> Command {
-    let mut c = Command::new(binary());
+    command_of(binary())
+}
+
+/// The same for another program: another build, or one that runs the binary.
+pub fn command_of(program: impl AsRef<OsStr>) -> Command {
+    let mut c = Command::new(program);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("EBPF_SIDECAR_") {
             c.env_remove(name);
