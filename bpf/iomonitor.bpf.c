@@ -140,18 +140,17 @@ static __always_inline void current_proc(struct proc_key *key)
 	struct task_struct *task = current_task_btf();
 	struct task_struct *leader;
 
-	key->zero = 0;
 	if (task) {
 		key->tgid = task->tgid;
-		key->start_ns = task->group_leader->start_boottime;
+		key->start = task->group_leader->start_boottime >> START_SHIFT;
 		return;
 	}
 	leader = BPF_CORE_READ(current_task(), group_leader);
 	key->tgid = bpf_get_current_pid_tgid() >> 32;
 	if (bpf_core_field_exists(leader->start_boottime))
-		key->start_ns = BPF_CORE_READ(leader, start_boottime);
+		key->start = BPF_CORE_READ(leader, start_boottime) >> START_SHIFT;
 	else
-		key->start_ns = BPF_CORE_READ((struct task_struct___5_4 *)leader, real_start_time);
+		key->start = BPF_CORE_READ((struct task_struct___5_4 *)leader, real_start_time) >> START_SHIFT;
 }
 
 /* The current process's row of this interval; null if the map is full. */
