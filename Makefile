@@ -8,7 +8,7 @@ export CFLAGS += -D_LARGEFILE64_SOURCE # libelf uses the *64 names, which musl h
 endif
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## install what building needs and is missing (Debian, Ubuntu, Alpine)
 	@sh .ci/deps.sh build
@@ -40,7 +40,10 @@ lint: deps ## check the formatting, and clippy with warnings as errors
 bench: deps deps-test ## measure cost and speed
 	@cargo bench --bench '*'
 
+bench-overhead: deps ## instructions that the agent adds per call, in emulated machines (KERNELS="6.1 6.12")
+	@bash tests/vm/overhead.sh $(KERNELS)
+
 clean: ## remove everything that was built
 	@cargo clean
 
-.PHONY: help deps deps-test deps-vm build run test test-vm lint bench clean
+.PHONY: help deps deps-test deps-vm build run test test-vm lint bench bench-overhead clean

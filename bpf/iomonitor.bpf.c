@@ -147,24 +147,23 @@ static __always_inline void current_proc(struct proc_key *key)
 	struct task_struct *task = current_task_btf();
 	struct task_struct *leader;
 
-	key->zero = 0;
 	if (task) {
 		key->tgid = task->tgid;
-		key->start_ns = task->group_leader->start_boottime;
+		key->start = task->group_leader->start_boottime >> START_SHIFT;
 		return;
 	}
 	leader = BPF_CORE_READ(current_task(), group_leader);
 	key->tgid = bpf_get_current_pid_tgid() >> 32;
 	if (bpf_core_field_exists(leader->start_boottime))
-		key->start_ns = BPF_CORE_READ(leader, start_boottime);
+		key->start = BPF_CORE_READ(leader, start_boottime) >> START_SHIFT;
 	else
-		key->start_ns = BPF_CORE_READ((struct task_struct___5_4 *)leader, real_start_time);
+		key->start = BPF_CORE_READ((struct task_struct___5_4 *)leader, real_start_time) >> START_SHIFT;
 }
 
 /* The current process's row of this interval; null if the map is full. */
 static __always_inline struct proc_row *current_row(const struct proc_key *key)
 {
-	struct proc_row fresh = {};
+	struct proc_row fresh;
 	struct proc_row *row;
 	__u32 zero = 0;
 	void *map = bpf_map_lookup_elem(&procs, &zero);
@@ -174,6 +173,7 @@ static __always_inline struct proc_row *current_row(const struct proc_key *key)
 	row = bpf_map_lookup_elem(map, key);
 	if (row)
 		return row;
+	__builtin_memset(&fresh, 0, sizeof(fresh));
 	BPF_CORE_READ_INTO(&fresh.comm, current_task(), group_leader, comm);
 	/* Another thread of the process may be first: then this one fails and finds that row. */
 	bpf_map_update_elem(map, key, &fresh, BPF_NOEXIST);
@@ -183,22 +183,16 @@ static __always_inline struct proc_row *current_row(const struct proc_key *key)
 /* ---- fadvise ---- */
 
 /*
- * Only the return of a call is of interest: its arguments are still in the registers saved at its entry, so
- * nothing has to be carried from entry to return and concurrent calls cannot mix.
+ * Only the return of a call is of interest: its arguments are still there, or in the registers saved at its
+ * entry, so nothing has to be carried from entry to return and concurrent calls cannot mix.
  */
-static __always_inline int fadvise_returned(long ret)
+static __always_inline int fadvise_returned(__u32 advice, long ret)
 {
+	__u32 slot = advice < ADVICE_INVALID ? advice : ADVICE_INVALID;
 	struct proc_key key;
 	struct proc_row *row;
-	struct syscall call;
-	struct totals *t;
-	__u32 slot;
+	struct totals *t = cpu_totals();
 
-	if (!scoped())
-		return 0;
-	current_syscall(&call);
-	slot = (__u32)call.arg[3] < ADVICE_INVALID ? call.arg[3] : ADVICE_INVALID;
-	t = cpu_totals();
 	if (!t)
 		return 0;
 	ADD(t->fadvise_advice[slot], 1);
@@ -219,6 +213,15 @@ static __always_inline int fadvise_returned(long ret)
 			ADD(t->overflow_success, 1);
 	}
 	return 0;
+}
+
+/* The advice of the system call that the task is in. */
+static __always_inline __u32 advice_asked(void)
+{
+	struct syscall call;
+
+	current_syscall(&call);
+	return call.arg[3];
 }
 
 /* ---- reads ---- */
@@ -359,19 +362,21 @@ static __always_inline int bytes_read(const struct settings *set, __u64 pos, __u
 	return 0;
 }
 
+/* A field behind a pointer of which the verifier knows nothing: a plain load from 6.2 on, else a helper call. */
+#define LOAD(ptr, type, field)                                                              \
+	(bpf_ksym_exists(bpf_rdonly_cast)                                                       \
+		 ? ((struct type *)bpf_rdonly_cast((ptr), bpf_core_type_id_kernel(struct type)))->field \
+		 : BPF_CORE_READ((struct type *)(ptr), field))
+
 /* At the entry of a read only what was asked for is known: it counts as far as the file goes. */
-static __always_inline int bytes_asked(struct file *file, __u64 pos, __u64 bytes)
+static __always_inline int bytes_asked(const struct settings *set, struct file *file, __u64 pos, __u64 bytes)
 {
-	const struct settings *set = scoped();
-	struct inode *inode;
+	struct inode *inode = LOAD(file, file, f_inode);
 	__u64 size;
 
-	if (!set)
+	if ((LOAD(inode, inode, i_mode) & S_IFMT) != S_IFREG)
 		return 0;
-	inode = BPF_CORE_READ(file, f_inode);
-	if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFREG)
-		return 0;
-	size = BPF_CORE_READ(inode, i_size);
+	size = LOAD(inode, inode, i_size);
 	if (pos >= size)
 		return 0;
 	return bytes_read(set, pos, bytes < size - pos ? bytes : size - pos);
@@ -659,7 +664,7 @@ static __always_inline int kswapd_woke(void)
 SEC("fexit/ksys_fadvise64_64")
 int fexit_fadvise(__u64 *ctx)
 {
-	return fadvise_returned((int)ctx[4]);
+	return scoped() ? fadvise_returned(ctx[3], (int)ctx[4]) : 0;
 }
 
 /*
@@ -702,7 +707,7 @@ int fexit_splice(__u64 *ctx)
 SEC("kretprobe/ksys_fadvise64_64")
 int kret_fadvise(struct pt_regs *ctx)
 {
-	return fadvise_returned((int)KPROBE_RET(ctx));
+	return scoped() ? fadvise_returned(advice_asked(), (int)KPROBE_RET(ctx)) : 0;
 }
 
 /* One end of the function only, the entry: a probe at both costs twice as much and carries state by thread. */
@@ -711,17 +716,23 @@ int kprobe_read(struct pt_regs *ctx)
 {
 	struct kiocb *iocb = (struct kiocb *)KPROBE_ARG0(ctx);
 	struct iov_iter *iter = (struct iov_iter *)KPROBE_ARG1(ctx);
+	const struct settings *set = scoped();
 
-	return bytes_asked(BPF_CORE_READ(iocb, ki_filp), BPF_CORE_READ(iocb, ki_pos), BPF_CORE_READ(iter, count));
+	if (!set)
+		return 0;
+	return bytes_asked(set, LOAD(iocb, kiocb, ki_filp), LOAD(iocb, kiocb, ki_pos), LOAD(iter, iov_iter, count));
 }
 
 SEC("kprobe/filemap_splice_read")
 int kprobe_splice(struct pt_regs *ctx)
 {
+	const struct settings *set = scoped();
 	__u64 pos = 0;
 
+	if (!set)
+		return 0;
 	bpf_probe_read_kernel(&pos, sizeof(pos), (void *)KPROBE_ARG1(ctx));
-	return bytes_asked((struct file *)KPROBE_ARG0(ctx), pos, KPROBE_ARG3(ctx));
+	return bytes_asked(set, (struct file *)KPROBE_ARG0(ctx), pos, KPROBE_ARG3(ctx));
 }
 
 /* ---- entry points: tracepoints and raw tracepoints ---- */
@@ -736,7 +747,7 @@ struct sys_exit_args {
 SEC("tracepoint/syscalls/sys_exit_fadvise64")
 int tp_fadvise(struct sys_exit_args *ctx)
 {
-	return fadvise_returned(ctx->ret);
+	return scoped() ? fadvise_returned(advice_asked(), ctx->ret) : 0;
 }
 
 SEC("raw_tracepoint/mm_filemap_get_pages")

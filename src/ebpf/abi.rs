@@ -6,6 +6,8 @@ use crate::metrics::histogram::BUCKETS;
 pub const COMM_LEN: usize = 16;
 /// Rows of a map of processes.
 pub const MAX_PROCS: usize = 4096;
+/// A process's start time is in units of two to this power of nanoseconds.
+pub const START_SHIFT: u32 = 20;
 
 /// A struct that is nothing but fixed-size integers and byte arrays without padding, so that every bit
 /// pattern is a value and every value has defined bytes.
@@ -106,10 +108,8 @@ plain! {
     ProcKey = "proc_key" {
         /// Thread-group id in the initial pid namespace.
         tgid: u32,
-        /// Always 0.
-        zero: u32,
-        /// Start of its main thread, nanoseconds since boot.
-        start_ns: u64,
+        /// Start of its main thread since boot, in units of 2^[`START_SHIFT`] ns; the low bits.
+        start: u32,
     }
 
     /// What a process did in one interval.
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn too_few_bytes_are_no_value() {
-        assert_eq!(ProcKey::read(&[0; 15]), None);
-        assert!(ProcKey::read(&[0; 17]).is_some());
+        assert_eq!(ProcKey::read(&[0; 7]), None);
+        assert!(ProcKey::read(&[0; 9]).is_some());
     }
 }

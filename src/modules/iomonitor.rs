@@ -648,7 +648,7 @@ mod tests {
     #[test]
     fn a_process_that_stalls_counts_once_however_often() {
         let mut monitor = monitor();
-        let key = |tgid| ProcKey { tgid, zero: 0, start_ns: 1 };
+        let key = |tgid| ProcKey { tgid, start: 1 };
         let row = |stalls| ProcRow { stalls, ..Default::default() };
         let interval = [(key(1), row(7)), (key(2), row(0)), (key(3), row(1))];
         let io = monitor.statistics(&Totals::default(), &interval, &[key(3), key(4), key(4)]);

@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-use crate::ebpf::abi::{MAX_PROCS, ProcKey, ProcRow};
+use crate::ebpf::abi::{MAX_PROCS, ProcKey, ProcRow, START_SHIFT};
 use crate::metrics::snapshot::ProcessRow;
 
 /// Rows kept.
@@ -156,7 +156,16 @@ fn is_alive(key: &ProcKey) -> Option<bool> {
     let Ok(stat) = fs::read_to_string(format!("/proc/{}/stat", key.tgid)) else { return Some(false) };
     // The name, in parentheses, may hold anything; start time is the 20th field after it.
     let started = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse::<u64>().ok()?;
-    Some(started == key.start_ns / 10_000_000)
+    let (first, last) = (start(started * TICK_NS), start(started * TICK_NS + TICK_NS - 1));
+    Some(key.start.wrapping_sub(first) <= last.wrapping_sub(first))
+}
+
+/// A clock tick of /proc (USER_HZ is 100 on every architecture here).
+const TICK_NS: u64 = 10_000_000;
+
+/// What a key has for a start so long after boot.
+fn start(ns: u64) -> u32 {
+    (ns >> START_SHIFT) as u32
 }
 
 #[cfg(test)]
@@ -164,7 +173,7 @@ mod tests {
     use super::*;
 
     fn key(tgid: u32) -> ProcKey {
-        ProcKey { tgid, zero: 0, start_ns: u64::from(tgid) * 10_000_000 }
+        ProcKey { tgid, start: tgid * 10 }
     }
 
     fn row(calls: u64, success: u64, name: &str) -> ProcRow {
@@ -192,7 +201,7 @@ mod tests {
     fn a_reused_pid_is_another_process() {
         let mut p = Processes::new(|_| Some(true));
         let now = Instant::now();
-        let later = ProcKey { start_ns: 99, ..key(1) };
+        let later = ProcKey { start: 99, ..key(1) };
         p.absorb(&[(key(1), row(1, 1, "a")), (later, row(1, 1, "b"))], now);
         assert_eq!(p.len(), 2);
     }
@@ -242,9 +251,9 @@ mod tests {
     fn liveness_of_this_process() {
         let stat = fs::read_to_string("/proc/self/stat").unwrap();
         let ticks: u64 = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().nth(19).unwrap().parse().unwrap();
-        let me = ProcKey { tgid: std::process::id(), zero: 0, start_ns: ticks * 10_000_000 + 123 };
+        let me = ProcKey { tgid: std::process::id(), start: start(ticks * TICK_NS + 123) };
         assert_eq!(is_alive(&me), Some(true));
-        assert_eq!(is_alive(&ProcKey { start_ns: 0, ..me }), Some(false), "an earlier process of this id");
+        assert_eq!(is_alive(&ProcKey { start: 0, ..me }), Some(false), "an earlier process of this id");
         assert_eq!(is_alive(&ProcKey { tgid: u32::MAX, ..me }), Some(false));
     }
 }

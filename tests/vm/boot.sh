@@ -2,8 +2,9 @@
 # Boots a kernel with the agent and a test program, and runs a job in it:
 #   boot.sh IMAGE JOB [QEMU-OPTION...]
 # JOB is a shell script; it finds /bin/ebpf-sidecar, the programs named in VM_PROGRAMS in /bin, and 2 GB of ext4
-# in /disk. The console goes to stdout, the exit status is the job's. KVM is not needed. One host thread for both
-# CPUs: with two, QEMU 7.2 does not survive the kernel's rewriting of its own code.
+# in /disk. The console goes to stdout, the exit status is the job's. VM_CPUS, VM_MEMORY, VM_TIMEOUT in seconds and
+# VM_APPEND to the kernel's command line change the machine. KVM is not needed. One host thread for all CPUs: with
+# two, QEMU 7.2 does not survive the kernel's rewriting of its own code.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 image=$1 job=$2
@@ -20,7 +21,7 @@ for program in $VM_PROGRAMS; do
     name=$(basename "$program" | sed 's/-[0-9a-f]\{16\}$//')
     strip -o "$root/bin/$name" "$program"
     # What it links dynamically comes along.
-    { ldd "$program" 2>/dev/null || :; } | grep -o '/[^ ]*' | while read -r library; do
+    { ldd "$program" 2>/dev/null | grep -o '/[^ ]*' || :; } | while read -r library; do
         mkdir -p "$root$(dirname "$library")"
         cp -Ln "$library" "$root$library"
     done
@@ -30,7 +31,7 @@ done
 truncate -s 2G "$work/disk"
 mkfs.ext4 -q -O ^has_journal "$work/disk"
 
-timeout "${VM_TIMEOUT:-1800}" qemu-system-x86_64 -accel tcg,thread=single -cpu max -m "${VM_MEMORY:-1G}" -smp 2 \
+timeout "${VM_TIMEOUT:-1800}" qemu-system-x86_64 -accel tcg,thread=single -cpu max -m "${VM_MEMORY:-1G}" -smp "${VM_CPUS:-2}" \
     -nographic -no-reboot -kernel "$image" -initrd "$work/initrd" \
     -append "console=ttyS0 panic=-1 quiet ${VM_APPEND:-}" \
     -drive "file=$work/disk,if=none,id=disk,format=raw,cache=unsafe" -device nvme,drive=disk,serial=1 \
