@@ -74,6 +74,13 @@ struct {
 	__type(value, struct read_cursor);
 } read_cursors SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct read_times);
+} read_times SEC(".maps");
+
 /* A typed view of a kernel address, for loads without a helper call; 6.2+. */
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 
@@ -326,6 +333,98 @@ static __always_inline int bytes_asked(struct file *file, __u64 pos, __u64 bytes
 	return bytes_read(set, pos, bytes < size - pos ? bytes : size - pos);
 }
 
+/* ---- durations ---- */
+
+/* Index of the bucket whose upper bound, 2^(10 + index) ns, is the first not below `ns`. */
+static __always_inline __u64 duration_bucket(__u64 ns)
+{
+	__u64 v = ns ? (ns - 1) >> 10 : 0;
+	__u64 bits = 0;
+
+	if (v >> 32)
+		return STALL_BUCKETS - 1;
+	if (v >> 16) { bits += 16; v >>= 16; }
+	if (v >> 8) { bits += 8; v >>= 8; }
+	if (v >> 4) { bits += 4; v >>= 4; }
+	if (v >> 2) { bits += 2; v >>= 2; }
+	if (v >> 1) { bits += 1; v >>= 1; }
+	bits += v;
+	return bits < STALL_BUCKETS ? bits : STALL_BUCKETS - 1;
+}
+
+/* ---- how long reads take ---- */
+
+/*
+ * The beginning of a read is kept with its thread, under the address of what the caller passes for it (`id`).
+ *
+ * A read can begin within another one: a stacked file system fills the page of the outer one by reading a lower
+ * file. Hence two places. A beginning whose end was not seen (the program was skipped, the thread left the scope)
+ * is from another read call of the thread (ioac.syscr), or has the same id as the next: it gives up its place, and
+ * is never taken for the beginning of a later read.
+ */
+static __always_inline __u64 read_calls(struct task_struct *task)
+{
+	return bpf_core_field_exists(task->ioac.syscr) ? task->ioac.syscr : 0;
+}
+
+static __always_inline int read_begins(__u64 id)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	__u64 syscr = read_calls(task);
+	struct read_times *times;
+	struct read_time *t;
+
+	if (!scoped())
+		return 0;
+	times = bpf_task_storage_get(&read_times, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!times)
+		return 0;
+	t = times->outer.id && times->outer.id != id && times->outer.syscr == syscr ? &times->inner : &times->outer;
+	t->id = id;
+	t->syscr = syscr;
+	t->since_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+/* The read that began under this id has ended; it counts if it brought something. */
+static __always_inline void read_ends(__u64 id, bool counts)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	__u64 ns = bpf_ktime_get_ns();
+	__u64 syscr = read_calls(task);
+	struct totals *totals = cpu_totals();
+	struct read_times *times = bpf_task_storage_get(&read_times, task, 0, 0);
+	struct read_time *t = 0;
+	__u64 bucket;
+
+	if (!totals)
+		return;
+	if (times) {
+		if (times->outer.id == id)
+			t = &times->outer;
+		else if (times->inner.id == id)
+			t = &times->inner;
+	}
+	if (t) {
+		t->id = 0;
+		ns -= t->since_ns;
+		if (t->syscr != syscr)
+			t = 0;
+	}
+	if (!counts)
+		return;
+	if (!t) {
+		ADD(totals->lost_reads, 1);
+		return;
+	}
+	bucket = duration_bucket(ns);
+	barrier_var(bucket); /* as in reclaim_ends() */
+	if (bucket < READ_BUCKETS) {
+		ADD(totals->latency_buckets[bucket], 1);
+		ADD(totals->latency_ns, ns);
+	}
+}
+
 /* ---- fills and evictions ---- */
 
 static __always_inline __u64 folio_pages(void *folio)
@@ -502,23 +601,6 @@ static __always_inline int folio_removed(void *folio)
 
 /* ---- reclaim ---- */
 
-/* Index of the bucket whose upper bound, 2^(10 + index) ns, is the first not below `ns`. */
-static __always_inline __u64 stall_bucket(__u64 ns)
-{
-	__u64 v = ns ? (ns - 1) >> 10 : 0;
-	__u64 bits = 0;
-
-	if (v >> 32)
-		return STALL_BUCKETS - 1;
-	if (v >> 16) { bits += 16; v >>= 16; }
-	if (v >> 8) { bits += 8; v >>= 8; }
-	if (v >> 4) { bits += 4; v >>= 4; }
-	if (v >> 2) { bits += 2; v >>= 2; }
-	if (v >> 1) { bits += 1; v >>= 1; }
-	bits += v;
-	return bits < STALL_BUCKETS ? bits : STALL_BUCKETS - 1;
-}
-
 static __always_inline int reclaim_begins(enum reclaimer reclaimer)
 {
 	struct stall stall = { .reclaimer = reclaimer };
@@ -557,7 +639,7 @@ static __always_inline int reclaim_ends(void)
 	if (row)
 		ADD(row->stalls, 1);
 	t = cpu_totals();
-	bucket = stall_bucket(ns);
+	bucket = duration_bucket(ns);
 	barrier_var(bucket); /* older verifiers must see the check below on the very register that is the index */
 	if (t && bucket < STALL_BUCKETS) {
 		ADD(t->stall_buckets[bucket], 1);
@@ -640,6 +722,60 @@ int fexit_splice(__u64 *ctx)
 		return 0;
 	set = scoped();
 	if (!set)
+		return 0;
+	bpf_probe_read_kernel(&pos, sizeof(pos), (void *)ctx[1]);
+	return bytes_read(set, pos - bytes, bytes);
+}
+
+/* ---- entry points: the same reads, timed (fentry and fexit); the exits count them too ---- */
+
+SEC("fentry/filemap_read")
+int fentry_read(__u64 *ctx)
+{
+	struct kiocb *iocb = (struct kiocb *)ctx[0];
+
+	return (iocb->ki_filp->f_inode->i_mode & S_IFMT) == S_IFREG ? read_begins(ctx[0]) : 0;
+}
+
+SEC("fexit/filemap_read")
+int fexit_read_timed(__u64 *ctx)
+{
+	struct kiocb *iocb = (struct kiocb *)ctx[0];
+	long bytes = (long)ctx[3] - (long)ctx[2];
+	const struct settings *set;
+
+	if ((iocb->ki_filp->f_inode->i_mode & S_IFMT) != S_IFREG)
+		return 0;
+	set = scoped();
+	if (!set)
+		return 0;
+	read_ends(ctx[0], bytes > 0);
+	return bytes > 0 ? bytes_read(set, iocb->ki_pos - bytes, bytes) : 0;
+}
+
+SEC("fentry/filemap_splice_read")
+int fentry_splice(__u64 *ctx)
+{
+	struct file *in = (struct file *)ctx[0];
+
+	return (in->f_inode->i_mode & S_IFMT) == S_IFREG ? read_begins(ctx[1]) : 0;
+}
+
+SEC("fexit/filemap_splice_read")
+int fexit_splice_timed(__u64 *ctx)
+{
+	struct file *in = (struct file *)ctx[0];
+	long bytes = (long)ctx[5];
+	const struct settings *set;
+	__u64 pos = 0;
+
+	if ((in->f_inode->i_mode & S_IFMT) != S_IFREG)
+		return 0;
+	set = scoped();
+	if (!set)
+		return 0;
+	read_ends(ctx[1], bytes > 0);
+	if (bytes <= 0)
 		return 0;
 	bpf_probe_read_kernel(&pos, sizeof(pos), (void *)ctx[1]);
 	return bytes_read(set, pos - bytes, bytes);

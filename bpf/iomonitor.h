@@ -15,6 +15,7 @@
 
 /* 1.024 us .. 17 s in powers of two, and one for what is longer (src/metrics/histogram.rs). */
 #define STALL_BUCKETS 26
+#define READ_BUCKETS STALL_BUCKETS
 
 enum advice {
 	ADVICE_NORMAL,
@@ -60,6 +61,10 @@ struct totals {
 	__u64 overflow_calls;
 	__u64 overflow_success;
 	__u64 lost_stalls;
+	/* Reads by duration, and those that could not be timed. */
+	__u64 latency_buckets[READ_BUCKETS];
+	__u64 latency_ns;
+	__u64 lost_reads;
 };
 
 /* Thread-group ids are reused, so the start time belongs to the key. */
@@ -91,6 +96,15 @@ struct read_cursor {
 	__u64 last_index;
 	__u64 index;
 	__u64 syscr;
+};
+
+/* The beginnings of the reads that a thread is in: see read_begins() in iomonitor.bpf.c. */
+struct read_times {
+	struct read_time {
+		__u64 id; /* of the read; 0: none */
+		__u64 since_ns;
+		__u64 syscr;
+	} outer, inner;
 };
 
 #endif
