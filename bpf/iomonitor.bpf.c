@@ -74,10 +74,11 @@ struct {
 	__type(value, struct read_cursor);
 } read_cursors SEC(".maps");
 
+/* By thread id modulo READ_SLOTS. */
 struct {
-	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, READ_SLOTS);
+	__type(key, __u32);
 	__type(value, struct read_times);
 } read_times SEC(".maps");
 
@@ -355,73 +356,100 @@ static __always_inline __u64 duration_bucket(__u64 ns)
 /* ---- how long reads take ---- */
 
 /*
- * The beginning of a read is kept with its thread, under the address of what the caller passes for it (`id`).
+ * The beginning of a read is kept in its thread's slot, under the address of what the caller passes for it (`id`).
+ * A plain array, since it costs a third of task storage and is there on every kernel. Threads whose ids are equal
+ * modulo READ_SLOTS share a slot: if both are in a read at once, the one that began first is lost (and counted as
+ * lost), which takes more threads than slots.
  *
  * A read can begin within another one: a stacked file system fills the page of the outer one by reading a lower
- * file. Hence two places. A beginning whose end was not seen (the program was skipped, the thread left the scope)
- * is from another read call of the thread (ioac.syscr), or has the same id as the next: it gives up its place, and
- * is never taken for the beginning of a later read.
+ * file. Hence two places. A beginning whose end was not seen (no regular file, the program was skipped, the thread
+ * has left the scope) stays, and is never taken for that of a later read: each read call of the thread (ioac.syscr)
+ * begins with empty places.
  */
-static __always_inline __u64 read_calls(struct task_struct *task)
+struct reader {
+	__u64 tid, syscr;
+};
+
+static __always_inline void current_reader(struct reader *r)
 {
-	return bpf_core_field_exists(task->ioac.syscr) ? task->ioac.syscr : 0;
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf)) {
+		struct task_struct *task = bpf_get_current_task_btf();
+
+		r->tid = (__u32)task->pid;
+		r->syscr = bpf_core_field_exists(task->ioac.syscr) ? task->ioac.syscr : 0;
+	} else { /* before 5.11 */
+		struct task_struct *task = current_task();
+
+		r->tid = (__u32)bpf_get_current_pid_tgid();
+		r->syscr = bpf_core_field_exists(task->ioac.syscr) ? BPF_CORE_READ(task, ioac.syscr) : 0;
+	}
+}
+
+static __always_inline struct read_times *slot_of(const struct reader *r)
+{
+	__u32 slot = r->tid & (READ_SLOTS - 1);
+
+	return bpf_map_lookup_elem(&read_times, &slot);
 }
 
 static __always_inline int read_begins(__u64 id)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	__u64 syscr = read_calls(task);
 	struct read_times *times;
-	struct read_time *t;
+	struct reader r;
 
 	if (!scoped())
 		return 0;
-	times = bpf_task_storage_get(&read_times, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	current_reader(&r);
+	times = slot_of(&r);
 	if (!times)
 		return 0;
-	t = times->outer.id && times->outer.id != id && times->outer.syscr == syscr ? &times->inner : &times->outer;
-	t->id = id;
-	t->syscr = syscr;
-	t->since_ns = bpf_ktime_get_ns();
+	if (times->tid == r.tid && times->syscr == r.syscr && times->outer.id && times->outer.id != id) {
+		times->inner.id = id;
+		times->inner.since_ns = bpf_ktime_get_ns();
+		return 0;
+	}
+	times->tid = r.tid;
+	times->syscr = r.syscr;
+	times->inner.id = 0;
+	times->outer.id = id;
+	times->outer.since_ns = bpf_ktime_get_ns();
 	return 0;
 }
 
-/* The read that began under this id has ended; it counts if it brought something. */
-static __always_inline void read_ends(__u64 id, bool counts)
+/* The read that began under this id, which brought something, has ended. */
+static __always_inline void read_ends(__u64 id)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	__u64 ns = bpf_ktime_get_ns();
-	__u64 syscr = read_calls(task);
-	struct totals *totals = cpu_totals();
-	struct read_times *times = bpf_task_storage_get(&read_times, task, 0, 0);
-	struct read_time *t = 0;
-	__u64 bucket;
+	struct totals *t = cpu_totals();
+	struct read_times *times;
+	__u64 bucket, ns = 0;
+	struct reader r;
 
-	if (!totals)
+	if (!t)
 		return;
-	if (times) {
-		if (times->outer.id == id)
-			t = &times->outer;
-		else if (times->inner.id == id)
-			t = &times->inner;
+	current_reader(&r);
+	times = slot_of(&r);
+	if (times && times->tid == r.tid && times->syscr == r.syscr) {
+		if (times->outer.id == id) {
+			times->outer.id = 0;
+			ns = bpf_ktime_get_ns() - times->outer.since_ns;
+		} else if (times->inner.id == id) {
+			times->inner.id = 0;
+			ns = bpf_ktime_get_ns() - times->inner.since_ns;
+		} else {
+			times = 0;
+		}
+	} else {
+		times = 0;
 	}
-	if (t) {
-		t->id = 0;
-		ns -= t->since_ns;
-		if (t->syscr != syscr)
-			t = 0;
-	}
-	if (!counts)
-		return;
-	if (!t) {
-		ADD(totals->lost_reads, 1);
+	if (!times) {
+		ADD(t->lost_reads, 1);
 		return;
 	}
 	bucket = duration_bucket(ns);
 	barrier_var(bucket); /* as in reclaim_ends() */
 	if (bucket < READ_BUCKETS) {
-		ADD(totals->latency_buckets[bucket], 1);
-		ADD(totals->latency_ns, ns);
+		ADD(t->latency_buckets[bucket], 1);
+		ADD(t->latency_ns, ns);
 	}
 }
 
@@ -696,8 +724,7 @@ int fexit_fadvise(__u64 *ctx)
  * filemap_read(iocb, iter, already_read), before 5.12 generic_file_buffered_read: returns the bytes copied and
  * those already read, and has moved iocb->ki_pos to the end.
  */
-SEC("fexit/filemap_read")
-int fexit_read(__u64 *ctx)
+static __always_inline int filemap_read_returned(__u64 *ctx, bool timed)
 {
 	struct kiocb *iocb = (struct kiocb *)ctx[0];
 	long bytes = (long)ctx[3] - (long)ctx[2];
@@ -706,12 +733,15 @@ int fexit_read(__u64 *ctx)
 	if (bytes <= 0 || (iocb->ki_filp->f_inode->i_mode & S_IFMT) != S_IFREG)
 		return 0;
 	set = scoped();
-	return set ? bytes_read(set, iocb->ki_pos - bytes, bytes) : 0;
+	if (!set)
+		return 0;
+	if (timed)
+		read_ends(ctx[0]);
+	return bytes_read(set, iocb->ki_pos - bytes, bytes);
 }
 
 /* filemap_splice_read(in, ppos, pipe, len, flags), 6.5+: sendfile and splice; *ppos is at the end. */
-SEC("fexit/filemap_splice_read")
-int fexit_splice(__u64 *ctx)
+static __always_inline int splice_read_returned(__u64 *ctx, bool timed)
 {
 	struct file *in = (struct file *)ctx[0];
 	long bytes = (long)ctx[5];
@@ -723,62 +753,49 @@ int fexit_splice(__u64 *ctx)
 	set = scoped();
 	if (!set)
 		return 0;
+	if (timed)
+		read_ends(ctx[1]);
 	bpf_probe_read_kernel(&pos, sizeof(pos), (void *)ctx[1]);
 	return bytes_read(set, pos - bytes, bytes);
 }
 
+SEC("fexit/filemap_read")
+int fexit_read(__u64 *ctx)
+{
+	return filemap_read_returned(ctx, false);
+}
+
+SEC("fexit/filemap_splice_read")
+int fexit_splice(__u64 *ctx)
+{
+	return splice_read_returned(ctx, false);
+}
+
 /* ---- entry points: the same reads, timed (fentry and fexit); the exits count them too ---- */
 
+/* That the file is a regular one is left to the exits: the fewer instructions here, the less a cached read costs. */
 SEC("fentry/filemap_read")
 int fentry_read(__u64 *ctx)
 {
-	struct kiocb *iocb = (struct kiocb *)ctx[0];
-
-	return (iocb->ki_filp->f_inode->i_mode & S_IFMT) == S_IFREG ? read_begins(ctx[0]) : 0;
+	return read_begins(ctx[0]);
 }
 
 SEC("fexit/filemap_read")
 int fexit_read_timed(__u64 *ctx)
 {
-	struct kiocb *iocb = (struct kiocb *)ctx[0];
-	long bytes = (long)ctx[3] - (long)ctx[2];
-	const struct settings *set;
-
-	if ((iocb->ki_filp->f_inode->i_mode & S_IFMT) != S_IFREG)
-		return 0;
-	set = scoped();
-	if (!set)
-		return 0;
-	read_ends(ctx[0], bytes > 0);
-	return bytes > 0 ? bytes_read(set, iocb->ki_pos - bytes, bytes) : 0;
+	return filemap_read_returned(ctx, true);
 }
 
 SEC("fentry/filemap_splice_read")
 int fentry_splice(__u64 *ctx)
 {
-	struct file *in = (struct file *)ctx[0];
-
-	return (in->f_inode->i_mode & S_IFMT) == S_IFREG ? read_begins(ctx[1]) : 0;
+	return read_begins(ctx[1]);
 }
 
 SEC("fexit/filemap_splice_read")
 int fexit_splice_timed(__u64 *ctx)
 {
-	struct file *in = (struct file *)ctx[0];
-	long bytes = (long)ctx[5];
-	const struct settings *set;
-	__u64 pos = 0;
-
-	if ((in->f_inode->i_mode & S_IFMT) != S_IFREG)
-		return 0;
-	set = scoped();
-	if (!set)
-		return 0;
-	read_ends(ctx[1], bytes > 0);
-	if (bytes <= 0)
-		return 0;
-	bpf_probe_read_kernel(&pos, sizeof(pos), (void *)ctx[1]);
-	return bytes_read(set, pos - bytes, bytes);
+	return splice_read_returned(ctx, true);
 }
 
 /* ---- entry points: kprobes ---- */

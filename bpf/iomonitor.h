@@ -12,6 +12,8 @@
 #define MAX_PROCS 4096
 /* Threads in direct or memcg reclaim at one time. */
 #define MAX_STALLS 1024
+/* Threads whose reads can be timed at one time, a power of two; 64 bytes each. */
+#define READ_SLOTS 16384
 
 /* 1.024 us .. 17 s in powers of two, and one for what is longer (src/metrics/histogram.rs). */
 #define STALL_BUCKETS 26
@@ -98,13 +100,15 @@ struct read_cursor {
 	__u64 syscr;
 };
 
-/* The beginnings of the reads that a thread is in: see read_begins() in iomonitor.bpf.c. */
+/* The beginnings of the reads that a thread is in: see read_begins() in iomonitor.bpf.c. One cache line. */
 struct read_times {
+	__u64 tid;
 	struct read_time {
 		__u64 id; /* of the read; 0: none */
 		__u64 since_ns;
-		__u64 syscr;
 	} outer, inner;
+	__u64 syscr;
+	__u64 unused[2];
 };
 
 #endif
