@@ -357,9 +357,9 @@ static __always_inline __u64 duration_bucket(__u64 ns)
 
 /*
  * The beginning of a read is kept in its thread's slot, under the address of what the caller passes for it (`id`).
- * A plain array, since it costs a third of task storage and is there on every kernel. Threads whose ids are equal
- * modulo READ_SLOTS share a slot: if both are in a read at once, the one that began first is lost (and counted as
- * lost), which takes more threads than slots.
+ * A plain array: it costs less than task storage (docs/development.md) and is there on every kernel. Threads whose
+ * ids are equal modulo READ_SLOTS share a slot: if both are in a read at once, the one that began first is lost,
+ * and counted as lost.
  *
  * A read can begin within another one: a stacked file system fills the page of the outer one by reading a lower
  * file. Hence two places. A beginning whose end was not seen (no regular file, the program was skipped, the thread

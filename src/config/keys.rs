@@ -165,7 +165,7 @@ pub(super) static KEYS: &[Key] = &[
         path: "collector.read_latency",
         kind: Kind::Scalar,
         allowed: "auto, on or off",
-        help: "Whether to time buffered reads; auto: where the kernel has fentry and task storage (5.12), and absent elsewhere.",
+        help: "Whether to time buffered reads; auto: where the kernel has fentry, and absent elsewhere.",
         set: |c, s| put(&mut c.collector.read_latency, named(&ReadLatency::NAMES, s)),
         get: |c| name_of(&ReadLatency::NAMES, c.collector.read_latency),
     },

@@ -111,7 +111,7 @@ metrics! {
     EVENTS_MISSED = Counter "ebpf_sidecar_events_missed_total" ["probe"] "events":
         "Events at which a program did not run because it would have interrupted itself on the same CPU; 0 before Linux 5.12, which does not count them.";
     EVENTS_LOST = Counter "ebpf_sidecar_events_lost_total" ["map"] "events":
-        "Events without a place in a full kernel map: those of processes are in the overflow row, those of stalls and of reads are missing from their histograms.";
+        "Events without a place in a full kernel map: those of processes are in the overflow row, those of stalls and reads are missing from their histograms.";
 
     PROCESS_CPU = Counter "process_cpu_seconds_total" [] "seconds":
         "User and system CPU time of the agent.";
