@@ -74,6 +74,14 @@ struct {
 	__type(value, struct read_cursor);
 } read_cursors SEC(".maps");
 
+/* By thread id modulo READ_SLOTS. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, READ_SLOTS);
+	__type(key, __u32);
+	__type(value, struct read_times);
+} read_times SEC(".maps");
+
 /* A typed view of a kernel address, for loads without a helper call; 6.2+. */
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 
@@ -382,6 +390,125 @@ static __always_inline int bytes_asked(const struct settings *set, struct file *
 	return bytes_read(set, pos, bytes < size - pos ? bytes : size - pos);
 }
 
+/* ---- durations ---- */
+
+/* Index of the bucket whose upper bound, 2^(10 + index) ns, is the first not below `ns`. */
+static __always_inline __u64 duration_bucket(__u64 ns)
+{
+	__u64 v = ns ? (ns - 1) >> 10 : 0;
+	__u64 bits = 0;
+
+	if (v >> 32)
+		return STALL_BUCKETS - 1;
+	if (v >> 16) { bits += 16; v >>= 16; }
+	if (v >> 8) { bits += 8; v >>= 8; }
+	if (v >> 4) { bits += 4; v >>= 4; }
+	if (v >> 2) { bits += 2; v >>= 2; }
+	if (v >> 1) { bits += 1; v >>= 1; }
+	bits += v;
+	return bits < STALL_BUCKETS ? bits : STALL_BUCKETS - 1;
+}
+
+/* ---- how long reads take ---- */
+
+/*
+ * The beginning of a read is kept in its thread's slot, under the address of what the caller passes for it (`id`).
+ * A plain array: it costs less than task storage (docs/development.md) and is there on every kernel. Threads whose
+ * ids are equal modulo READ_SLOTS share a slot: if both are in a read at once, the one that began first is lost,
+ * and counted as lost.
+ *
+ * A read can begin within another one: a stacked file system fills the page of the outer one by reading a lower
+ * file. Hence two places. A beginning whose end was not seen (no regular file, the program was skipped, the thread
+ * has left the scope) stays, and is never taken for that of a later read: each read call of the thread (ioac.syscr)
+ * begins with empty places.
+ */
+struct reader {
+	__u64 tid, syscr;
+};
+
+static __always_inline void current_reader(struct reader *r)
+{
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf)) {
+		struct task_struct *task = bpf_get_current_task_btf();
+
+		r->tid = (__u32)task->pid;
+		r->syscr = bpf_core_field_exists(task->ioac.syscr) ? task->ioac.syscr : 0;
+	} else { /* before 5.11 */
+		struct task_struct *task = current_task();
+
+		r->tid = (__u32)bpf_get_current_pid_tgid();
+		r->syscr = bpf_core_field_exists(task->ioac.syscr) ? BPF_CORE_READ(task, ioac.syscr) : 0;
+	}
+}
+
+static __always_inline struct read_times *slot_of(const struct reader *r)
+{
+	__u32 slot = r->tid & (READ_SLOTS - 1);
+
+	return bpf_map_lookup_elem(&read_times, &slot);
+}
+
+static __always_inline int read_begins(__u64 id)
+{
+	struct read_times *times;
+	struct reader r;
+
+	if (!scoped())
+		return 0;
+	current_reader(&r);
+	times = slot_of(&r);
+	if (!times)
+		return 0;
+	if (times->tid == r.tid && times->syscr == r.syscr && times->outer.id && times->outer.id != id) {
+		times->inner.id = id;
+		times->inner.since_ns = bpf_ktime_get_ns();
+		return 0;
+	}
+	times->tid = r.tid;
+	times->syscr = r.syscr;
+	times->inner.id = 0;
+	times->outer.id = id;
+	times->outer.since_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+/* The read that began under this id, which brought something, has ended. */
+static __always_inline void read_ends(__u64 id)
+{
+	struct totals *t = cpu_totals();
+	struct read_times *times;
+	__u64 bucket, ns = 0;
+	struct reader r;
+
+	if (!t)
+		return;
+	current_reader(&r);
+	times = slot_of(&r);
+	if (times && times->tid == r.tid && times->syscr == r.syscr) {
+		if (times->outer.id == id) {
+			times->outer.id = 0;
+			ns = bpf_ktime_get_ns() - times->outer.since_ns;
+		} else if (times->inner.id == id) {
+			times->inner.id = 0;
+			ns = bpf_ktime_get_ns() - times->inner.since_ns;
+		} else {
+			times = 0;
+		}
+	} else {
+		times = 0;
+	}
+	if (!times) {
+		ADD(t->lost_reads, 1);
+		return;
+	}
+	bucket = duration_bucket(ns);
+	barrier_var(bucket); /* as in reclaim_ends() */
+	if (bucket < READ_BUCKETS) {
+		ADD(t->latency_buckets[bucket], 1);
+		ADD(t->latency_ns, ns);
+	}
+}
+
 /* ---- fills and evictions ---- */
 
 static __always_inline __u64 folio_pages(void *folio)
@@ -558,23 +685,6 @@ static __always_inline int folio_removed(void *folio)
 
 /* ---- reclaim ---- */
 
-/* Index of the bucket whose upper bound, 2^(10 + index) ns, is the first not below `ns`. */
-static __always_inline __u64 stall_bucket(__u64 ns)
-{
-	__u64 v = ns ? (ns - 1) >> 10 : 0;
-	__u64 bits = 0;
-
-	if (v >> 32)
-		return STALL_BUCKETS - 1;
-	if (v >> 16) { bits += 16; v >>= 16; }
-	if (v >> 8) { bits += 8; v >>= 8; }
-	if (v >> 4) { bits += 4; v >>= 4; }
-	if (v >> 2) { bits += 2; v >>= 2; }
-	if (v >> 1) { bits += 1; v >>= 1; }
-	bits += v;
-	return bits < STALL_BUCKETS ? bits : STALL_BUCKETS - 1;
-}
-
 static __always_inline int reclaim_begins(enum reclaimer reclaimer)
 {
 	struct stall stall = { .reclaimer = reclaimer };
@@ -613,7 +723,7 @@ static __always_inline int reclaim_ends(__u64 freed)
 	if (row)
 		ADD(row->stalls, 1);
 	t = cpu_totals();
-	bucket = stall_bucket(ns);
+	bucket = duration_bucket(ns);
 	barrier_var(bucket); /* older verifiers must see the check below on the very register that is the index */
 	if (t && bucket < STALL_BUCKETS) {
 		ADD(t->stall_buckets[bucket], 1);
@@ -671,8 +781,7 @@ int fexit_fadvise(__u64 *ctx)
  * filemap_read(iocb, iter, already_read), before 5.12 generic_file_buffered_read: returns the bytes copied and
  * those already read, and has moved iocb->ki_pos to the end.
  */
-SEC("fexit/filemap_read")
-int fexit_read(__u64 *ctx)
+static __always_inline int filemap_read_returned(__u64 *ctx, bool timed)
 {
 	struct kiocb *iocb = (struct kiocb *)ctx[0];
 	long bytes = (long)ctx[3] - (long)ctx[2];
@@ -681,12 +790,15 @@ int fexit_read(__u64 *ctx)
 	if (bytes <= 0 || (iocb->ki_filp->f_inode->i_mode & S_IFMT) != S_IFREG)
 		return 0;
 	set = scoped();
-	return set ? bytes_read(set, iocb->ki_pos - bytes, bytes) : 0;
+	if (!set)
+		return 0;
+	if (timed)
+		read_ends(ctx[0]);
+	return bytes_read(set, iocb->ki_pos - bytes, bytes);
 }
 
 /* filemap_splice_read(in, ppos, pipe, len, flags), 6.5+: sendfile and splice; *ppos is at the end. */
-SEC("fexit/filemap_splice_read")
-int fexit_splice(__u64 *ctx)
+static __always_inline int splice_read_returned(__u64 *ctx, bool timed)
 {
 	struct file *in = (struct file *)ctx[0];
 	long bytes = (long)ctx[5];
@@ -698,8 +810,49 @@ int fexit_splice(__u64 *ctx)
 	set = scoped();
 	if (!set)
 		return 0;
+	if (timed)
+		read_ends(ctx[1]);
 	bpf_probe_read_kernel(&pos, sizeof(pos), (void *)ctx[1]);
 	return bytes_read(set, pos - bytes, bytes);
+}
+
+SEC("fexit/filemap_read")
+int fexit_read(__u64 *ctx)
+{
+	return filemap_read_returned(ctx, false);
+}
+
+SEC("fexit/filemap_splice_read")
+int fexit_splice(__u64 *ctx)
+{
+	return splice_read_returned(ctx, false);
+}
+
+/* ---- entry points: the same reads, timed (fentry and fexit); the exits count them too ---- */
+
+/* That the file is a regular one is left to the exits: the fewer instructions here, the less a cached read costs. */
+SEC("fentry/filemap_read")
+int fentry_read(__u64 *ctx)
+{
+	return read_begins(ctx[0]);
+}
+
+SEC("fexit/filemap_read")
+int fexit_read_timed(__u64 *ctx)
+{
+	return filemap_read_returned(ctx, true);
+}
+
+SEC("fentry/filemap_splice_read")
+int fentry_splice(__u64 *ctx)
+{
+	return read_begins(ctx[1]);
+}
+
+SEC("fexit/filemap_splice_read")
+int fexit_splice_timed(__u64 *ctx)
+{
+	return splice_read_returned(ctx, true);
 }
 
 /* ---- entry points: kprobes ---- */

@@ -12,9 +12,12 @@
 #define MAX_PROCS 4096
 /* Threads in direct or memcg reclaim at one time. */
 #define MAX_STALLS 1024
+/* Threads whose reads can be timed at one time, a power of two; 64 bytes each. */
+#define READ_SLOTS 16384
 
 /* 1.024 us .. 17 s in powers of two, and one for what is longer (src/metrics/histogram.rs). */
 #define STALL_BUCKETS 26
+#define READ_BUCKETS STALL_BUCKETS
 
 enum advice {
 	ADVICE_NORMAL,
@@ -62,6 +65,10 @@ struct totals {
 	__u64 overflow_calls;
 	__u64 overflow_success;
 	__u64 lost_stalls;
+	/* Reads by duration, and those that could not be timed. */
+	__u64 latency_buckets[READ_BUCKETS];
+	__u64 latency_ns;
+	__u64 lost_reads;
 };
 
 /*
@@ -97,6 +104,17 @@ struct read_cursor {
 	__u64 last_index;
 	__u64 index;
 	__u64 syscr;
+};
+
+/* The beginnings of the reads that a thread is in: see read_begins() in iomonitor.bpf.c. One cache line. */
+struct read_times {
+	__u64 tid;
+	struct read_time {
+		__u64 id; /* of the read; 0: none */
+		__u64 since_ns;
+	} outer, inner;
+	__u64 syscr;
+	__u64 unused[2];
 };
 
 #endif

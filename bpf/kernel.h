@@ -90,6 +90,7 @@ struct reclaim_state;
 
 struct task_struct {
 	unsigned int flags;
+	int pid; /* of the thread */
 	int tgid;
 	__u64 start_boottime;
 	struct task_struct *group_leader;

@@ -141,7 +141,11 @@ fn reads_of_any_size_from_more_threads_than_cpus() {
     // Batches end at folios that another thread is just filling: neither the rest nor the beginning of such a
     // read may count twice, or not at all.
     let truth = truth.into_inner() as f64;
-    assert_eq!(d.attempts(truth), truth, "{}", d.moved());
+    // A preemptible kernel skips a program that is still running for another thread on the same CPU, and says so:
+    // a read each, of at most 513 pages.
+    let missed = d.of("ebpf_sidecar_events_missed_total{probe=\"cache_read\"}");
+    let least = truth - missed * 513.0;
+    assert!((least..=truth).contains(&d.attempts(truth)), "{truth} pages, {missed} missed; {}", d.moved());
     assert_near("misses", d.misses(), f.resident() as f64, 0.0, &d);
 }
 
@@ -287,6 +291,163 @@ impl Drop for Unmount<'_> {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg(self.0.join("merged")).stderr(Stdio::null()).status();
         let _ = fs::remove_dir_all(self.0);
+    }
+}
+
+// ---- read latency ----
+
+const LATENCY: &str = "ebpf_read_latency_seconds";
+
+fn timed_reads(d: &Delta) -> f64 {
+    d.of(&format!("{LATENCY}_count"))
+}
+
+fn is_latency(name: &str) -> bool {
+    name.starts_with(LATENCY)
+}
+
+/// Whether the agent times reads: it must where functions can be attached to, and is skipped elsewhere.
+fn times_reads(agent: &Agent, test: &str) -> bool {
+    let has = agent.metrics().0.keys().any(|name| is_latency(name));
+    if !has {
+        assert_ne!(std::env::var("TEST_ATTACH").as_deref(), Ok("fentry"), "not timed; agent's log:\n{}", agent.log());
+        common::skipped(test, "needs fentry");
+    }
+    has
+}
+
+/// Upper bound of the bucket with the median of the reads between the two.
+fn median(d: &Delta) -> f64 {
+    let buckets = d.after.0.keys().filter_map(|name| {
+        let bound = name.strip_prefix("ebpf_read_latency_seconds_bucket{le=\"")?.strip_suffix("\"}")?;
+        Some((bound.replace("+Inf", "inf").parse::<f64>().unwrap(), d.of(name)))
+    });
+    let half = timed_reads(d) / 2.0;
+    buckets.filter(|(_, up_to)| *up_to >= half).map(|(bound, _)| bound).fold(f64::INFINITY, f64::min)
+}
+
+#[test]
+fn every_buffered_read_is_timed_once() {
+    need_bpf!("every_buffered_read_is_timed_once");
+    let s = Scoped::start(&[]);
+    if !times_reads(&s.agent, "every_buffered_read_is_timed_once") {
+        return;
+    }
+    let f = TestFile::new("timed", MIB);
+    let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&f.path).unwrap();
+    let mut aligned = sys::Aligned::new(PAGE);
+    let (d, wall) = s.agent.during(|| {
+        let (mut from, mut to) = std::io::pipe().unwrap();
+        let mut buf = [0u8; PAGE];
+        let begun = Instant::now();
+        for i in 0..1000 {
+            assert_eq!(f.file.read_at(&mut buf, (i % 256 * PAGE) as u64).unwrap(), PAGE);
+            // None of these counts.
+            assert_eq!(f.file.read_at(&mut buf, 2 * MIB as u64).unwrap(), 0);
+            assert_eq!(direct.read_at(aligned.get(), 0).unwrap(), PAGE);
+            to.write_all(&buf[..16]).unwrap();
+            from.read_exact(&mut buf[..16]).unwrap();
+        }
+        begun.elapsed().as_secs_f64()
+    });
+    assert_eq!((timed_reads(&d), d.attempts(1000.0)), (1000.0, 1000.0), "{}", d.moved());
+    let sum = d.of("ebpf_read_latency_seconds_sum");
+    assert!(sum > 0.0 && sum <= wall, "{sum} s of reads in {wall} s");
+    assert_eq!(d.of("ebpf_read_latency_seconds_bucket{le=\"+Inf\"}"), 1000.0);
+
+    let (d, _) = s.agent.during(|| {
+        let (near, _far) = UnixStream::pair().unwrap();
+        for _ in 0..10 {
+            assert_eq!(sys::sendfile(near.as_raw_fd(), &f.file, 0, PAGE), PAGE);
+        }
+    });
+    assert_eq!(timed_reads(&d), 10.0, "sendfile;{}", d.moved());
+    assert_eq!(d.of("ebpf_sidecar_events_lost_total{map=\"reads\"}"), 0.0);
+}
+
+#[test]
+fn reads_of_many_threads_are_timed() {
+    need_bpf!("reads_of_many_threads_are_timed");
+    let s = Scoped::start(&[]);
+    if !times_reads(&s.agent, "reads_of_many_threads_are_timed") {
+        return;
+    }
+    let f = TestFile::cold("timed-threads", FILE);
+    let spent = AtomicU64::new(0);
+    let (d, _) = s.agent.during(|| {
+        thread::scope(|scope| {
+            for seed in 1..=16 {
+                let (file, spent) = (f.reopen(), &spent);
+                scope.spawn(move || {
+                    let mut random = Random(seed);
+                    let mut buf = vec![0u8; 64 * 1024];
+                    let begun = Instant::now();
+                    for _ in 0..250 {
+                        let len = 1 + random.below(buf.len());
+                        file.read_at(&mut buf[..len], random.below(FILE - 1) as u64).unwrap();
+                    }
+                    spent.fetch_add(begun.elapsed().as_nanos() as u64, Ordering::Relaxed);
+                });
+            }
+        });
+    });
+    let lost = d.of("ebpf_sidecar_events_lost_total{map=\"reads\"}");
+    let missed = d.of("ebpf_sidecar_events_missed_total{probe=\"read_latency\"}");
+    // On a preemptible kernel a program is skipped while another thread is preempted in it. A beginning that was
+    // skipped is a lost read.
+    let all = (timed_reads(&d) + lost, timed_reads(&d) + missed);
+    assert!(all.0 <= 4000.0 && all.1 >= 4000.0, "{lost} lost, {missed} missed;{}", d.moved());
+    let (sum, spent) = (d.of("ebpf_read_latency_seconds_sum"), spent.into_inner() as f64 / 1e9);
+    assert!(sum > 0.0 && sum <= spent, "{sum} s of reads in {spent} s of the threads");
+}
+
+#[test]
+fn cold_reads_take_longer_than_warm_ones() {
+    need_bpf!("cold_reads_take_longer_than_warm_ones");
+    let s = Scoped::start(&[]);
+    if !times_reads(&s.agent, "cold_reads_take_longer_than_warm_ones") {
+        return;
+    }
+    let f = TestFile::cold("slow", 4 * MIB);
+    sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM).unwrap();
+    let pass = || {
+        let (d, _) = s.agent.during(|| read_all(&f.file, PAGE));
+        assert_eq!(timed_reads(&d), 1024.0, "{}", d.moved());
+        d
+    };
+    let (cold, warm) = (pass(), pass());
+    assert_eq!((cold.misses(), warm.misses()), (1024.0, 0.0));
+    assert!(median(&cold) > median(&warm), "medians: cold {}, warm {}", median(&cold), median(&warm));
+    let sum = |d: &Delta| d.of("ebpf_read_latency_seconds_sum");
+    assert!(sum(&cold) > sum(&warm), "{} s cold, {} s warm", sum(&cold), sum(&warm));
+}
+
+#[test]
+fn latency_is_absent_when_off_and_reported_where_it_cannot_be_had() {
+    need_bpf!("latency_is_absent_when_off_and_reported_where_it_cannot_be_had");
+    let _alone = alone();
+    let probe = |agent: &Agent| {
+        let health: serde_json::Value = serde_json::from_str(&agent.get("/health").body).unwrap();
+        let probes = health["modules"][0]["probes"].as_array().unwrap().clone();
+        (health["status"].clone(), probes.into_iter().find(|p| p["name"] == "read_latency"))
+    };
+    let has = |agent: &Agent| agent.metrics().0.keys().any(|name| is_latency(name));
+    let agent = Agent::start(&[("COLLECTOR_READ_LATENCY", "off")]);
+    assert!(!has(&agent) && probe(&agent).1.is_none());
+    drop(agent);
+
+    let agent = Agent::start(&[("COLLECTOR_READ_LATENCY", "auto")]);
+    let possible = has(&agent);
+    assert_eq!(probe(&agent).1.is_some(), possible, "listed where it is there");
+    drop(agent);
+
+    let agent = Agent::start(&[("COLLECTOR_READ_LATENCY", "on")]);
+    let (status, listed) = probe(&agent);
+    let listed = listed.unwrap();
+    assert_eq!((has(&agent), &listed["attached"]), (possible, &serde_json::json!(possible)));
+    if !possible {
+        assert_eq!(status, "degraded");
+        assert!(!listed["failures"][0]["reason"].as_str().unwrap().is_empty(), "{listed}");
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{AttachMode, Config, ExportKind, ModuleName, PROBES, Scope};
+use super::{AttachMode, Config, ExportKind, ModuleName, PROBES, ReadLatency, Scope};
 
 /// One key of the configuration.
 pub(super) struct Key {
@@ -155,22 +155,27 @@ pub(super) static KEYS: &[Key] = &[
     Key {
         path: "collector.probes",
         kind: Kind::List,
-        allowed: "a list of probes, each once: fadvise, cache_read, cache_fill, cache_evict, reclaim_scan, \
-                  direct_reclaim, memcg_reclaim, kswapd",
+        allowed: "a list of probes, each once: fadvise, read_latency, cache_read, cache_fill, cache_evict, \
+                  reclaim_scan, direct_reclaim, memcg_reclaim, kswapd",
         help: "Probes to attach; the metrics of the others are absent.",
         set: |c, s| put(&mut c.collector.probes, probes(s)),
         get: |c| Some(c.collector.probes.join(",")),
+    },
+    Key {
+        path: "collector.read_latency",
+        kind: Kind::Scalar,
+        allowed: "auto, on or off",
+        help: "Whether to time buffered reads; auto: where the kernel has fentry, and absent elsewhere.",
+        set: |c, s| put(&mut c.collector.read_latency, named(&ReadLatency::NAMES, s)),
+        get: |c| name_of(&ReadLatency::NAMES, c.collector.read_latency),
     },
     Key {
         path: "collector.ebpf.attach",
         kind: Kind::Scalar,
         allowed: "auto, fentry, kprobe or tracepoint",
         help: "How to attach where there is a choice; auto takes the first that works, in this order.",
-        set: |c, s| put(&mut c.collector.ebpf.attach, attach_mode(s)),
-        get: |c| {
-            let name = AttachMode::NAMES.iter().find(|(mode, _)| *mode == c.collector.ebpf.attach);
-            name.map(|(_, name)| (*name).to_owned())
-        },
+        set: |c, s| put(&mut c.collector.ebpf.attach, named(&AttachMode::NAMES, s)),
+        get: |c| name_of(&AttachMode::NAMES, c.collector.ebpf.attach),
     },
     Key {
         path: "export.type",
@@ -319,8 +324,13 @@ fn comm(s: &str) -> Parsed<String> {
     Ok(s.into())
 }
 
-fn attach_mode(s: &str) -> Parsed<AttachMode> {
-    AttachMode::NAMES.iter().find(|(_, name)| *name == s).map(|(mode, _)| *mode).ok_or(None)
+/// The value of a choice that has this name.
+fn named<T: Copy>(names: &[(T, &str)], s: &str) -> Parsed<T> {
+    names.iter().find(|(_, name)| *name == s).map(|(value, _)| *value).ok_or(None)
+}
+
+fn name_of<T: PartialEq>(names: &[(T, &str)], value: T) -> Option<String> {
+    names.iter().find(|(v, _)| *v == value).map(|(_, name)| (*name).to_owned())
 }
 
 fn export_kind(s: &str) -> Parsed<ExportKind> {

@@ -96,6 +96,8 @@ pub struct Collector {
     pub scope: Scope,
     /// Names of the probes to attach, of [`PROBES`]: at least one, each once.
     pub probes: Vec<&'static str>,
+    /// Whether reads are timed.
+    pub read_latency: ReadLatency,
     /// The BPF programs.
     pub ebpf: Ebpf,
 }
@@ -103,6 +105,7 @@ pub struct Collector {
 /// Names of all probes.
 pub const PROBES: &[&str] = &[
     "fadvise",
+    "read_latency",
     "cache_read",
     "cache_fill",
     "cache_evict",
@@ -140,6 +143,23 @@ impl AttachMode {
         (AttachMode::Kprobe, "kprobe"),
         (AttachMode::Tracepoint, "tracepoint"),
     ];
+}
+
+/// Whether reads are timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadLatency {
+    /// Where it can be had.
+    Auto,
+    /// Yes; where it cannot be had, the agent is degraded.
+    On,
+    /// No.
+    Off,
+}
+
+impl ReadLatency {
+    /// All values, with their names in the configuration.
+    pub const NAMES: [(ReadLatency, &'static str); 3] =
+        [(ReadLatency::Auto, "auto"), (ReadLatency::On, "on"), (ReadLatency::Off, "off")];
 }
 
 /// A module.
@@ -228,6 +248,7 @@ impl Default for Config {
                 modules: vec![ModuleName::IoMonitor],
                 scope: Scope::Host,
                 probes: PROBES.to_vec(),
+                read_latency: ReadLatency::Auto,
                 ebpf: Ebpf { attach: AttachMode::Auto },
             },
             export: Export {

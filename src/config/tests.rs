@@ -78,6 +78,7 @@ collector:
   scope:
     comm: 0x10
   probes: [kswapd, fadvise]
+  read_latency: off
   ebpf: {attach: kprobe}
 export:
   type: banyandb
@@ -97,6 +98,7 @@ export:
             modules: vec![ModuleName::IoMonitor],
             scope: Scope::Comm("0x10".into()),
             probes: vec!["kswapd", "fadvise"],
+            read_latency: ReadLatency::Off,
             ebpf: Ebpf { attach: AttachMode::Kprobe },
         },
         export: Export {
@@ -142,6 +144,7 @@ const BAD_VALUES: &[(&str, &str, &[&str])] = &[
     ("collector.scope.cgroup", "not absolute", &["system.slice", "../a"]),
     ("collector.scope.cgroup", "", &["''"]),
     ("collector.scope.comm", "", &["''", "sixteen-bytes-xy", "ääääääää"]),
+    ("collector.read_latency", "", &["true", "no", "Auto", "''"]),
     ("collector.ebpf.attach", "", &["fexit", "Auto"]),
     ("export.type", "", &["influxdb", "Prometheus", "''"]),
     ("export.banyandb.endpoint", "no scheme stands before the host", &["http://a:1"]),

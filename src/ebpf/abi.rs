@@ -102,6 +102,12 @@ plain! {
         overflow_success: u64,
         /// Stalls without a place.
         lost_stalls: u64,
+        /// Reads by duration.
+        latency_buckets: [u64; BUCKETS],
+        /// Sum of their durations.
+        latency_ns: u64,
+        /// Reads that could not be timed.
+        lost_reads: u64,
     }
 
     /// A process: thread-group ids are reused, so the start time belongs to the key.

@@ -323,6 +323,11 @@ pub struct Program {
 }
 
 impl Program {
+    /// Its name in the object.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Attaches it to the raw tracepoint `name` (4.17+).
     pub fn attach_raw_tracepoint(&self, name: &str) -> Result<Link, Error> {
         let c_name = c_string(name)?;

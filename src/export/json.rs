@@ -108,6 +108,8 @@ struct CacheJson {
     #[serde(skip_serializing_if = "Option::is_none")]
     read_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    read_latency_seconds: Option<HistogramJson>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pages_added: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pages_added_by_cause: Option<Map>,
@@ -224,6 +226,7 @@ impl From<&Cache> for CacheJson {
             hit_rate_percent: rates.then_some(c.hit_rate_percent),
             miss_rate_percent: rates.then_some(c.miss_rate_percent),
             read_bytes: c.read_bytes,
+            read_latency_seconds: c.read_latency.as_ref().map(HistogramJson::from),
             pages_added: c.adds.map(|a| a.iter().sum()),
             pages_added_by_cause: c.adds.map(|a| Map::of(FILL_CAUSES, a)),
             pages_evicted: c.evictions.map(|e| e.iter().sum()),
@@ -287,6 +290,8 @@ mod tests {
         let stats = parse(&stats(&example::snapshot()));
         let mut memory = stats["memory"].clone();
         let stalls = memory.as_object_mut().unwrap().remove("direct_reclaim_seconds").unwrap();
+        let mut cache = stats["cache"].clone();
+        let latency = cache.as_object_mut().unwrap().remove("read_latency_seconds").unwrap();
         assert_eq!(stats["status"], "healthy");
         assert_eq!(stats["sequence"], 42);
         assert_eq!(stats["collected_at"], "2023-11-14T22:13:20.123Z");
@@ -307,7 +312,7 @@ mod tests {
             })
         );
         assert_eq!(
-            stats["cache"],
+            cache,
             json!({
                 "read_attempts": 16384, "hits": 16000, "misses": 384,
                 "hit_rate_percent": 97.65625, "miss_rate_percent": 2.34375, "read_bytes": 67108864,
@@ -328,6 +333,8 @@ mod tests {
                 "direct_reclaim_processes": 9, "kswapd_wakeups": 13,
             })
         );
+        assert_eq!((&latency["count"], &latency["sum"]), (&json!(2275), &json!(0.987654321)));
+        assert_eq!(latency["buckets"]["1.024e-06"], 100);
         assert_eq!(stalls["count"], 325);
         assert_eq!(stalls["sum"], 1.234567891);
         assert_eq!(stalls["buckets"]["4.096e-06"], 3);
@@ -426,6 +433,8 @@ mod tests {
             ("/cache/hit_rate_percent", "ebpf_cache_hit_rate_percent"),
             ("/cache/miss_rate_percent", "ebpf_cache_miss_rate_percent"),
             ("/cache/read_bytes", "ebpf_cache_read_bytes_total"),
+            ("/cache/read_latency_seconds/count", "ebpf_read_latency_seconds_count"),
+            ("/cache/read_latency_seconds/sum", "ebpf_read_latency_seconds_sum"),
             ("/memory/reclaim_efficiency_percent", "ebpf_memory_reclaim_efficiency_percent"),
             ("/memory/direct_reclaim_processes", "ebpf_memory_direct_reclaim_processes"),
             ("/memory/direct_reclaim_seconds/count", "ebpf_memory_direct_reclaim_seconds_count"),
@@ -440,6 +449,7 @@ mod tests {
             ("/cache/pages_evicted_by_cause", "ebpf_page_cache_evictions_total", "cause"),
             ("/memory/lru_pages_scanned_by_reclaimer", "ebpf_memory_lru_pages_scanned_total", "reclaimer"),
             ("/memory/pages_reclaimed_by_reclaimer", "ebpf_memory_pages_reclaimed_total", "reclaimer"),
+            ("/cache/read_latency_seconds/buckets", "ebpf_read_latency_seconds_bucket", "le"),
             ("/memory/direct_reclaim_seconds/buckets", "ebpf_memory_direct_reclaim_seconds_bucket", "le"),
         ] {
             for (key, value) in stats.pointer(path).expect(path).as_object().unwrap() {

@@ -75,6 +75,8 @@ metrics! {
         "Misses of the last interval per hundred of its attempts (or misses, if readahead made those more).";
     CACHE_READ_BYTES = Counter "ebpf_cache_read_bytes_total" [] "bytes":
         "Bytes that buffered reads of regular files copied to their readers.";
+    READ_LATENCY_SECONDS = Histogram "ebpf_read_latency_seconds" [] "seconds":
+        "How long each buffered read of a regular file took, from the page cache or from the disk, sendfile and splice included; what io_uring waits for outside the call is not in it.";
     PAGE_CACHE_ADDS = Counter "ebpf_page_cache_adds_total" ["cause" in FILL_CAUSES] "pages":
         "Pages added to the page cache, by what the task was doing; other is file system metadata, kernel threads and io_uring.";
     PAGE_CACHE_EVICTIONS = Counter "ebpf_page_cache_evictions_total" ["cause" in EVICTION_CAUSES] "pages":
@@ -109,7 +111,7 @@ metrics! {
     EVENTS_MISSED = Counter "ebpf_sidecar_events_missed_total" ["probe"] "events":
         "Events at which a program did not run because it would have interrupted itself on the same CPU; 0 before Linux 5.12, which does not count them.";
     EVENTS_LOST = Counter "ebpf_sidecar_events_lost_total" ["map"] "events":
-        "Events without a place in a full kernel map: those of processes are in the overflow row, those of stalls are missing from their histogram.";
+        "Events without a place in a full kernel map: those of processes are in the overflow row, those of stalls and reads are missing from their histograms.";
 
     PROCESS_CPU = Counter "process_cpu_seconds_total" [] "seconds":
         "User and system CPU time of the agent.";

@@ -41,6 +41,10 @@ fn io() -> IoStats {
     for (i, bucket) in stalls.buckets.iter_mut().enumerate() {
         *bucket = i as u64;
     }
+    let mut latency = Histogram { sum_ns: 987_654_321, ..Default::default() };
+    for (i, bucket) in latency.buckets.iter_mut().enumerate() {
+        *bucket = 100 - i as u64;
+    }
     IoStats {
         fadvise: Some(Fadvise {
             success: 1001,
@@ -56,6 +60,7 @@ fn io() -> IoStats {
             hit_rate_percent: Some(97.65625),
             miss_rate_percent: Some(2.34375),
             read_bytes: Some(67_108_864),
+            read_latency: Some(latency),
             adds: Some([384, 512, 33, 2048, 7]),
             evictions: Some([640, 128, 5]),
         },

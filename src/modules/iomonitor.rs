@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use super::processes::Processes;
 use super::{Module, Sample};
-use crate::config::{self, AttachMode, Scope};
+use crate::config::{self, AttachMode, ReadLatency, Scope};
 use crate::ebpf::abi::{self, COMM_LEN, Plain, ProcKey, ProcRow, Settings, Stall, Totals};
 use crate::ebpf::object::{Error, KernelBtf, Link, Map, Object, Program};
 use crate::ebpf::os;
@@ -53,6 +53,7 @@ struct Way {
 
 /// Where a program hangs. Of several functions the first that this kernel has is taken.
 enum Hook {
+    FunctionEntry(&'static [&'static str]),
     FunctionExit(&'static [&'static str]),
     Kprobe(&'static [&'static str]),
     Kretprobe(&'static [&'static str]),
@@ -70,6 +71,7 @@ macro_rules! raw {
 }
 
 const FADVISE: &str = "fadvise";
+const READ_LATENCY: &str = "read_latency";
 const CACHE_READ: &str = "cache_read";
 const CACHE_FILL: &str = "cache_fill";
 const CACHE_EVICT: &str = "cache_evict";
@@ -98,6 +100,21 @@ static PROBES: &[Probe] = &[
                 programs: &[("tp_fadvise", Hook::Tracepoint("syscalls", FADVISE_TRACEPOINT))],
             },
         ],
+    },
+    // Before cache_read, which needs no programs of its own where this is attached. The ends first: a read whose
+    // beginning is seen must not miss its end.
+    Probe {
+        name: READ_LATENCY,
+        ways: &[Way {
+            mode: "fexit",
+            choice: Some(AttachMode::Fentry),
+            programs: &[
+                ("fexit_read_timed", Hook::FunctionExit(READ_FUNCTIONS)),
+                ("fexit_splice_timed", Hook::IfThere(&Hook::FunctionExit(SPLICE_FUNCTIONS))),
+                ("fentry_read", Hook::FunctionEntry(READ_FUNCTIONS)),
+                ("fentry_splice", Hook::IfThere(&Hook::FunctionEntry(SPLICE_FUNCTIONS))),
+            ],
+        }],
     },
     Probe {
         name: CACHE_READ,
@@ -185,9 +202,17 @@ struct Attached {
 /// An attached program.
 struct Running {
     probe: &'static str,
+    /// Another probe that it counts for.
+    also: Option<&'static str>,
     /// Held for its `Drop`.
     _link: Link,
     program: Program,
+}
+
+impl Running {
+    fn counts_for(&self, probe: &str) -> bool {
+        self.probe == probe || self.also == Some(probe)
+    }
 }
 
 impl IoMonitor {
@@ -243,6 +268,9 @@ impl IoMonitor {
             read_bytes: (reads && !self.attached_as(CACHE_READ, "raw_tracepoint")).then_some(now.read_bytes),
             adds: fills.then_some(now.fills),
             evictions: self.has(CACHE_EVICT).then_some(now.evictions),
+            read_latency: self
+                .has(READ_LATENCY)
+                .then_some(Histogram { buckets: now.latency_buckets, sum_ns: now.latency_ns }),
         };
 
         let scans = self.has(RECLAIM_SCAN);
@@ -328,7 +356,7 @@ impl Module for IoMonitor {
         families.push(Family::single(&m::PROCESS_ROWS, Value::Int(self.processes.len() as u64)));
         families.push(Family::labelled(
             &m::EVENTS_LOST,
-            [("processes", totals.overflow_calls), ("stalls", totals.lost_stalls)],
+            [("processes", totals.overflow_calls), ("stalls", totals.lost_stalls), ("reads", totals.lost_reads)],
         ));
         families.push(missed);
         Ok(Sample { io: Some(io), families })
@@ -350,7 +378,7 @@ impl Attached {
     fn missed(&self) -> Result<Family, Error> {
         let mut by_probe = Vec::new();
         for probe in PROBES {
-            let mut programs = self.running.iter().filter(|r| r.probe == probe.name).peekable();
+            let mut programs = self.running.iter().filter(|r| r.counts_for(probe.name)).peekable();
             if programs.peek().is_some() {
                 let missed = programs.map(|r| r.program.missed()).sum::<Result<u64, _>>()?;
                 by_probe.push((probe.name, missed));
@@ -404,11 +432,19 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     let loader = Loader { object: &object, btf: LazyCell::new(KernelBtf::load) };
     let mut running = Vec::new();
     let mut probes = Vec::new();
-    for probe in PROBES.iter().filter(|p| config.probes.contains(&p.name)) {
+    let latency = config.read_latency;
+    let chosen =
+        |p: &&Probe| config.probes.contains(&p.name) && (p.name != READ_LATENCY || latency != ReadLatency::Off);
+    for probe in PROBES.iter().filter(chosen) {
         let mut status = ProbeStatus { name: probe.name, mode: None, failures: Vec::new() };
         if probe.name == RECLAIM_SCAN && os::scans_are_silent() {
             let why = "the multi-generational LRU of kernels before 6.7 does not tell what it scans";
             status.failures.push(("raw_tracepoint", why.into()));
+            probes.push(status);
+            continue;
+        }
+        if probe.name == CACHE_READ && share_timed_reads(&mut running) {
+            status.mode = Some("fexit");
             probes.push(status);
             continue;
         }
@@ -422,6 +458,7 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
                         0..0,
                         new.into_iter().rev().map(|(program, link)| Running {
                             probe: probe.name,
+                            also: None,
                             _link: link,
                             program,
                         }),
@@ -430,6 +467,14 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
                 }
                 Err(e) => status.failures.push((way.mode, e.to_string())),
             }
+        }
+        if status.mode.is_none() && status.failures.is_empty() {
+            let why = "collector.ebpf.attach rules out every way of this probe";
+            status.failures.extend(probe.ways.iter().map(|w| (w.mode, why.into())));
+        }
+        if probe.name == READ_LATENCY && latency == ReadLatency::Auto && status.mode.is_none() {
+            log::info!("reads are not timed, ebpf_read_latency_seconds is absent: {}", reasons(&status));
+            continue;
         }
         probes.push(status);
     }
@@ -446,6 +491,13 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     drop(object);
     os::trim_heap();
     Ok((attached, probes))
+}
+
+/// Whether the programs that time reads are attached: their ends count for cache_read too, so that each read runs
+/// one program more, not two.
+fn share_timed_reads(running: &mut [Running]) -> bool {
+    let ends = |r: &&mut Running| r.probe == READ_LATENCY && r.program.name().ends_with("_timed");
+    running.iter_mut().filter(ends).map(|r| r.also = Some(CACHE_READ)).count() > 0
 }
 
 struct Loader<'a> {
@@ -472,7 +524,7 @@ impl Loader<'_> {
             Ok((program, link))
         };
         let attached = match hook {
-            Hook::FunctionExit(functions) => {
+            Hook::FunctionEntry(functions) | Hook::FunctionExit(functions) => {
                 let btf = self.btf.as_ref().map_err(Error::clone)?;
                 let function = functions.iter().find_map(|f| btf.function(f)).ok_or_else(|| no_function(functions))?;
                 let program = self.object.load(name, Some(function))?;
@@ -567,6 +619,7 @@ pub fn families(io: &IoStats) -> Vec<Family> {
         single(&m::CACHE_HIT_RATE, rate(c.hit_rate_percent)),
         single(&m::CACHE_MISS_RATE, rate(c.miss_rate_percent)),
         int(&m::CACHE_READ_BYTES, c.read_bytes),
+        single(&m::READ_LATENCY_SECONDS, c.read_latency.clone().map(Value::Histogram)),
         c.adds.map(|v| Family::labelled(&m::PAGE_CACHE_ADDS, FILL_CAUSES.into_iter().zip(v))),
         c.evictions.map(|v| Family::labelled(&m::PAGE_CACHE_EVICTIONS, EVICTION_CAUSES.into_iter().zip(v))),
         r.scanned.map(|v| Family::labelled(&m::LRU_PAGES_SCANNED, RECLAIMERS.into_iter().zip(v))),
@@ -633,7 +686,7 @@ mod tests {
     #[test]
     fn a_probe_that_is_not_attached_takes_its_metrics_away() {
         let mut monitor = monitor();
-        assert_eq!(names(&monitor.statistics(&Totals::default(), &[], &[])).len(), 19);
+        assert_eq!(names(&monitor.statistics(&Totals::default(), &[], &[])).len(), 20);
         monitor.probes.iter_mut().filter(|p| p.name == CACHE_READ).for_each(|p| p.mode = None);
         let io = monitor.statistics(&Totals::default(), &[], &[]);
         let got = names(&io);
