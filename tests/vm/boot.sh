@@ -5,7 +5,7 @@
 # in /disk. The console goes to stdout, the exit status is the job's. VM_CPUS, VM_MEMORY, VM_TIMEOUT in seconds and
 # VM_APPEND to the kernel's command line change the machine. KVM is not needed. One host thread for all CPUs: with
 # two, QEMU 7.2 does not survive the kernel's rewriting of its own code. No cmpxchg16b either: with it, 6.12 now and
-# then dies in the slab allocator, right behind that instruction, its flags a piece of a pointer.
+# then dies in the slab allocator, which is built on that instruction, with a piece of a pointer in EFLAGS.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 image=$1 job=$2
