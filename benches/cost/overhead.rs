@@ -187,7 +187,7 @@ pub fn rows(table: &mut Table) {
     let mut disturbed = 0;
     for _ in 0..ROUNDS {
         for setting in &mut settings {
-            disturbed += usize::from(other_agents());
+            let before = other_agents();
             let agent = setting.agent();
             // On one CPU, and only while measuring: the agents shall run where they like.
             std::thread::scope(|s| {
@@ -196,6 +196,7 @@ pub fn rows(table: &mut Table) {
                     setting.measure(&mut files);
                 });
             });
+            disturbed += usize::from(before || other_agents());
             drop(agent);
         }
     }
