@@ -276,12 +276,19 @@ static __always_inline struct file *file_of_fd(struct task_struct *task, unsigne
 
 /*
  * The registers saved when the current call entered the kernel. They lie at one place in the stack of every
- * task: the helper is asked for it once. A wrong place would do no harm: see what pages_asked() demands.
+ * task: the helper is asked for it once. A wrong place would at most lose the
+ * beginning of a read: see what pages_asked() demands.
  */
 static __always_inline struct pt_regs *saved_regs(struct task_struct *task, struct settings *set)
 {
-	if (!set->regs_offset)
-		set->regs_offset = (void *)bpf_task_pt_regs(task) - task->stack;
+	if (!set->regs_offset) {
+		void *regs = (void *)bpf_task_pt_regs(task);
+		__u64 at = 0;
+
+		/* Both as numbers, by the helper: not every verifier subtracts typed pointers. */
+		bpf_probe_read_kernel(&at, sizeof(at), &regs);
+		set->regs_offset = at - (__u64)BPF_CORE_READ(task, stack);
+	}
 	return bpf_rdonly_cast(task->stack + set->regs_offset, bpf_core_type_id_kernel(struct pt_regs));
 }
 

@@ -52,9 +52,11 @@ with_agent() {
 measure /disk/file >/dev/null # makes the file
 costs bare
 for mode in fentry kprobe tracepoint; do
-    with_agent $mode EBPF_ATTACH=$mode || exit 1
-    with_agent $mode-excluded EBPF_ATTACH=$mode SCOPE_CGROUP=$others || exit 1
+    with_agent $mode EBPF_ATTACH=$mode READ_LATENCY=off || exit 1
+    with_agent $mode-excluded EBPF_ATTACH=$mode READ_LATENCY=off SCOPE_CGROUP=$others || exit 1
 done
+with_agent fentry-timed EBPF_ATTACH=fentry READ_LATENCY=on || exit 1
+with_agent fentry-timed-excl EBPF_ATTACH=fentry READ_LATENCY=on SCOPE_CGROUP=$others || exit 1
 with_agent tracepoint-no-fadvise EBPF_ATTACH=tracepoint \
     PROBES=cache_read,cache_fill,cache_evict,reclaim_scan,direct_reclaim,memcg_reclaim,kswapd || exit 1
 costs bare # again: nothing of the agent is left
