@@ -66,7 +66,7 @@ collector:\n  modules: [fadvise] | 2 | collector.modules | "fadvise" | iomonitor
 collector:\n  modules: [memory] | 2 | collector.modules | "memory" | iomonitor has all of the former modules | each once: iomonitor
 collector:\n  modules:\n  - iomonitor\n  - cache | 4 | collector.modules | "cache" | iomonitor has all of the former modules | each once: iomonitor
 collector:\n  modules: [tcp] | 2 | collector.modules | "tcp" | no such module | each once: iomonitor
-collector:\n  probes: [fadvice] | 2 | collector.probes | "fadvice" | no such probe | a list of probes, each once: fadvise, cache_read
+collector:\n  probes: [fadvice] | 2 | collector.probes | "fadvice" | no such probe | a list of probes, each once: fadvise, read_latency
 collector:\n  ebpf: {attach: fexit} | 2 | collector.ebpf.attach | "fexit" | auto, fentry, kprobe or tracepoint
 collector:\n  modules: [] | 2 | collector.modules | [] | each once: iomonitor
 export:\n  type: influxdb | 2 | export.type | "influxdb" | prometheus or banyandb
