@@ -105,7 +105,7 @@ static __always_inline struct task_struct *current_task(void)
  */
 static __always_inline struct task_struct *current_task_btf(void)
 {
-	if (!bpf_core_enum_value_exists(enum bpf_func_id___btf, BPF_FUNC_get_current_task_btf___btf))
+	if (!bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf))
 		return 0;
 	return bpf_get_current_task_btf();
 }
@@ -435,14 +435,13 @@ struct reader {
 
 static __always_inline void current_reader(struct reader *r)
 {
-	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf)) {
-		struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task_btf();
 
+	if (task) {
 		r->tid = (__u32)task->pid;
 		r->syscr = bpf_core_field_exists(task->ioac.syscr) ? task->ioac.syscr : 0;
-	} else { /* before 5.11 */
-		struct task_struct *task = current_task();
-
+	} else {
+		task = current_task();
 		r->tid = (__u32)bpf_get_current_pid_tgid();
 		r->syscr = bpf_core_field_exists(task->ioac.syscr) ? BPF_CORE_READ(task, ioac.syscr) : 0;
 	}

@@ -44,11 +44,6 @@ struct folio___6_0 {
 	unsigned char _folio_order;
 };
 
-/* Which helpers the kernel has. */
-enum bpf_func_id___btf {
-	BPF_FUNC_get_current_task_btf___btf = 158,
-};
-
 enum pageflags {
 	PG_head = 0x7fffffff, /* the true value comes from BTF */
 };
