@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-pub use libc::{POLLIN, POLLOUT, pollfd as PollFd};
+pub use libc::{POLLIN, POLLOUT, POLLRDHUP, pollfd as PollFd};
 
 /// An entry of a poll set. A descriptor that is closed by the time of the call is reported as `POLLNVAL`.
 pub fn entry(socket: &impl AsRawFd, events: i16) -> PollFd {

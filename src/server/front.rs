@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use super::http::failure;
 use super::inner::{Answer, Inner, Lane};
 use super::request::{self, HEAD_MAX, Head, Reply};
-use crate::ebpf::poll::{self, POLLIN, POLLOUT, PollFd};
+use crate::ebpf::poll::{self, POLLIN, POLLOUT, POLLRDHUP, PollFd};
 
 /// Most client connections.
 const CLIENTS_MAX: usize = 128;
@@ -91,6 +91,9 @@ struct Client {
     since: Instant,
     /// Received and not used yet; at most `HEAD_MAX` bytes.
     input: Vec<u8>,
+    /// It has ended its sending side while its request was in work. It may still read, but nearly all that do this
+    /// are gone: others come first.
+    leaving: bool,
 }
 
 enum State {
@@ -137,7 +140,8 @@ impl Client {
 
     fn events(&self) -> i16 {
         match self.state {
-            State::InWork { .. } => 0,
+            State::InWork { .. } if self.leaving => 0,
+            State::InWork { .. } => POLLRDHUP,
             State::Writing { .. } => POLLOUT,
             _ => POLLIN,
         }
@@ -148,17 +152,22 @@ impl Client {
         match self.state {
             State::Lingering { .. } => 0,
             State::Waiting | State::Head { .. } | State::Body { .. } => 1,
+            State::InWork { request: Some(_), .. } if self.leaving => 1,
             State::Writing { .. } => 2,
             State::InWork { .. } => 3,
         }
     }
 
-    /// Its socket has something to report.
-    fn ready(&mut self, scratch: &mut [u8]) -> Step {
+    /// Its socket has these events to report.
+    fn ready(&mut self, events: i16, scratch: &mut [u8]) -> Step {
         match &mut self.state {
             State::Waiting | State::Head { .. } | State::Body { .. } => self.receive(scratch),
             State::Writing { .. } => self.flush(),
-            // Nothing was polled for: the connection is gone in both directions.
+            State::InWork { .. } if events == POLLRDHUP => {
+                self.leaving = true;
+                Step::Wait
+            }
+            // The connection is gone in both directions.
             State::InWork { .. } => Step::Close,
             State::Lingering { budget } => match read(&mut self.stream, scratch) {
                 Ok(Some(0)) | Err(_) => Step::Close,
@@ -393,9 +402,9 @@ impl<'a> Front<'a> {
             for (lane, _) in entries[..lanes].iter().enumerate().filter(|(_, e)| is_ready(e)) {
                 self.lane_ready(lane);
             }
-            for (&id, _) in polled.iter().zip(&entries[lanes..clients]).filter(|(_, e)| is_ready(e)) {
+            for (&id, entry) in polled.iter().zip(&entries[lanes..clients]).filter(|(_, e)| is_ready(e)) {
                 if let Some(client) = self.clients.get_mut(&id) {
-                    let step = client.ready(&mut self.scratch);
+                    let step = client.ready(entry.revents, &mut self.scratch);
                     self.act(id, step);
                 }
             }
@@ -445,7 +454,7 @@ impl<'a> Front<'a> {
 
     fn accept(&mut self) {
         for accepted in 0..ACCEPTS {
-            if accepted >= ACCEPTS_SLOW && self.queue().count() >= QUEUE_LONG {
+            if accepted >= ACCEPTS_SLOW && self.queue().filter(|(_, c)| !c.leaving).count() >= QUEUE_LONG {
                 self.accept_at = Instant::now() + ROUND_SLOW;
                 return;
             }
@@ -491,7 +500,8 @@ impl<'a> Front<'a> {
         self.make_room(u8::MAX);
         self.last_client += 1;
         let id = self.last_client;
-        let mut client = Client { stream, state: State::Waiting, since: Instant::now(), input: Vec::new() };
+        let since = Instant::now();
+        let mut client = Client { stream, state: State::Waiting, since, input: Vec::new(), leaving: false };
         // At once: a client that has sent its request is not in the way of those that come after it.
         let step = client.receive(&mut self.scratch);
         self.clients.insert(id, client);
@@ -521,11 +531,12 @@ impl<'a> Front<'a> {
         self.clients.iter().filter(|(_, c)| matches!(c.state, State::InWork { request: Some(_), .. }))
     }
 
-    /// Gives waiting requests to free lanes, the oldest first; without tiny_http none can be answered.
+    /// Gives waiting requests to free lanes, the oldest of those who are still there first; without tiny_http none
+    /// can be answered.
     fn feed(&mut self) {
         while let lane = self.lanes.iter().position(Lane::is_free)
             && (lane.is_some() || self.lanes.is_empty())
-            && let Some((&id, _)) = self.queue().min_by_key(|(_, c)| c.since)
+            && let Some((&id, _)) = self.queue().min_by_key(|(_, c)| (c.leaving, c.since))
             && let Some(client) = self.clients.get_mut(&id)
             && let State::InWork { request, reply } = &mut client.state
         {

@@ -18,8 +18,9 @@ use super::inner::Inner;
 use crate::ebpf::poll;
 use crate::metrics::snapshot::{Snapshot, SnapshotCell};
 
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 1024;
+/// Connections that may wait to be accepted: as many as the kernel allows by default (net.core.somaxconn). One more,
+/// and whoever comes next waits a second until TCP tries again.
+const BACKLOG: i32 = 4096;
 /// Bytes of an answer that the kernel takes ahead of a slow reader (it doubles them for its own needs).
 const SEND_BUFFER: i32 = 64 << 10;
 
