@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{AttachMode, Config, ExportKind, ModuleName, PROBES, ReadLatency, Scope};
+use super::{AttachMode, Config, ExportKind, ModuleName, PROBES, Scope, Switch};
 
 /// One key of the configuration.
 pub(super) struct Key {
@@ -166,8 +166,8 @@ pub(super) static KEYS: &[Key] = &[
         kind: Kind::Scalar,
         allowed: "auto, on or off",
         help: "Whether to time buffered reads; auto: where the kernel has fentry, and absent elsewhere.",
-        set: |c, s| put(&mut c.collector.read_latency, named(&ReadLatency::NAMES, s)),
-        get: |c| name_of(&ReadLatency::NAMES, c.collector.read_latency),
+        set: |c, s| put(&mut c.collector.read_latency, named(&Switch::NAMES, s)),
+        get: |c| name_of(&Switch::NAMES, c.collector.read_latency),
     },
     Key {
         path: "collector.ebpf.attach",

@@ -97,7 +97,7 @@ pub struct Collector {
     /// Names of the probes to attach, of [`PROBES`]: at least one, each once.
     pub probes: Vec<&'static str>,
     /// Whether reads are timed.
-    pub read_latency: ReadLatency,
+    pub read_latency: Switch,
     /// The BPF programs.
     pub ebpf: Ebpf,
 }
@@ -145,21 +145,20 @@ impl AttachMode {
     ];
 }
 
-/// Whether reads are timed.
+/// Whether something is done that not every kernel can.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReadLatency {
-    /// Where it can be had.
+pub enum Switch {
+    /// Where it can be.
     Auto,
-    /// Yes; where it cannot be had, the agent is degraded.
+    /// Yes; where it cannot be, the agent is degraded.
     On,
     /// No.
     Off,
 }
 
-impl ReadLatency {
+impl Switch {
     /// All values, with their names in the configuration.
-    pub const NAMES: [(ReadLatency, &'static str); 3] =
-        [(ReadLatency::Auto, "auto"), (ReadLatency::On, "on"), (ReadLatency::Off, "off")];
+    pub const NAMES: [(Switch, &'static str); 3] = [(Switch::Auto, "auto"), (Switch::On, "on"), (Switch::Off, "off")];
 }
 
 /// A module.
@@ -248,7 +247,7 @@ impl Default for Config {
                 modules: vec![ModuleName::IoMonitor],
                 scope: Scope::Host,
                 probes: PROBES.to_vec(),
-                read_latency: ReadLatency::Auto,
+                read_latency: Switch::Auto,
                 ebpf: Ebpf { attach: AttachMode::Auto },
             },
             export: Export {

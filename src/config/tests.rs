@@ -98,7 +98,7 @@ export:
             modules: vec![ModuleName::IoMonitor],
             scope: Scope::Comm("0x10".into()),
             probes: vec!["kswapd", "fadvise"],
-            read_latency: ReadLatency::Off,
+            read_latency: Switch::Off,
             ebpf: Ebpf { attach: AttachMode::Kprobe },
         },
         export: Export {

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use super::processes::Processes;
 use super::{Module, Sample};
-use crate::config::{self, AttachMode, ReadLatency, Scope};
+use crate::config::{self, AttachMode, Scope, Switch};
 use crate::ebpf::abi::{self, COMM_LEN, Plain, ProcKey, ProcRow, Settings, Stall, Totals};
 use crate::ebpf::object::{Error, KernelBtf, Link, Map, Object, Program};
 use crate::ebpf::os;
@@ -41,14 +41,32 @@ struct Aligned<T: ?Sized>(T);
 struct Probe {
     name: &'static str,
     ways: &'static [Way],
+    /// Programs of a probe above that count for this one too: where they are attached, it needs none of its own.
+    counted_by: &'static [&'static str],
+    /// What the configuration says beside `collector.probes`; under `auto` nothing is wrong where it cannot be had.
+    switch: fn(&config::Collector) -> Switch,
+}
+
+impl Probe {
+    const fn new(name: &'static str, ways: &'static [Way]) -> Self {
+        Self { name, ways, counted_by: &[], switch: |_| Switch::On }
+    }
 }
 
 /// All its programs are attached, in order, or none.
 struct Way {
     mode: &'static str,
-    /// Which value of `collector.ebpf.attach` asks for it; `None`: the only way there is.
+    /// Which value of `collector.ebpf.attach` asks for it; `None`: every one.
     choice: Option<AttachMode>,
     programs: &'static [(&'static str, Hook)],
+    /// Why it would attach on this kernel and yet tell nothing.
+    ruled_out: fn() -> Option<&'static str>,
+}
+
+impl Way {
+    const fn new(mode: &'static str, choice: Option<AttachMode>, programs: &'static [(&'static str, Hook)]) -> Self {
+        Self { mode, choice, programs, ruled_out: || None }
+    }
 }
 
 /// Where a program hangs. Of several functions the first that this kernel has is taken.
@@ -66,7 +84,7 @@ enum Hook {
 /// The only way of a probe, through raw tracepoints: pairs of program and tracepoint.
 macro_rules! raw {
     ($($program:literal => $tracepoint:literal),+) => {
-        Way { mode: "raw_tracepoint", choice: None, programs: &[$(($program, Hook::RawTracepoint($tracepoint))),+] }
+        Way::new("raw_tracepoint", None, &[$(($program, Hook::RawTracepoint($tracepoint))),+])
     };
 }
 
@@ -81,85 +99,81 @@ const MEMCG_RECLAIM: &str = "memcg_reclaim";
 const KSWAPD: &str = "kswapd";
 
 static PROBES: &[Probe] = &[
-    Probe {
-        name: FADVISE,
-        ways: &[
-            Way {
-                mode: "fexit",
-                choice: Some(AttachMode::Fentry),
-                programs: &[("fexit_fadvise", Hook::FunctionExit(FADVISE_FUNCTIONS))],
-            },
-            Way {
-                mode: "kprobe",
-                choice: Some(AttachMode::Kprobe),
-                programs: &[("kret_fadvise", Hook::Kretprobe(FADVISE_FUNCTIONS))],
-            },
-            Way {
-                mode: "tracepoint",
-                choice: Some(AttachMode::Tracepoint),
-                programs: &[("tp_fadvise", Hook::Tracepoint("syscalls", FADVISE_TRACEPOINT))],
-            },
+    Probe::new(
+        FADVISE,
+        &[
+            Way::new("fexit", FENTRY, &[("fexit_fadvise", Hook::FunctionExit(FADVISE_FUNCTIONS))]),
+            Way::new("kprobe", KPROBE, &[("kret_fadvise", Hook::Kretprobe(FADVISE_FUNCTIONS))]),
+            Way::new("tracepoint", TRACEPOINT, &[("tp_fadvise", Hook::Tracepoint("syscalls", FADVISE_TRACEPOINT))]),
         ],
-    },
-    // Before cache_read, which needs no programs of its own where this is attached. The ends first: a read whose
-    // beginning is seen must not miss its end.
+    ),
+    // The ends first: a read whose beginning is seen must not miss its end.
     Probe {
-        name: READ_LATENCY,
-        ways: &[Way {
-            mode: "fexit",
-            choice: Some(AttachMode::Fentry),
-            programs: &[
-                ("fexit_read_timed", Hook::FunctionExit(READ_FUNCTIONS)),
-                ("fexit_splice_timed", Hook::IfThere(&Hook::FunctionExit(SPLICE_FUNCTIONS))),
-                ("fentry_read", Hook::FunctionEntry(READ_FUNCTIONS)),
-                ("fentry_splice", Hook::IfThere(&Hook::FunctionEntry(SPLICE_FUNCTIONS))),
+        switch: |config| config.read_latency,
+        ..Probe::new(
+            READ_LATENCY,
+            &[Way::new(
+                "fexit",
+                FENTRY,
+                &[
+                    ("fexit_read_timed", Hook::FunctionExit(READ_FUNCTIONS)),
+                    ("fexit_splice_timed", Hook::IfThere(&Hook::FunctionExit(SPLICE_FUNCTIONS))),
+                    ("fentry_read", Hook::FunctionEntry(READ_FUNCTIONS)),
+                    ("fentry_splice", Hook::IfThere(&Hook::FunctionEntry(SPLICE_FUNCTIONS))),
+                ],
+            )],
+        )
+    },
+    Probe {
+        // Each timed read runs one program more, not two.
+        counted_by: &["fexit_read_timed", "fexit_splice_timed"],
+        ..Probe::new(
+            CACHE_READ,
+            &[
+                Way::new(
+                    "fexit",
+                    FENTRY,
+                    &[
+                        ("fexit_read", Hook::FunctionExit(READ_FUNCTIONS)),
+                        ("fexit_splice", Hook::IfThere(&Hook::FunctionExit(SPLICE_FUNCTIONS))),
+                    ],
+                ),
+                Way::new(
+                    "kprobe",
+                    KPROBE,
+                    &[
+                        ("kprobe_read", Hook::Kprobe(READ_FUNCTIONS)),
+                        ("kprobe_splice", Hook::IfThere(&Hook::Kprobe(SPLICE_FUNCTIONS))),
+                    ],
+                ),
+                Way::new("raw_tracepoint", TRACEPOINT, &[("raw_read", Hook::RawTracepoint("mm_filemap_get_pages"))]),
             ],
-        }],
+        )
     },
-    Probe {
-        name: CACHE_READ,
-        ways: &[
-            Way {
-                mode: "fexit",
-                choice: Some(AttachMode::Fentry),
-                programs: &[
-                    ("fexit_read", Hook::FunctionExit(READ_FUNCTIONS)),
-                    ("fexit_splice", Hook::IfThere(&Hook::FunctionExit(SPLICE_FUNCTIONS))),
-                ],
-            },
-            Way {
-                mode: "kprobe",
-                choice: Some(AttachMode::Kprobe),
-                programs: &[
-                    ("kprobe_read", Hook::Kprobe(READ_FUNCTIONS)),
-                    ("kprobe_splice", Hook::IfThere(&Hook::Kprobe(SPLICE_FUNCTIONS))),
-                ],
-            },
-            Way {
-                mode: "raw_tracepoint",
-                choice: Some(AttachMode::Tracepoint),
-                programs: &[("raw_read", Hook::RawTracepoint("mm_filemap_get_pages"))],
-            },
-        ],
-    },
-    Probe { name: CACHE_FILL, ways: &[raw!("raw_fill" => "mm_filemap_add_to_page_cache")] },
-    Probe { name: CACHE_EVICT, ways: &[raw!("raw_evict" => "mm_filemap_delete_from_page_cache")] },
-    Probe { name: RECLAIM_SCAN, ways: &[raw!("raw_scan" => "mm_vmscan_lru_shrink_inactive")] },
+    Probe::new(CACHE_FILL, &[raw!("raw_fill" => "mm_filemap_add_to_page_cache")]),
+    Probe::new(CACHE_EVICT, &[raw!("raw_evict" => "mm_filemap_delete_from_page_cache")]),
+    Probe::new(RECLAIM_SCAN, &[Way { ruled_out: silent_scans, ..raw!("raw_scan" => "mm_vmscan_lru_shrink_inactive") }]),
     // The end first: a stall whose begin is seen must not miss its end.
-    Probe {
-        name: DIRECT_RECLAIM,
-        ways: &[
+    Probe::new(
+        DIRECT_RECLAIM,
+        &[
             raw!("raw_direct_out" => "mm_vmscan_direct_reclaim_end", "raw_direct_in" => "mm_vmscan_direct_reclaim_begin"),
         ],
-    },
-    Probe {
-        name: MEMCG_RECLAIM,
-        ways: &[
-            raw!("raw_memcg_out" => "mm_vmscan_memcg_reclaim_end", "raw_memcg_in" => "mm_vmscan_memcg_reclaim_begin"),
-        ],
-    },
-    Probe { name: KSWAPD, ways: &[raw!("raw_kswapd" => "mm_vmscan_kswapd_wake")] },
+    ),
+    Probe::new(
+        MEMCG_RECLAIM,
+        &[raw!("raw_memcg_out" => "mm_vmscan_memcg_reclaim_end", "raw_memcg_in" => "mm_vmscan_memcg_reclaim_begin")],
+    ),
+    Probe::new(KSWAPD, &[raw!("raw_kswapd" => "mm_vmscan_kswapd_wake")]),
 ];
+
+const FENTRY: Option<AttachMode> = Some(AttachMode::Fentry);
+const KPROBE: Option<AttachMode> = Some(AttachMode::Kprobe);
+const TRACEPOINT: Option<AttachMode> = Some(AttachMode::Tracepoint);
+
+fn silent_scans() -> Option<&'static str> {
+    os::scans_are_silent().then_some("the multi-generational LRU of kernels before 6.7 does not tell what it scans")
+}
 
 /// What the system call does its work in.
 const FADVISE_FUNCTIONS: &[&str] = &["ksys_fadvise64_64"];
@@ -202,6 +216,7 @@ struct Attached {
 /// An attached program.
 struct Running {
     probe: &'static str,
+    mode: &'static str,
     /// Another probe that it counts for.
     also: Option<&'static str>,
     /// Held for its `Drop`.
@@ -428,55 +443,20 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     log::debug!("BPF object prepared in {:.6} s", begin.elapsed().as_secs_f64());
     apply_scope(&object, &config.scope)?;
     let begin = Instant::now();
-    let mode = config.ebpf.attach;
     let loader = Loader { object: &object, btf: LazyCell::new(KernelBtf::load) };
     let mut running = Vec::new();
     let mut probes = Vec::new();
-    let latency = config.read_latency;
-    let chosen =
-        |p: &&Probe| config.probes.contains(&p.name) && (p.name != READ_LATENCY || latency != ReadLatency::Off);
-    for probe in PROBES.iter().filter(chosen) {
-        let mut status = ProbeStatus { name: probe.name, mode: None, failures: Vec::new() };
-        if probe.name == RECLAIM_SCAN && os::scans_are_silent() {
-            let why = "the multi-generational LRU of kernels before 6.7 does not tell what it scans";
-            status.failures.push(("raw_tracepoint", why.into()));
+    for probe in PROBES.iter().filter(|p| config.probes.contains(&p.name)) {
+        let switch = (probe.switch)(config);
+        if switch == Switch::Off {
+            continue;
+        }
+        let status = loader.attach_probe(probe, config.ebpf.attach, &mut running);
+        if status.mode.is_none() && switch == Switch::Auto {
+            log::info!("probe {} is left out, its metrics are absent: {}", probe.name, reasons(&status));
+        } else {
             probes.push(status);
-            continue;
         }
-        if probe.name == CACHE_READ && share_timed_reads(&mut running) {
-            status.mode = Some("fexit");
-            probes.push(status);
-            continue;
-        }
-        let wanted = |w: &&Way| mode == AttachMode::Auto || w.choice.is_none_or(|c| c == mode);
-        for way in probe.ways.iter().filter(wanted) {
-            match loader.attach(way) {
-                Ok(new) => {
-                    status.mode = Some(way.mode);
-                    // The last attached is the first to go.
-                    running.splice(
-                        0..0,
-                        new.into_iter().rev().map(|(program, link)| Running {
-                            probe: probe.name,
-                            also: None,
-                            _link: link,
-                            program,
-                        }),
-                    );
-                    break;
-                }
-                Err(e) => status.failures.push((way.mode, e.to_string())),
-            }
-        }
-        if status.mode.is_none() && status.failures.is_empty() {
-            let why = "collector.ebpf.attach rules out every way of this probe";
-            status.failures.extend(probe.ways.iter().map(|w| (w.mode, why.into())));
-        }
-        if probe.name == READ_LATENCY && latency == ReadLatency::Auto && status.mode.is_none() {
-            log::info!("reads are not timed, ebpf_read_latency_seconds is absent: {}", reasons(&status));
-            continue;
-        }
-        probes.push(status);
     }
     drop(loader);
     log::debug!("programs loaded and attached in {:.6} s", begin.elapsed().as_secs_f64());
@@ -493,19 +473,55 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     Ok((attached, probes))
 }
 
-/// Whether the programs that time reads are attached: their ends count for cache_read too, so that each read runs
-/// one program more, not two.
-fn share_timed_reads(running: &mut [Running]) -> bool {
-    let ends = |r: &&mut Running| r.probe == READ_LATENCY && r.program.name().ends_with("_timed");
-    running.iter_mut().filter(ends).map(|r| r.also = Some(CACHE_READ)).count() > 0
-}
-
 struct Loader<'a> {
     object: &'a Object,
     btf: LazyCell<Result<KernelBtf, Error>>,
 }
 
 impl Loader<'_> {
+    /// Attaches a probe in the first way that works, and adds its programs to those running.
+    fn attach_probe(&self, probe: &Probe, choice: AttachMode, running: &mut Vec<Running>) -> ProbeStatus {
+        let mut status = ProbeStatus { name: probe.name, mode: None, failures: Vec::new() };
+        for r in running.iter_mut().filter(|r| probe.counted_by.contains(&r.program.name())) {
+            r.also = Some(probe.name);
+            status.mode = Some(r.mode);
+        }
+        if status.mode.is_some() {
+            return status;
+        }
+        for way in probe.ways {
+            let chosen = choice == AttachMode::Auto || way.choice.is_none_or(|c| c == choice);
+            if !chosen {
+                continue;
+            }
+            if let Some(why) = (way.ruled_out)() {
+                status.failures.push((way.mode, why.into()));
+                continue;
+            }
+            match self.attach(way) {
+                Ok(new) => {
+                    status.mode = Some(way.mode);
+                    // The last attached is the first to go.
+                    let new = new.into_iter().rev().map(|(program, link)| Running {
+                        probe: probe.name,
+                        mode: way.mode,
+                        also: None,
+                        _link: link,
+                        program,
+                    });
+                    running.splice(0..0, new);
+                    return status;
+                }
+                Err(e) => status.failures.push((way.mode, e.to_string())),
+            }
+        }
+        if status.failures.is_empty() {
+            let why = "collector.ebpf.attach rules out every way of this probe";
+            status.failures.extend(probe.ways.iter().map(|w| (w.mode, why.into())));
+        }
+        status
+    }
+
     fn attach(&self, way: &Way) -> Result<Vec<(Program, Link)>, Error> {
         let all = way.programs.iter().map(|(name, hook)| self.attach_one(name, hook));
         all.filter_map(Result::transpose).collect()
@@ -656,6 +672,15 @@ mod tests {
     #[test]
     fn the_configuration_knows_every_probe() {
         assert!(PROBES.iter().map(|p| p.name).eq(config::PROBES.iter().copied()));
+    }
+
+    #[test]
+    fn programs_that_count_for_a_probe_are_those_of_one_above() {
+        for (i, probe) in PROBES.iter().enumerate() {
+            let above = PROBES[..i].iter().flat_map(|p| p.ways).flat_map(|w| w.programs);
+            let above: Vec<&str> = above.map(|(name, _)| *name).collect();
+            assert!(probe.counted_by.iter().all(|name| above.contains(name)), "{}", probe.name);
+        }
     }
 
     #[test]
