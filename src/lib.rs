@@ -10,6 +10,7 @@ pub mod config;
 pub mod ebpf;
 pub mod export;
 pub mod health;
+pub mod healthcheck;
 pub mod metrics;
 pub mod modules;
 pub mod preflight;

@@ -18,7 +18,10 @@ use ebpf_sidecar::modules::Module;
 use ebpf_sidecar::modules::iomonitor::IoMonitor;
 use ebpf_sidecar::server::http::{self, Page, Rendered};
 use ebpf_sidecar::time::rfc3339;
-use ebpf_sidecar::{preflight, version};
+use ebpf_sidecar::{healthcheck, preflight, version};
+
+/// How long `health` waits: less than probes of containers usually do.
+const HEALTH_LIMIT: Duration = Duration::from_secs(3);
 
 const FAILED: u8 = 1;
 const BAD_USAGE: u8 = 2;
@@ -39,11 +42,19 @@ fn fail(code: u8, why: impl Display) -> u8 {
 fn dispatch() -> Result<(), u8> {
     let cli = cli::parse(std::env::args_os().skip(1)).map_err(|e| fail(BAD_USAGE, e))?;
     match cli.command {
-        Command::Help => say(cli::HELP),
+        Command::Help => say(&cli::help()),
         Command::Version => say(&version_text()),
         Command::Config => {
-            let config = config::load(cli.config.as_deref()).map_err(|e| fail(BAD_USAGE, e))?;
+            let config = load_config(&cli)?;
             say(&config::print(&config))
+        }
+        Command::Health => {
+            let address = match cli.address {
+                Some(address) => address,
+                None => healthcheck::local(&load_config(&cli)?.server.http),
+            };
+            let line = healthcheck::ask(address, HEALTH_LIMIT).map_err(|e| fail(FAILED, e))?;
+            say(&format!("{line}\n"))
         }
         Command::Check => {
             let (report, would_run) = preflight::check(&load(&cli)?);
@@ -52,6 +63,10 @@ fn dispatch() -> Result<(), u8> {
         }
         Command::Run => run(&load(&cli)?, cli.log_level.unwrap_or(log::LevelFilter::Info)),
     }
+}
+
+fn load_config(cli: &Cli) -> Result<Config, u8> {
+    config::load(cli.config.as_deref()).map_err(|e| fail(BAD_USAGE, e))
 }
 
 /// The configuration, checked against this host as well.
