@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ebpf_sidecar::metrics::catalogue::{CATALOGUE, Kind};
+use serde_json::Value as Json;
 use serde_yaml::Value as Yaml;
 
 use common::prometheus::Prometheus;
@@ -36,6 +37,17 @@ type Check = fn(&Path);
 /// How each file is checked. What a file needs besides is in tests of its own below.
 const CHECKS: &[(&str, Check)] = &[
     ("config.yaml", the_agent_loads_it),
+    ("grafana/dashboards/ebpf-sidecar.json", dashboard_is_whole),
+    ("grafana/provisioning/dashboards/ebpf-sidecar.yml", |file| {
+        let provider = &yaml(file)["providers"][0];
+        assert_eq!((&provider["type"], provider["options"]["path"].is_string()), (&"file".into(), true));
+    }),
+    ("grafana/provisioning/datasources/prometheus.yml", |file| {
+        let source = &yaml(file)["datasources"][0];
+        // What the dashboard takes unless another one is chosen.
+        let chosen = &dashboard()["templating"]["list"][0]["current"]["value"];
+        assert_eq!((source["uid"].as_str(), source["type"].as_str()), (chosen.as_str(), Some("prometheus")));
+    }),
     ("prometheus/prometheus.yml", |file| run_promtool(&["check", "config", text(file)])),
     ("prometheus/rules.yml", |file| run_promtool(&["check", "rules", text(file)])),
     ("prometheus/rules_test.yml", |file| run_promtool(&["test", "rules", text(file)])),
@@ -137,6 +149,93 @@ fn anchor(title: &str) -> String {
     kept.replace(' ', "-")
 }
 
+// ---- the dashboard ----
+
+fn dashboard() -> Json {
+    serde_json::from_str(&read(&configs().join("grafana/dashboards/ebpf-sidecar.json"))).unwrap()
+}
+
+fn panels(dashboard: &Json) -> impl Iterator<Item = &Json> {
+    dashboard["panels"].as_array().unwrap().iter().filter(|p| p["type"] != "row")
+}
+
+/// What Grafana would show wrongly without a word.
+fn dashboard_is_whole(file: &Path) {
+    let dashboard: Json = serde_json::from_str(&read(file)).unwrap();
+    assert!(dashboard["uid"].is_string() && dashboard["title"].is_string());
+    let mut ids = BTreeSet::new();
+    let mut taken = BTreeSet::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let title = panel["title"].as_str().unwrap();
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: its id is taken");
+        let place = |what: &str| panel["gridPos"][what].as_u64().unwrap();
+        assert!(place("x") + place("w") <= 24, "{title} is too wide");
+        for x in place("x")..place("x") + place("w") {
+            for y in place("y")..place("y") + place("h") {
+                assert!(taken.insert((x, y)), "{title} lies over another panel");
+            }
+        }
+    }
+    let variables: Vec<&str> =
+        dashboard["templating"]["list"].as_array().unwrap().iter().map(|v| v["name"].as_str().unwrap()).collect();
+    assert_eq!(variables, ["datasource", "job", "instance"]);
+    for panel in panels(&dashboard) {
+        let title = panel["title"].as_str().unwrap();
+        assert!(panel["description"].as_str().is_some_and(|d| d.ends_with('.')), "{title}: description");
+        let unit = &panel["fieldConfig"]["defaults"]["unit"];
+        assert!(unit.is_string() || panel["options"]["yAxis"]["unit"].is_string(), "{title}: unit");
+        let targets = panel["targets"].as_array().unwrap();
+        assert!(!targets.is_empty(), "{title}: no query");
+        for target in targets {
+            assert_eq!(target["datasource"]["uid"], "${datasource}", "{title}");
+            let expr = target["expr"].as_str().unwrap();
+            assert!(
+                expr.contains(r#"{job=~"$job", instance=~"$instance""#),
+                "{title}: not of the chosen agent: {expr}"
+            );
+            assert_eq!(panel["type"] == "heatmap", target["format"] == "heatmap", "{title}");
+        }
+    }
+}
+
+/// The queries of the dashboard with everything chosen.
+fn dashboard_queries() -> Vec<Query> {
+    let dashboard = dashboard();
+    let of_panel = |panel: &Json| -> Vec<Query> {
+        let place = format!("dashboard: {}", panel["title"].as_str().unwrap());
+        let exprs = panel["targets"].as_array().unwrap().iter().map(|t| t["expr"].as_str().unwrap());
+        exprs
+            .map(|expr| {
+                let text = expr.replace("$job", ".+").replace("$instance", ".+").replace("$__rate_interval", "1m");
+                assert!(!text.contains('$'), "{place}: {text}");
+                Query { place: place.clone(), text, may_be_empty: false }
+            })
+            .collect()
+    };
+    panels(&dashboard).flat_map(of_panel).collect()
+}
+
+#[test]
+fn the_dashboard_shows_every_metric_of_the_kernel() {
+    // Sums and rates of others that it shows.
+    const LEFT_OUT: [&str; 8] = [
+        "ebpf_fadvise_calls_total",
+        "ebpf_fadvise_success_total",
+        "ebpf_fadvise_success_rate_percent",
+        "ebpf_cache_hits_total",
+        "ebpf_cache_hit_rate_percent",
+        "ebpf_cache_miss_rate_percent",
+        "ebpf_cache_read_bytes_total",
+        "ebpf_memory_reclaim_efficiency_percent",
+    ];
+    let shown: BTreeSet<String> =
+        dashboard_queries().iter().flat_map(|q| metrics_of(&q.text, &BTreeMap::new())).collect();
+    for metric in CATALOGUE.iter().filter(|m| m.name.starts_with("ebpf_") && !m.name.starts_with("ebpf_sidecar_")) {
+        let is_shown = shown.iter().any(|s| s.starts_with(metric.name));
+        assert!(is_shown != LEFT_OUT.contains(&metric.name), "{}", metric.name);
+    }
+}
+
 // ---- queries ----
 
 /// A query, where it stands, and whether it may find nothing on a day like any other.
@@ -148,7 +247,7 @@ struct Query {
 
 fn queries() -> Vec<Query> {
     let rules = rules().into_iter().map(|r| Query { place: r.name, text: r.expr, may_be_empty: !r.record });
-    rules.chain(documented_queries("docs/interpretation.md")).collect()
+    rules.chain(dashboard_queries()).chain(documented_queries("docs/interpretation.md")).collect()
 }
 
 /// Those of a page of the documentation. What its section "Before trusting any of it" asks for should not be there.
