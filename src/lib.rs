@@ -15,5 +15,6 @@ pub mod metrics;
 pub mod modules;
 pub mod preflight;
 pub mod server;
+pub mod systemd;
 pub mod time;
 pub mod version;

@@ -51,6 +51,8 @@ const CHECKS: &[(&str, Check)] = &[
     ("prometheus/prometheus.yml", |file| run_promtool(&["check", "config", text(file)])),
     ("prometheus/rules.yml", |file| run_promtool(&["check", "rules", text(file)])),
     ("prometheus/rules_test.yml", |file| run_promtool(&["test", "rules", text(file)])),
+    ("systemd/ebpf-sidecar.service", is_a_unit),
+    ("systemd/root.conf", is_a_unit),
 ];
 
 #[test]
@@ -76,6 +78,13 @@ fn every_file_is_checked() {
 fn the_agent_loads_it(file: &Path) {
     let o = output(&["config", "--config", text(file)], &[]);
     assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+}
+
+/// Sections, keys, comments. tests/systemd.rs has systemd itself judge and run them.
+fn is_a_unit(file: &Path) {
+    for line in read(file).lines().filter(|l| !l.is_empty() && !l.starts_with('#')) {
+        assert!(line.starts_with('[') && line.ends_with(']') || line.contains('='), "{}: {line}", file.display());
+    }
 }
 
 /// Runs a program that has to be content; `false` if it is not installed.
