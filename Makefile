@@ -7,6 +7,12 @@ ifneq ($(wildcard /etc/alpine-release),)
 export CFLAGS += -D_LARGEFILE64_SOURCE # libelf uses the *64 names, which musl hides
 endif
 
+PREFIX := /usr/local
+SYSCONFDIR := /etc
+BINARY := $(TARGET)/release/ebpf-sidecar
+UNIT = $(PREFIX)/lib/systemd/system/ebpf-sidecar.service
+CONFIG = $(SYSCONFDIR)/ebpf-sidecar/config.yaml
+
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -43,7 +49,20 @@ bench: deps deps-test ## measure cost and speed
 bench-overhead: deps ## instructions that the agent adds per call, in emulated machines (KERNELS="6.1 6.12")
 	@bash tests/vm/overhead.sh $(KERNELS)
 
+install: ## install binary, configuration and systemd unit (DESTDIR, PREFIX=/usr/local, SYSCONFDIR=/etc)
+	@test -x "$(BINARY)" || { echo "$(BINARY) is missing: make build" >&2; exit 1; }
+	@install -D -m 755 "$(BINARY)" "$(DESTDIR)$(PREFIX)/bin/ebpf-sidecar"
+	@install -d "$(DESTDIR)$(PREFIX)/lib/systemd/system"
+	@sed 's,^ExecStart=/usr/local/,ExecStart=$(PREFIX)/,' configs/systemd/ebpf-sidecar.service >"$(DESTDIR)$(UNIT)"
+	@chmod 644 "$(DESTDIR)$(UNIT)"
+	@test -e "$(DESTDIR)$(CONFIG)" || install -D -m 644 configs/config.yaml "$(DESTDIR)$(CONFIG)"
+
+uninstall: ## remove them; a configuration that was changed stays
+	@rm -f "$(DESTDIR)$(PREFIX)/bin/ebpf-sidecar" "$(DESTDIR)$(UNIT)"
+	@if cmp -s configs/config.yaml "$(DESTDIR)$(CONFIG)"; then rm "$(DESTDIR)$(CONFIG)"; rmdir "$(DESTDIR)$(SYSCONFDIR)/ebpf-sidecar"; \
+	elif [ -e "$(DESTDIR)$(CONFIG)" ]; then echo "$(CONFIG) was changed, and stays"; fi
+
 clean: ## remove everything that was built
 	@cargo clean
 
-.PHONY: help deps deps-test deps-vm build run test test-vm lint bench bench-overhead clean
+.PHONY: help deps deps-test deps-vm build run test test-vm lint bench bench-overhead install uninstall clean

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use lexopt::Arg::{Long, Short, Value};
@@ -9,26 +10,80 @@ use log::LevelFilter;
 
 use crate::config::nearest;
 
-/// What `--help` shows.
-pub const HELP: &str = "\
-Shows what the kernel does with a database's I/O: page cache, fadvise, reclaim.
+/// One command.
+pub(crate) struct CommandInfo {
+    pub command: Command,
+    pub name: &'static str,
+    /// What it does, in lines that fit into the help.
+    pub help: &'static [&'static str],
+}
 
-Usage: ebpf-sidecar [OPTIONS] [COMMAND]
+/// Every command, in the order in which the help shows them.
+pub(crate) const COMMANDS: &[CommandInfo] = &[
+    CommandInfo { command: Command::Run, name: "run", help: &["Run the agent until SIGTERM or SIGINT; the default"] },
+    CommandInfo {
+        command: Command::Check,
+        name: "check",
+        help: &["Tell whether this host can run it, and how each probe would attach"],
+    },
+    CommandInfo {
+        command: Command::Health,
+        name: "health",
+        help: &["Ask the running agent: exit 0 if it is healthy or degraded, else 1"],
+    },
+    CommandInfo {
+        command: Command::Config,
+        name: "config",
+        help: &["Print the effective configuration, secrets masked"],
+    },
+    CommandInfo {
+        command: Command::Version,
+        name: "version",
+        help: &["Print version, commit, build time and libbpf version"],
+    },
+    CommandInfo { command: Command::Help, name: "help", help: &["Print this help"] },
+];
 
-Commands:
-  run       Run the agent until SIGTERM or SIGINT; the default
-  check     Tell whether this host can run it, and how each probe would attach
-  config    Print the effective configuration, secrets masked
-  version   Print version, commit, build time and libbpf version
-  help      Print this help
+/// One option.
+pub(crate) struct OptionInfo {
+    pub short: Option<char>,
+    pub long: &'static str,
+    /// What its value is called; `None` if it takes none.
+    pub value: Option<&'static str>,
+    pub help: &'static [&'static str],
+}
 
-Options:
-  -c, --config FILE       Configuration, else /etc/ebpf-sidecar/config.yaml if
-                          present, else the defaults
-      --log-level LEVEL   off, error, warn, info (the default), debug or trace
-  -h, --help              Print this help
-  -V, --version           The same as the command version
+/// Every option, in the order in which the help shows them.
+pub(crate) const OPTIONS: &[OptionInfo] = &[
+    OptionInfo {
+        short: Some('c'),
+        long: "config",
+        value: Some("FILE"),
+        help: &["Configuration, else /etc/ebpf-sidecar/config.yaml if", "present, else the defaults"],
+    },
+    OptionInfo {
+        short: None,
+        long: "log-level",
+        value: Some("LEVEL"),
+        help: &["off, error, warn, info (the default), debug or trace"],
+    },
+    OptionInfo {
+        short: None,
+        long: "address",
+        value: Some("IP:PORT"),
+        help: &[
+            "health: whom to ask, else the HTTP server of the",
+            "configuration, on loopback if it has every address",
+        ],
+    },
+    OptionInfo { short: Some('h'), long: "help", value: None, help: &["Print this help"] },
+    OptionInfo { short: Some('V'), long: "version", value: None, help: &["The same as the command version"] },
+];
 
+/// What the agent does, in one sentence.
+pub(crate) const SUMMARY: &str = "Shows what the kernel does with a database's I/O: page cache, fadvise, reclaim.";
+
+const TAIL: &str = "
 Environment:
   EBPF_SIDECAR_<KEY>      Overrides a key of the configuration, upper case with
                           _ for . : EBPF_SIDECAR_SERVER_HTTP_PORT=9000
@@ -36,9 +91,31 @@ Environment:
 Exit codes: 0 ok, 1 failed, 2 bad usage or configuration
 ";
 
-const COMMANDS: [&str; 5] = ["run", "check", "config", "version", "help"];
-const OPTIONS: [&str; 4] = ["--config", "--log-level", "--help", "--version"];
-const LEVELS: &str = "off, error, warn, info, debug, trace";
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+const ADDRESS: &str = "an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080";
+
+/// What `--help` shows.
+pub fn help() -> String {
+    let mut text = format!("{SUMMARY}\n\nUsage: ebpf-sidecar [OPTIONS] [COMMAND]\n\nCommands:\n");
+    for c in COMMANDS {
+        rows(&mut text, &format!("  {:9} ", c.name), c.help);
+    }
+    text += "\nOptions:\n";
+    for o in OPTIONS {
+        let short = o.short.map_or("    ".into(), |s| format!("-{s}, "));
+        let value = o.value.map_or(String::new(), |v| format!(" {v}"));
+        rows(&mut text, &format!("  {:23} ", format!("{short}--{}{value}", o.long)), o.help);
+    }
+    text + TAIL
+}
+
+/// A name, and beside it the lines about it.
+fn rows(text: &mut String, name: &str, lines: &[&str]) {
+    for (i, line) in lines.iter().enumerate() {
+        let left = if i == 0 { name } else { "" };
+        *text += &format!("{left:width$}{line}\n", width = name.len());
+    }
+}
 
 /// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,9 +126,11 @@ pub enum Command {
     Version,
     /// Look whether the host can run the agent.
     Check,
+    /// Ask a running agent for its health.
+    Health,
     /// Print the effective configuration.
     Config,
-    /// Print [`HELP`].
+    /// Print [`help`].
     Help,
 }
 
@@ -64,6 +143,8 @@ pub struct Cli {
     pub config: Option<PathBuf>,
     /// How much to log, if named.
     pub log_level: Option<LevelFilter>,
+    /// Whom to ask for health, if named; only with [`Command::Health`].
+    pub address: Option<SocketAddr>,
 }
 
 /// What is wrong with the command line, in one line for the user.
@@ -87,7 +168,7 @@ impl From<lexopt::Error> for CliError {
 /// Parses the arguments that follow the program's name. A request for help or the version ends it there.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> {
     let mut parser = lexopt::Parser::from_args(args);
-    let (mut command, mut config, mut log_level) = (None, None, None);
+    let (mut command, mut config, mut log_level, mut address) = (None, None, None, None);
     while let Some(arg) = parser.next()? {
         let end = match arg {
             Short('h') | Long("help") => Some(Command::Help),
@@ -95,41 +176,56 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> 
             _ => None,
         };
         if let Some(command) = end {
-            return Ok(Cli { command, config, log_level });
+            return Ok(Cli { command, config, log_level, address });
         }
         match arg {
             Short('c') | Long("config") => config = Some(PathBuf::from(parser.value()?)),
             Long("log-level") => log_level = Some(parse_level(&parser.value()?.to_string_lossy())?),
+            Long("address") => address = Some(parse_address(&parser.value()?.to_string_lossy())?),
             Value(name) if command.is_none() => command = Some(parse_command(&name.to_string_lossy())?),
             Value(extra) => {
                 return Err(CliError(format!("unexpected argument {extra:?}; allowed: one command")));
             }
-            Long(name) => return Err(unknown("option", &format!("--{name}"), &OPTIONS)),
+            Long(name) => {
+                let known: Vec<String> = OPTIONS.iter().map(|o| format!("--{}", o.long)).collect();
+                return Err(unknown("option", &format!("--{name}"), &known));
+            }
             Short(letter) => {
-                return Err(CliError(format!("unknown option \"-{}\"; allowed: -c, -h, -V", letter.escape_debug())));
+                let known: Vec<String> = OPTIONS.iter().filter_map(|o| Some(format!("-{}", o.short?))).collect();
+                let (letter, known) = (letter.escape_debug(), known.join(", "));
+                return Err(CliError(format!("unknown option \"-{letter}\"; allowed: {known}")));
             }
         }
     }
-    Ok(Cli { command: command.unwrap_or(Command::Run), config, log_level })
+    let command = command.unwrap_or(Command::Run);
+    if address.is_some() && command != Command::Health {
+        return Err(CliError(
+            "--address goes with the command health only; a server's address is a key of the \
+            configuration: EBPF_SIDECAR_SERVER_HTTP_ADDRESS"
+                .into(),
+        ));
+    }
+    Ok(Cli { command, config, log_level, address })
 }
 
 fn parse_command(name: &str) -> Result<Command, CliError> {
-    Ok(match name {
-        "run" => Command::Run,
-        "check" => Command::Check,
-        "config" => Command::Config,
-        "version" => Command::Version,
-        "help" => Command::Help,
-        _ => return Err(unknown("command", name, &COMMANDS)),
-    })
+    let known = || COMMANDS.iter().map(|c| c.name.to_owned()).collect::<Vec<_>>();
+    let found = COMMANDS.iter().find(|c| c.name == name);
+    found.map(|c| c.command).ok_or_else(|| unknown("command", name, &known()))
+}
+
+fn parse_address(address: &str) -> Result<SocketAddr, CliError> {
+    address.parse().map_err(|_| CliError(format!("--address: {address:?} is not allowed; allowed: {ADDRESS}")))
 }
 
 fn parse_level(level: &str) -> Result<LevelFilter, CliError> {
-    level.parse().map_err(|_| CliError(format!("--log-level: {level:?} is not allowed; allowed: {LEVELS}")))
+    level
+        .parse()
+        .map_err(|_| CliError(format!("--log-level: {level:?} is not allowed; allowed: {}", LEVELS.join(", "))))
 }
 
-fn unknown(what: &str, given: &str, known: &[&str]) -> CliError {
-    let nearest = nearest(given, known.iter().copied());
+fn unknown(what: &str, given: &str, known: &[String]) -> CliError {
+    let nearest = nearest(given, known.iter().map(String::as_str));
     CliError(format!("unknown {what} {given:?}; the nearest is {nearest}; allowed: {}", known.join(", ")))
 }
 
@@ -143,8 +239,12 @@ mod tests {
 
     #[test]
     fn commands_and_options_in_any_order() {
-        let cli =
-            |command, config: Option<&str>, log_level| Cli { command, config: config.map(PathBuf::from), log_level };
+        let cli = |command, config: Option<&str>, log_level| Cli {
+            command,
+            config: config.map(PathBuf::from),
+            log_level,
+            address: None,
+        };
         for (line, expected) in [
             ("", cli(Command::Run, None, None)),
             ("run", cli(Command::Run, None, None)),
@@ -161,6 +261,8 @@ mod tests {
         ] {
             assert_eq!(parse_words(line), Ok(expected), "{line}");
         }
+        let health = parse_words("health --address [::1]:80").unwrap();
+        assert_eq!((health.command, health.address), (Command::Health, Some("[::1]:80".parse().unwrap())));
     }
 
     #[test]
@@ -172,6 +274,8 @@ mod tests {
             ("check run", ["\"run\"", "allowed", "one command"]),
             ("--config", ["--config", "missing", "argument"]),
             ("--log-level loud", ["--log-level", "\"loud\"", "off, error, warn, info, debug, trace"]),
+            ("health --address localhost", ["--address", "\"localhost\"", "allowed: an IP address and a port"]),
+            ("--address 127.0.0.1:80", ["--address", "command health only", "EBPF_SIDECAR_SERVER_HTTP_ADDRESS"]),
         ] {
             let message = parse_words(line).unwrap_err().to_string();
             for part in parts {
@@ -190,10 +294,24 @@ mod tests {
     }
 
     #[test]
-    fn help_names_every_command_and_option() {
-        for name in COMMANDS.iter().chain(&OPTIONS) {
-            assert!(HELP.contains(name), "{name}");
+    fn help_is_as_wide_as_a_terminal_and_every_option_in_it_is_taken() {
+        let help = help();
+        assert!(help.lines().all(|l| l.len() <= 80 && l.trim_end() == l), "{help}");
+        for o in OPTIONS {
+            let value = match o.long {
+                "log-level" => Some("info"),
+                "address" => Some("127.0.0.1:1"),
+                _ => o.value,
+            };
+            for option in o.short.map(|s| format!("-{s}")).into_iter().chain([format!("--{}", o.long)]) {
+                assert!(help.contains(&option), "{option}");
+                let words = ["health", &option].into_iter().chain(value).map(OsString::from);
+                assert!(parse(words).is_ok(), "{option}");
+            }
         }
-        assert!(HELP.lines().all(|l| l.len() <= 80));
+        for c in COMMANDS {
+            assert!(help.contains(&format!("\n  {} ", c.name)), "{}", c.name);
+            assert_eq!(parse_words(c.name).unwrap().command, c.command);
+        }
     }
 }

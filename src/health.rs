@@ -3,12 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::metrics::snapshot::{ProbeStatus, Snapshot};
 
 /// How well the agent works.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Every probe is attached and the last collection succeeded.
@@ -30,10 +30,15 @@ pub struct Health {
     pub age: Duration,
 }
 
+/// How old numbers may be that are collected every `interval`.
+pub fn stale_after(interval: Duration) -> Duration {
+    interval.saturating_mul(3).saturating_add(Duration::from_secs(5))
+}
+
 /// Judges `snapshot` as of `now`.
 pub fn assess(snapshot: &Snapshot, now: Instant) -> Health {
     let age = now.saturating_duration_since(snapshot.collected_instant);
-    let limit = snapshot.interval.saturating_mul(3).saturating_add(Duration::from_secs(5));
+    let limit = stale_after(snapshot.interval);
     let probes: Vec<&ProbeStatus> = snapshot.modules.iter().flat_map(|m| &m.probes).collect();
     let missing: Vec<&ProbeStatus> = probes.iter().copied().filter(|p| p.mode.is_none()).collect();
     let stale = age > limit;

@@ -2,7 +2,7 @@
 //! here, once, and the exit code is chosen here: 0 ok, 1 failed, 2 bad usage or configuration.
 
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,12 +13,16 @@ use ebpf_sidecar::config::{self, Config, ExportKind, ModuleName};
 use ebpf_sidecar::ebpf::{object, os};
 use ebpf_sidecar::export::{json, prometheus};
 use ebpf_sidecar::health::Status;
-use ebpf_sidecar::metrics::snapshot::Snapshot;
+use ebpf_sidecar::metrics::snapshot::{Snapshot, SnapshotCell};
 use ebpf_sidecar::modules::Module;
 use ebpf_sidecar::modules::iomonitor::IoMonitor;
 use ebpf_sidecar::server::http::{self, Page, Rendered};
+use ebpf_sidecar::systemd::{Pulse, Systemd};
 use ebpf_sidecar::time::rfc3339;
-use ebpf_sidecar::{preflight, version};
+use ebpf_sidecar::{healthcheck, preflight, version};
+
+/// How long `health` waits: less than probes of containers usually do.
+const HEALTH_LIMIT: Duration = Duration::from_secs(3);
 
 const FAILED: u8 = 1;
 const BAD_USAGE: u8 = 2;
@@ -39,11 +43,19 @@ fn fail(code: u8, why: impl Display) -> u8 {
 fn dispatch() -> Result<(), u8> {
     let cli = cli::parse(std::env::args_os().skip(1)).map_err(|e| fail(BAD_USAGE, e))?;
     match cli.command {
-        Command::Help => say(cli::HELP),
+        Command::Help => say(&cli::help()),
         Command::Version => say(&version_text()),
         Command::Config => {
-            let config = config::load(cli.config.as_deref()).map_err(|e| fail(BAD_USAGE, e))?;
+            let config = load_config(&cli)?;
             say(&config::print(&config))
+        }
+        Command::Health => {
+            let address = match cli.address {
+                Some(address) => address,
+                None => healthcheck::local(&load_config(&cli)?.server.http),
+            };
+            let line = healthcheck::ask(address, HEALTH_LIMIT).map_err(|e| fail(FAILED, e))?;
+            say(&format!("{line}\n"))
         }
         Command::Check => {
             let (report, would_run) = preflight::check(&load(&cli)?);
@@ -52,6 +64,10 @@ fn dispatch() -> Result<(), u8> {
         }
         Command::Run => run(&load(&cli)?, cli.log_level.unwrap_or(log::LevelFilter::Info)),
     }
+}
+
+fn load_config(cli: &Cli) -> Result<Config, u8> {
+    config::load(cli.config.as_deref()).map_err(|e| fail(BAD_USAGE, e))
 }
 
 /// The configuration, checked against this host as well.
@@ -92,7 +108,7 @@ fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
 
     let scope = config.collector.scope.to_string();
     log::info!("counting {scope} every {:?}", config.collector.interval);
-    let collector = Collector::start(modules(config), config.collector.interval, scope).map_err(|e| {
+    let collector = Collector::start(modules(config), config.collector.interval, scope.clone()).map_err(|e| {
         let hint = preflight::missing_privilege().map(|h| format!("\n{h}")).unwrap_or_default();
         fail(FAILED, format!("{e}{hint}"))
     })?;
@@ -101,10 +117,28 @@ fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
         .map_err(|e| fail(FAILED, e))?;
     log::info!("HTTP: http://{address}{} /health /api/v1/stats", config.server.http.metrics_path);
 
-    let signal = signals.wait().map_err(|e| fail(FAILED, format!("cannot wait for signals: {e}")))?;
+    let systemd = Systemd::from_env();
+    systemd.ready(&format!("counting {scope}; http://{address}"));
+    let signal = wait(&signals, &systemd, &collector.snapshots())
+        .map_err(|e| fail(FAILED, format!("cannot wait for signals: {e}")))?;
     log::info!("{signal}: stopping");
+    systemd.stopping();
     http.stop();
     collector.stop().map_err(|e| fail(FAILED, format!("the collector had failed: {e}")))
+}
+
+/// Waits for a signal to stop. Feeds the watchdog meanwhile, as long as the collector publishes.
+fn wait(signals: &os::StopSignals, systemd: &Systemd, snapshots: &SnapshotCell) -> io::Result<&'static str> {
+    let Some(period) = systemd.period() else { return signals.wait() };
+    let mut pulse = Pulse::new(&snapshots.load(), Instant::now());
+    loop {
+        if pulse.beats(&snapshots.load(), Instant::now()) {
+            systemd.alive();
+        }
+        if let Some(signal) = signals.wait_for(period)? {
+            return Ok(signal);
+        }
+    }
 }
 
 fn modules(config: &Config) -> Vec<Box<dyn Module>> {

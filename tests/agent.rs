@@ -89,6 +89,46 @@ fn check_names_the_port_that_is_taken() {
     assert!(failed[0].2.contains(&format!("127.0.0.1:{port}")) && failed[0].2.contains("in use"), "{failed:?}");
 }
 
+// ---- health ----
+
+#[test]
+fn health_asks_the_running_agent() {
+    need_bpf!("health_asks_the_running_agent");
+    let agent = Agent::start(&[]);
+    let (port, address) = (agent.port.to_string(), format!("127.0.0.1:{}", agent.port));
+    let truth = health(&agent)["status"].as_str().unwrap().to_owned();
+    let asked = |args: &[&str], settings: &[(&str, &str)]| {
+        let o = output(args, settings);
+        let (out, err) = (String::from_utf8(o.stdout).unwrap(), String::from_utf8(o.stderr).unwrap());
+        assert_eq!(format!("{out}{err}").lines().count(), 1, "{out}{err}");
+        (o.status.code(), out, err)
+    };
+    // The address of the configuration listens everywhere; it is asked on loopback.
+    for (args, settings) in [
+        (&["health", "--address", &address][..], &[][..]),
+        (&["health"], &[("SERVER_HTTP_PORT", port.as_str())]),
+        (&["health"], &[("SERVER_HTTP_PORT", port.as_str()), ("SERVER_HTTP_ADDRESS", "127.0.0.1")]),
+    ] {
+        let (code, out, err) = asked(args, settings);
+        assert!(code == Some(0) && out.starts_with(&format!("{truth}: ")), "{code:?} {out} {err}");
+    }
+
+    // One that hangs is not waited for.
+    sys::kill(agent.child.id(), libc::SIGSTOP);
+    let (code, out, err) = asked(&["health", "--address", &address], &[]);
+    sys::kill(agent.child.id(), libc::SIGCONT);
+    assert!(code == Some(1) && out.is_empty() && err.contains("unreachable") && err.contains(&address), "{err}");
+    drop(agent);
+    let (code, _, err) = asked(&["health", "--address", &address], &[]);
+    assert!(code == Some(1) && err.contains("unreachable"), "{err}");
+}
+
+#[test]
+fn health_of_a_bad_configuration_is_bad_usage() {
+    let o = output(&["health"], &[("SERVER_HTTP_PORT", "0")]);
+    assert_eq!(o.status.code(), Some(2));
+}
+
 // ---- privileges ----
 
 /// A copy of the binary that any user may run.

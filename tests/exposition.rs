@@ -11,7 +11,7 @@ fn promtool_has_nothing_to_say() {
     for metric in CATALOGUE {
         assert!(text.contains(&format!("# TYPE {} ", metric.name)), "{} is not in the example", metric.name);
     }
-    match common::promtool(&text) {
+    match common::prometheus::promtool(&text) {
         Some(said) => assert_eq!(said, ""),
         None => {
             common::skipped("promtool_has_nothing_to_say", "promtool is not installed (apt-get install prometheus)")

@@ -3,18 +3,17 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
-use common::{Agent, Killed, MIB, Metrics, Scoped, TempDir, TestFile, free_port, read_all, request, sys, text};
+use common::prometheus::{Prometheus, promtool};
+use common::{Agent, MIB, Metrics, Scoped, TestFile, read_all, request, sys};
 
 /// Some of everything: cold and warm reads, a file written, fadvise calls that succeed and fail.
 fn some_work(file: &TestFile) {
@@ -177,80 +176,13 @@ fn promtool_accepts_the_live_exposition() {
     some_work(&TestFile::new("promtool", MIB));
     s.agent.settled();
     for exposition in [idle, s.agent.get("/metrics").body] {
-        match common::promtool(&exposition) {
+        match promtool(&exposition) {
             Some(said) => assert_eq!(said, "", "{exposition}"),
             None => common::skipped(
                 "promtool_accepts_the_live_exposition",
                 "promtool is not installed (apt-get install prometheus)",
             ),
         }
-    }
-}
-
-/// A real Prometheus in a directory of its own.
-struct Prometheus {
-    process: Killed,
-    port: u16,
-    dir: TempDir,
-}
-
-impl Prometheus {
-    /// Scrapes these targets every second; `None` if it is not installed.
-    fn start(targets: &[(&str, u16)]) -> Option<Self> {
-        let dir = TempDir::new("prometheus");
-        let mut config = "global: {scrape_interval: 1s, scrape_timeout: 1s}\nscrape_configs:\n".to_owned();
-        for (job, port) in targets {
-            config += &format!("- {{job_name: {job}, static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}\n");
-        }
-        let (file, port) = (dir.path.join("prometheus.yml"), free_port());
-        fs::write(&file, config).unwrap();
-        let process = Command::new("prometheus")
-            .arg(format!("--config.file={}", text(&file)))
-            .arg(format!("--storage.tsdb.path={}", text(&dir.path.join("data"))))
-            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
-            .current_dir(&dir.path)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(dir.path.join("log")).unwrap())
-            .spawn()
-            .ok()?;
-        let mut prometheus = Self { process: Killed(process), port, dir };
-        prometheus.wait("it is ready", |p| p.get("/-/ready").is_some_and(|r| r.status == 200));
-        Some(prometheus)
-    }
-
-    fn get(&self, path: &str) -> Option<common::Response> {
-        // HTTP/1.0: no answer in chunks.
-        request(self.port, &format!("GET {path} HTTP/1.0\r\nHost: x\r\n\r\n")).ok()
-    }
-
-    /// Waits until `done`.
-    fn wait(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while !done(self) {
-            let log = || fs::read_to_string(self.dir.path.join("log")).unwrap_or_default();
-            assert!(Instant::now() < deadline, "Prometheus: {what}: in vain\n{}", log());
-            assert!(self.process.0.try_wait().unwrap().is_none(), "Prometheus ended\n{}", log());
-            thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    /// The answer of a query: each series' labels, and its value or values.
-    fn query(&self, query: &str, range: &str) -> Vec<(Value, Vec<String>)> {
-        let escaped: String = query.bytes().map(|b| format!("%{b:02x}")).collect();
-        let kind = if range.is_empty() { "query" } else { "query_range" };
-        let body = self.get(&format!("/api/v1/{kind}?query={escaped}{range}")).unwrap().body;
-        let answer: Value = serde_json::from_str(&body).unwrap();
-        assert_eq!(answer["status"], "success", "{query}: {body}");
-        let series = answer["data"]["result"].as_array().unwrap();
-        let text = |pair: &Value| pair[1].as_str().unwrap().to_owned();
-        series
-            .iter()
-            .map(|s| {
-                let values = s["values"].as_array().map(|v| v.iter().map(text).collect());
-                (s["metric"].clone(), values.unwrap_or_else(|| vec![text(&s["value"])]))
-            })
-            .collect()
     }
 }
 
@@ -289,7 +221,7 @@ fn a_real_prometheus_scrapes_it_for_a_minute() {
     let s = Scoped::start(&[("COLLECTOR_INTERVAL", "500ms")]);
     let (proxy, accepts) = without_accept(s.agent.port);
     s.cgroup.leave(); // what Prometheus does is not the work
-    let Some(mut prometheus) = Prometheus::start(&[("agent", s.agent.port), ("text", proxy)]) else {
+    let Some(mut prometheus) = Prometheus::start(&[("agent", s.agent.port), ("text", proxy)], &[]) else {
         common::skipped("a_real_prometheus_scrapes_it_for_a_minute", "no prometheus (apt-get install prometheus)");
         return;
     };

@@ -744,41 +744,19 @@ fn short_lived_processes_stay_bounded() {
 
 // ---- reclaim ----
 
-/// A memory cgroup with a limit, of whichever version has the memory controller.
-struct MemoryLimit {
-    cgroup: Cgroup,
-}
-
-impl MemoryLimit {
-    fn new(bytes: usize) -> Option<Self> {
-        let v1 = PathBuf::from("/sys/fs/cgroup/memory");
-        let name = format!("ebpf-sidecar-test-memory-{}", std::process::id());
-        if v1.join("memory.limit_in_bytes").exists() {
-            let cgroup = Cgroup::at(v1.join(name));
-            fs::write(cgroup.path.join("memory.limit_in_bytes"), bytes.to_string()).unwrap();
-            return Some(Self { cgroup });
-        }
-        let root = common::cgroup_root()?;
-        fs::write(root.join("cgroup.subtree_control"), "+memory").ok()?;
-        let cgroup = Cgroup::at(root.join(name));
-        fs::write(cgroup.path.join("memory.max"), bytes.to_string()).ok()?;
-        Some(Self { cgroup })
-    }
-}
-
 #[test]
 fn reclaim_in_a_memory_cgroup() {
     need_bpf!("reclaim_in_a_memory_cgroup");
     let _alone = alone();
-    let Some(limit) = MemoryLimit::new(64 * MIB) else {
+    let Some(limit) = Cgroup::with_memory(64 * MIB) else {
         return common::skipped("reclaim_in_a_memory_cgroup", "needs the memory controller");
     };
     let big = TestFile::cold("big", 512 * MIB);
     // The scope: the limited cgroup itself if it is of version 2, else another with the same process.
-    let of_v2 = limit.cgroup.path.starts_with(common::cgroup_root().unwrap())
-        && !limit.cgroup.path.starts_with("/sys/fs/cgroup/memory");
+    let of_v2 =
+        limit.path.starts_with(common::cgroup_root().unwrap()) && !limit.path.starts_with("/sys/fs/cgroup/memory");
     let separate = (!of_v2).then(Cgroup::new);
-    let scope = separate.as_ref().unwrap_or(&limit.cgroup);
+    let scope = separate.as_ref().unwrap_or(&limit);
     let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms"), ("COLLECTOR_SCOPE_CGROUP", text(&scope.path))]);
 
     let before = agent.settled();
@@ -786,7 +764,7 @@ fn reclaim_in_a_memory_cgroup() {
     let script = "echo $$ > $1/cgroup.procs; echo $$ > $2/cgroup.procs; \
                   i=0; while [ $i -lt 3 ]; do dd if=$3 of=/dev/null bs=64k 2>/dev/null; i=$((i+1)); done";
     let mut child = Command::new("sh")
-        .args(["-c", script, "sh", text(&limit.cgroup.path), text(&scope.path), text(&big.path)])
+        .args(["-c", script, "sh", text(&limit.path), text(&scope.path), text(&big.path)])
         .spawn()
         .unwrap();
     let mut most = 0f64;

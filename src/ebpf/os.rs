@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr;
+use std::time::Duration;
 
 /// 0, or the errno of the call that returned -1.
 fn check(code: libc::c_int) -> io::Result<libc::c_int> {
@@ -41,10 +42,29 @@ impl StopSignals {
         let mut signal = 0;
         // SAFETY: the set was made by block(); the signal is written to a live integer.
         match unsafe { libc::sigwait(&self.0, &mut signal) } {
-            0 if signal == libc::SIGTERM => Ok("SIGTERM"),
-            0 => Ok("SIGINT"),
+            0 => Ok(Self::name(signal)),
             code => Err(io::Error::from_raw_os_error(code)),
         }
+    }
+
+    /// The same, for no longer than `limit`; `None` if none came.
+    pub fn wait_for(&self, limit: Duration) -> io::Result<Option<&'static str>> {
+        // SAFETY: all-zero is a valid timespec.
+        let mut time: libc::timespec = unsafe { mem::zeroed() };
+        time.tv_sec = limit.as_secs().try_into().unwrap_or(libc::time_t::MAX);
+        time.tv_nsec = limit.subsec_nanos() as _; // below 10^9: fits
+        // SAFETY: the set was made by block(); no siginfo is asked for; the time is live.
+        let signal = unsafe { libc::sigtimedwait(&self.0, ptr::null_mut(), &time) };
+        match check(signal) {
+            Ok(signal) => Ok(Some(Self::name(signal))),
+            // Interrupted: stopped and continued, for one.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn name(signal: libc::c_int) -> &'static str {
+        if signal == libc::SIGTERM { "SIGTERM" } else { "SIGINT" }
     }
 }
 

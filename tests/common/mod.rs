@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub mod bpf;
+pub mod prometheus;
 pub mod sys;
 
 use std::cell::RefCell;
@@ -268,23 +269,6 @@ pub fn request(port: u16, head: &str) -> std::io::Result<Response> {
 
 // ---- metrics ----
 
-/// Has `promtool check metrics` judge an exposition: its complaints, empty if there are none; `None` without
-/// promtool.
-pub fn promtool(exposition: &str) -> Option<String> {
-    let mut promtool = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .ok()?;
-    promtool.stdin.take().unwrap().write_all(exposition.as_bytes()).unwrap();
-    let output = promtool.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert_eq!(output.status.success(), said.is_empty(), "{said}");
-    Some(said)
-}
-
 /// Samples of a Prometheus text: `name` or `name{labels}` to value.
 #[derive(Clone, Debug)]
 pub struct Metrics(pub BTreeMap<String, f64>);
@@ -391,6 +375,22 @@ impl Cgroup {
     pub fn new() -> Self {
         let n = CGROUPS.fetch_add(1, Ordering::Relaxed);
         Self::at(cgroup_root().unwrap().join(format!("ebpf-sidecar-test-{}-{n}", std::process::id())))
+    }
+
+    /// One with a limit of memory, of whichever version has the memory controller; `None` if none has.
+    pub fn with_memory(bytes: usize) -> Option<Self> {
+        let v1 = PathBuf::from("/sys/fs/cgroup/memory");
+        let name = format!("ebpf-sidecar-test-memory-{}", std::process::id());
+        if v1.join("memory.limit_in_bytes").exists() {
+            let cgroup = Self::at(v1.join(name));
+            fs::write(cgroup.path.join("memory.limit_in_bytes"), bytes.to_string()).unwrap();
+            return Some(cgroup);
+        }
+        let root = cgroup_root()?;
+        fs::write(root.join("cgroup.subtree_control"), "+memory").ok()?;
+        let cgroup = Self::at(root.join(name));
+        fs::write(cgroup.path.join("memory.max"), bytes.to_string()).ok()?;
+        Some(cgroup)
     }
 
     pub fn child(&self, name: &str) -> Self {

@@ -1,0 +1,393 @@
+//! Everything under configs/: each file is parsed, validated or run. What Prometheus and Grafana ask for is asked of a
+//! real Prometheus that scraped the real agent under load.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use ebpf_sidecar::metrics::catalogue::{CATALOGUE, Kind};
+use serde_json::Value as Json;
+use serde_yaml::Value as Yaml;
+
+use common::prometheus::Prometheus;
+use common::{Agent, Cgroup, MIB, Metrics, TestFile, alone, output, read_all, skipped, sys, text};
+
+fn root() -> PathBuf {
+    env!("CARGO_MANIFEST_DIR").into()
+}
+
+fn configs() -> PathBuf {
+    root().join("configs")
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn yaml(path: &Path) -> Yaml {
+    serde_yaml::from_str(&read(path)).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+type Check = fn(&Path);
+
+/// How each file is checked. What a file needs besides is in tests of its own below.
+const CHECKS: &[(&str, Check)] = &[
+    ("config.yaml", the_agent_loads_it),
+    ("grafana/dashboards/ebpf-sidecar.json", dashboard_is_whole),
+    ("grafana/provisioning/dashboards/ebpf-sidecar.yml", |file| {
+        let provider = &yaml(file)["providers"][0];
+        assert_eq!((&provider["type"], provider["options"]["path"].is_string()), (&"file".into(), true));
+    }),
+    ("grafana/provisioning/datasources/prometheus.yml", |file| {
+        let source = &yaml(file)["datasources"][0];
+        // What the dashboard takes unless another one is chosen.
+        let chosen = &dashboard()["templating"]["list"][0]["current"]["value"];
+        assert_eq!((source["uid"].as_str(), source["type"].as_str()), (chosen.as_str(), Some("prometheus")));
+    }),
+    ("prometheus/prometheus.yml", |file| run_promtool(&["check", "config", text(file)])),
+    ("prometheus/rules.yml", |file| run_promtool(&["check", "rules", text(file)])),
+    ("prometheus/rules_test.yml", |file| run_promtool(&["test", "rules", text(file)])),
+    ("systemd/ebpf-sidecar.service", is_a_unit),
+    ("systemd/root.conf", is_a_unit),
+];
+
+#[test]
+fn every_file_is_checked() {
+    let mut files = BTreeSet::new();
+    let mut folders = vec![configs()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => drop(files.insert(path.strip_prefix(configs()).unwrap().to_str().unwrap().to_owned())),
+            }
+        }
+    }
+    let checked = CHECKS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(files, checked, "each file under configs/ has one check here");
+    for (name, check) in CHECKS {
+        check(&configs().join(name));
+    }
+}
+
+fn the_agent_loads_it(file: &Path) {
+    let o = output(&["config", "--config", text(file)], &[]);
+    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+}
+
+/// Sections, keys, comments. tests/systemd.rs has systemd itself judge and run them.
+fn is_a_unit(file: &Path) {
+    for line in read(file).lines().filter(|l| !l.is_empty() && !l.starts_with('#')) {
+        assert!(line.starts_with('[') && line.ends_with(']') || line.contains('='), "{}: {line}", file.display());
+    }
+}
+
+/// Runs a program that has to be content; `false` if it is not installed.
+fn run(program: &str, args: &[&str]) -> bool {
+    match Command::new(program).args(args).output() {
+        Ok(o) => {
+            let said = String::from_utf8_lossy(&[o.stdout, o.stderr].concat()).into_owned();
+            assert!(o.status.success(), "{program} {args:?}:\n{said}");
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+fn run_promtool(args: &[&str]) {
+    if !run("promtool", args) {
+        skipped("every_file_is_checked", &format!("promtool {args:?}: not installed (apt-get install prometheus)"));
+    }
+}
+
+// ---- rules ----
+
+struct Rule {
+    /// Of a record or an alert.
+    name: String,
+    record: bool,
+    expr: String,
+    annotations: BTreeMap<String, String>,
+}
+
+fn rules() -> Vec<Rule> {
+    let file = yaml(&configs().join("prometheus/rules.yml"));
+    let groups = file["groups"].as_sequence().unwrap();
+    let all = groups.iter().flat_map(|g| g["rules"].as_sequence().unwrap());
+    all.map(|r| {
+        let record = r["record"].as_str();
+        Rule {
+            name: record.or(r["alert"].as_str()).unwrap().to_owned(),
+            record: record.is_some(),
+            expr: r["expr"].as_str().unwrap().to_owned(),
+            annotations: match &r["annotations"] {
+                Yaml::Null => BTreeMap::new(),
+                annotations => serde_yaml::from_value(annotations.clone()).unwrap(),
+            },
+        }
+    })
+    .collect()
+}
+
+#[test]
+fn every_rule_is_tested_and_every_alert_has_its_page() {
+    let tests = read(&configs().join("prometheus/rules_test.yml"));
+    for rule in rules() {
+        assert!(tests.contains(&rule.name), "rules_test.yml lacks {}", rule.name);
+        if rule.record {
+            continue;
+        }
+        for name in ["summary", "description", "runbook"] {
+            assert!(rule.annotations.get(name).is_some_and(|a| !a.is_empty()), "{} lacks {name}", rule.name);
+        }
+        let (page, section) = rule.annotations["runbook"].split_once('#').unwrap();
+        let page = read(&root().join(page));
+        let titles: Vec<String> = page.lines().filter_map(|l| l.strip_prefix("## ")).map(anchor).collect();
+        assert!(titles.iter().any(|t| t == section), "{}: no section {section} among {titles:?}", rule.name);
+    }
+}
+
+/// A title as links call it.
+fn anchor(title: &str) -> String {
+    let kept = title.to_lowercase().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).collect::<String>();
+    kept.replace(' ', "-")
+}
+
+// ---- the dashboard ----
+
+fn dashboard() -> Json {
+    serde_json::from_str(&read(&configs().join("grafana/dashboards/ebpf-sidecar.json"))).unwrap()
+}
+
+fn panels(dashboard: &Json) -> impl Iterator<Item = &Json> {
+    dashboard["panels"].as_array().unwrap().iter().filter(|p| p["type"] != "row")
+}
+
+/// What Grafana would show wrongly without a word.
+fn dashboard_is_whole(file: &Path) {
+    let dashboard: Json = serde_json::from_str(&read(file)).unwrap();
+    assert!(dashboard["uid"].is_string() && dashboard["title"].is_string());
+    let mut ids = BTreeSet::new();
+    let mut taken = BTreeSet::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let title = panel["title"].as_str().unwrap();
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: its id is taken");
+        let place = |what: &str| panel["gridPos"][what].as_u64().unwrap();
+        assert!(place("x") + place("w") <= 24, "{title} is too wide");
+        for x in place("x")..place("x") + place("w") {
+            for y in place("y")..place("y") + place("h") {
+                assert!(taken.insert((x, y)), "{title} lies over another panel");
+            }
+        }
+    }
+    let variables: Vec<&str> =
+        dashboard["templating"]["list"].as_array().unwrap().iter().map(|v| v["name"].as_str().unwrap()).collect();
+    assert_eq!(variables, ["datasource", "job", "instance"]);
+    for panel in panels(&dashboard) {
+        let title = panel["title"].as_str().unwrap();
+        assert!(panel["description"].as_str().is_some_and(|d| d.ends_with('.')), "{title}: description");
+        let unit = &panel["fieldConfig"]["defaults"]["unit"];
+        assert!(unit.is_string() || panel["options"]["yAxis"]["unit"].is_string(), "{title}: unit");
+        let targets = panel["targets"].as_array().unwrap();
+        assert!(!targets.is_empty(), "{title}: no query");
+        for target in targets {
+            assert_eq!(target["datasource"]["uid"], "${datasource}", "{title}");
+            let expr = target["expr"].as_str().unwrap();
+            assert!(
+                expr.contains(r#"{job=~"$job", instance=~"$instance""#),
+                "{title}: not of the chosen agent: {expr}"
+            );
+            assert_eq!(panel["type"] == "heatmap", target["format"] == "heatmap", "{title}");
+        }
+    }
+}
+
+/// The queries of the dashboard with everything chosen.
+fn dashboard_queries() -> Vec<Query> {
+    let dashboard = dashboard();
+    let of_panel = |panel: &Json| -> Vec<Query> {
+        let place = format!("dashboard: {}", panel["title"].as_str().unwrap());
+        let exprs = panel["targets"].as_array().unwrap().iter().map(|t| t["expr"].as_str().unwrap());
+        exprs
+            .map(|expr| {
+                let text = expr.replace("$job", ".+").replace("$instance", ".+").replace("$__rate_interval", "1m");
+                assert!(!text.contains('$'), "{place}: {text}");
+                Query { place: place.clone(), text, may_be_empty: false }
+            })
+            .collect()
+    };
+    panels(&dashboard).flat_map(of_panel).collect()
+}
+
+#[test]
+fn the_dashboard_shows_every_metric_of_the_kernel() {
+    // Sums and rates of others that it shows.
+    const LEFT_OUT: [&str; 8] = [
+        "ebpf_fadvise_calls_total",
+        "ebpf_fadvise_success_total",
+        "ebpf_fadvise_success_rate_percent",
+        "ebpf_cache_hits_total",
+        "ebpf_cache_hit_rate_percent",
+        "ebpf_cache_miss_rate_percent",
+        "ebpf_cache_read_bytes_total",
+        "ebpf_memory_reclaim_efficiency_percent",
+    ];
+    let shown: BTreeSet<String> =
+        dashboard_queries().iter().flat_map(|q| metrics_of(&q.text, &BTreeMap::new())).collect();
+    for metric in CATALOGUE.iter().filter(|m| m.name.starts_with("ebpf_") && !m.name.starts_with("ebpf_sidecar_")) {
+        let is_shown = shown.iter().any(|s| s.starts_with(metric.name));
+        assert!(is_shown != LEFT_OUT.contains(&metric.name), "{}", metric.name);
+    }
+}
+
+// ---- queries ----
+
+/// A query, where it stands, and whether it may find nothing on a day like any other.
+struct Query {
+    place: String,
+    text: String,
+    may_be_empty: bool,
+}
+
+fn queries() -> Vec<Query> {
+    let rules = rules().into_iter().map(|r| Query { place: r.name, text: r.expr, may_be_empty: !r.record });
+    rules.chain(dashboard_queries()).chain(documented_queries("docs/interpretation.md")).collect()
+}
+
+/// Those of a page of the documentation. What its section "Before trusting any of it" asks for should not be there.
+fn documented_queries(page: &str) -> Vec<Query> {
+    let content = read(&root().join(page));
+    let (mut section, mut query) = ("", None);
+    let mut found = Vec::new();
+    for line in content.lines() {
+        match (line, &mut query) {
+            ("```promql", None) => query = Some(String::new()),
+            ("```", Some(text)) => {
+                let may_be_empty = section == "Before trusting any of it";
+                found.push(Query { place: format!("{page}: {section}"), text: std::mem::take(text), may_be_empty });
+                query = None;
+            }
+            (line, Some(text)) => *text += &format!("{line}\n"),
+            (line, None) => section = line.strip_prefix("## ").unwrap_or(section),
+        }
+    }
+    assert!(query.is_none() && found.len() > 10, "{page}: {} queries", found.len());
+    found
+}
+
+/// The metrics of the agent that a query is about, those of recorded series included.
+fn metrics_of(query: &str, records: &BTreeMap<String, String>) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    // What stands between quotes are values of labels.
+    for part in query.split('"').step_by(2) {
+        for word in part.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':')) {
+            if let Some(expr) = records.get(word) {
+                names.extend(metrics_of(expr, records));
+            } else if word.contains(":ebpf_") {
+                panic!("{word} is not recorded: {query}");
+            } else if word.starts_with("ebpf_") || word.starts_with("process_") {
+                names.insert(word.to_owned());
+            }
+        }
+    }
+    names
+}
+
+fn records() -> BTreeMap<String, String> {
+    rules().into_iter().filter(|r| r.record).map(|r| (r.name, r.expr)).collect()
+}
+
+#[test]
+fn queries_name_metrics_of_the_catalogue() {
+    for query in queries() {
+        let names = metrics_of(&query.text, &records());
+        assert!(!names.is_empty() || query.text.starts_with("up{"), "{}: {}", query.place, query.text);
+        for name in names {
+            let known = CATALOGUE.iter().any(|m| match m.kind {
+                Kind::Histogram => {
+                    name.strip_prefix(m.name).is_some_and(|rest| ["_bucket", "_sum", "_count"].contains(&rest))
+                }
+                _ => name == m.name,
+            });
+            assert!(known, "{}: {name} is not in the catalogue: {}", query.place, query.text);
+        }
+    }
+}
+
+/// A little of everything that the agent counts.
+fn some_work(file: &TestFile) {
+    use std::os::fd::AsRawFd;
+    file.drop_cache();
+    read_all(&file.file, MIB);
+    read_all(&file.file, 4096);
+    TestFile::new("configs-written", 64 * 1024);
+    sys::fadvise(-1, 0, 0, 0).unwrap_err();
+    sys::fadvise(file.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM).unwrap();
+}
+
+/// Reads `file` in a cgroup that is too small for it, so that the kernel has to reclaim.
+fn read_under_pressure(limit: &Cgroup, file: &TestFile) {
+    let script = "echo $$ > $1/cgroup.procs; exec dd if=$2 of=/dev/null bs=64k 2>/dev/null";
+    let read = Command::new("sh").args(["-c", script, "sh", text(&limit.path), text(&file.path)]).status();
+    assert!(read.unwrap().success());
+}
+
+fn has(metrics: &Metrics, name: &str) -> bool {
+    metrics.0.keys().any(|k| k.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('{')))
+}
+
+#[test]
+fn every_query_finds_data_of_the_real_agent() {
+    const TEST: &str = "every_query_finds_data_of_the_real_agent";
+    need_bpf!("every_query_finds_data_of_the_real_agent");
+    let _alone = alone();
+    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "500ms")]);
+    let rules = configs().join("prometheus/rules.yml");
+    let Some(mut prometheus) = Prometheus::start(&[("ebpf-sidecar", agent.port)], &[&rules]) else {
+        return skipped(TEST, "no prometheus (apt-get install prometheus)");
+    };
+    prometheus.wait("the agent is scraped", |p| p.query("up == 1", "").len() == 1);
+
+    let (file, big) = (TestFile::new("configs", 4 * MIB), TestFile::cold("configs-big", 64 * MIB));
+    let limit = Cgroup::with_memory(24 * MIB);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(8) {
+        some_work(&file);
+        if let Some(limit) = &limit {
+            read_under_pressure(limit, &big);
+        }
+    }
+
+    let (now, records) = (agent.metrics(), records());
+    let data = |p: &Prometheus, query: &str| -> bool {
+        let series = p.query(query, "");
+        series.iter().any(|(_, values)| values.iter().any(|v| v != "NaN"))
+    };
+    let (mut found, mut unknown) = (0, Vec::new());
+    for query in queries() {
+        // Asked in any case: a query that Prometheus refuses ends the test.
+        prometheus.query(&query.text, "");
+        if query.may_be_empty {
+            continue;
+        }
+        // Without the memory controller, reclaim does not happen on demand.
+        let cannot_move = |m: &String| limit.is_none() && m.starts_with("ebpf_memory_");
+        let about = metrics_of(&query.text, &records).into_iter();
+        let absent: Vec<String> = about.filter(|m| !has(&now, m) || cannot_move(m)).collect();
+        if absent.is_empty() {
+            prometheus.wait(&format!("data for {}: {}", query.place, query.text), |p| data(p, &query.text));
+            found += 1;
+        } else {
+            unknown.extend(absent);
+        }
+    }
+    unknown.sort();
+    unknown.dedup();
+    println!("{found} queries found data; this machine has no {unknown:?}");
+    assert!(found > 10, "{found} queries found data");
+}
