@@ -766,8 +766,8 @@ fn is_preemptible() -> Option<bool> {
 
 /// Threads that are preempted in the middle of everything, watched as the agent does by default.
 #[test]
-fn by_default_nothing_is_missed_where_threads_are_preempted() {
-    need_bpf!("by_default_nothing_is_missed_where_threads_are_preempted");
+fn by_default_what_misses_least_watches_a_preemptible_kernel() {
+    need_bpf!("by_default_what_misses_least_watches_a_preemptible_kernel");
     let preemptible = is_preemptible();
     let s = Scoped::start(&[("COLLECTOR_EBPF_ATTACH", "auto")]);
     let f = TestFile::new("preempted", MIB);
@@ -784,10 +784,15 @@ fn by_default_nothing_is_missed_where_threads_are_preempted() {
             }
         });
     });
+    // Even kprobes miss what happens while the agent itself is preempted in a system call on a map.
     assert_eq!(d.of("ebpf_fadvise_calls_total") + d.missed("fadvise"), 16000.0, "{}", d.moved());
+    if d.knows_reads() {
+        let reads = d.of("ebpf_cache_read_attempts_total") + d.missed("cache_read");
+        assert_eq!(reads, 16000.0, "{}", d.moved());
+    }
     let Some(preemptible) = preemptible else {
         return common::skipped(
-            "by_default_nothing_is_missed_where_threads_are_preempted",
+            "by_default_what_misses_least_watches_a_preemptible_kernel",
             "the rest needs sched/preempt of debugfs",
         );
     };
@@ -801,14 +806,10 @@ fn by_default_nothing_is_missed_where_threads_are_preempted() {
         }
         assert!(preemptible || !reasons.contains("preemptible"), "{probe}");
     }
-    if preemptible && kprobes {
-        assert_eq!(d.of("ebpf_cache_read_attempts_total"), 16000.0, "{}", d.moved());
-        assert_eq!((d.missed("fadvise"), d.missed("cache_read")), (0.0, 0.0));
-        assert!(
-            !d.after.0.keys().any(|name| is_latency(name)),
-            "read latency by default, although it would miss reads"
-        );
-    }
+    assert!(
+        !preemptible || d.after.0.keys().all(|name| !is_latency(name)),
+        "reads are timed, although some are missed"
+    );
 }
 
 // ---- reclaim ----
