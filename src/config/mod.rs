@@ -125,7 +125,8 @@ pub struct Ebpf {
 /// How programs are attached, where there is a choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttachMode {
-    /// In the first way that works, cheapest first: fentry, kprobe, tracepoint.
+    /// In the first way that works, cheapest first: fentry, kprobe, tracepoint. On a preemptible kernel the exact ones
+    /// come before those that miss events.
     Auto,
     /// At functions, through the kernel's BTF trampolines.
     Fentry,
@@ -143,6 +144,11 @@ impl AttachMode {
         (AttachMode::Kprobe, "kprobe"),
         (AttachMode::Tracepoint, "tracepoint"),
     ];
+
+    /// Its name in the configuration.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(mode, _)| *mode == self).map_or("", |(_, name)| name)
+    }
 }
 
 /// Whether something is done that not every kernel can.

@@ -280,6 +280,32 @@ pub fn scans_are_silent() -> bool {
     bits & 1 == 1 && version_of(&kernel_release()) < (6, 7)
 }
 
+/// Whether a thread can be preempted while it runs in the kernel.
+pub fn is_preemptible() -> bool {
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    preemptible(
+        &read("/sys/kernel/debug/sched/preempt"),
+        &read("/proc/sys/kernel/version"),
+        version_of(&kernel_release()),
+        &read("/proc/cmdline"),
+    )
+}
+
+/// The same, from the models that the scheduler offers with the one in use in parentheses (debugfs may be out of
+/// reach: then empty), `uname -v`, the release and the kernel's command line.
+fn preemptible(models: &str, build: &str, release: (u32, u32), cmdline: &str) -> bool {
+    if let Some((model, _)) = models.split_once('(').and_then(|(_, rest)| rest.split_once(')')) {
+        return matches!(model, "full" | "lazy");
+    }
+    let built = |word| build.split_ascii_whitespace().any(|w| w == word);
+    if !built("PREEMPT_DYNAMIC") {
+        return built("PREEMPT") || built("PREEMPT_LAZY") || built("PREEMPT_RT");
+    }
+    // Chosen at boot. From 7.0 on x86-64 and arm64 have no other models; before, voluntary is the usual default.
+    let asked = cmdline.split_ascii_whitespace().take_while(|w| *w != "--").filter_map(|w| w.strip_prefix("preempt="));
+    release >= (7, 0) || asked.last().is_some_and(|model| matches!(model, "full" | "lazy"))
+}
+
 /// Whether the kernel describes its types.
 pub fn has_btf() -> bool {
     Path::new("/sys/kernel/btf/vmlinux").exists()
@@ -328,6 +354,36 @@ mod tests {
     fn the_kernel_is_known() {
         assert!(kernel_release().contains('.'));
         assert!(page_size().is_power_of_two());
+    }
+
+    #[test]
+    fn preemption_is_as_the_kernel_says_or_was_built() {
+        let (debian, arch) = ("#1 SMP PREEMPT_DYNAMIC Debian 6.12.107-1 (2026-08-29)", "#1 SMP PREEMPT Mon");
+        for (models, build, release, cmdline, expected) in [
+            // Where debugfs is readable, it alone decides.
+            ("none (voluntary) full \n", debian, (6, 12), "preempt=full", false),
+            ("(none) voluntary full lazy \n", debian, (6, 13), "", false),
+            ("none voluntary (full) \n", debian, (6, 1), "", true),
+            ("full (lazy) \n", debian, (7, 2), "", true),
+            // A fixed model.
+            ("", "#1 SMP Debian 5.10.223-1 (2024-08-10)", (5, 10), "preempt=full", false),
+            ("", arch, (5, 10), "", true),
+            ("", "#1 SMP PREEMPT_RT Debian 6.1.176-1", (6, 1), "", true),
+            ("", "#1 SMP PREEMPT_LAZY", (6, 14), "", true),
+            // One chosen at boot.
+            ("", debian, (6, 12), "quiet", false),
+            ("", debian, (6, 12), "preempt=none preempt=full quiet", true),
+            ("", debian, (6, 12), "preempt=full preempt=voluntary", false),
+            ("", debian, (6, 14), "preempt=lazy", true),
+            ("", debian, (6, 12), "quiet -- preempt=full", false),
+            ("", debian, (7, 2), "preempt=none", true),
+            // Nothing known, or nonsense.
+            ("", "", (0, 0), "", false),
+            ("undefined", "", (6, 12), "", false),
+            ("(", "()", (6, 12), "preempt=", false),
+        ] {
+            assert_eq!(preemptible(models, build, release, cmdline), expected, "{models:?} {build} {cmdline:?}");
+        }
     }
 
     #[test]

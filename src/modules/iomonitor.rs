@@ -67,6 +67,23 @@ impl Way {
     const fn new(mode: &'static str, choice: Option<AttachMode>, programs: &'static [(&'static str, Hook)]) -> Self {
         Self { mode, choice, programs, ruled_out: || None }
     }
+
+    fn misses_events(&self, kernel: Kernel) -> bool {
+        self.programs.iter().any(|(_, hook)| hook.misses_events(kernel))
+    }
+}
+
+/// What decides whether programs miss events.
+#[derive(Clone, Copy)]
+struct Kernel {
+    version: (u32, u32),
+    preemptible: bool,
+}
+
+impl Kernel {
+    fn running() -> Self {
+        Self { version: os::version_of(&os::kernel_release()), preemptible: os::is_preemptible() }
+    }
 }
 
 /// Where a program hangs. Of several functions the first that this kernel has is taken.
@@ -79,6 +96,20 @@ enum Hook {
     Tracepoint(&'static str, &'static str),
     /// As the other, but left out where the kernel has no such function.
     IfThere(&'static Hook),
+}
+
+impl Hook {
+    /// Whether a thread can be preempted inside a program here: the kernel then skips that program for the other
+    /// threads of the CPU until the first goes on.
+    fn misses_events(&self, kernel: Kernel) -> bool {
+        let since = match self {
+            Self::FunctionEntry(_) | Self::FunctionExit(_) => (5, 12),
+            Self::RawTracepoint(_) | Self::Tracepoint("syscalls", _) => (7, 0),
+            Self::Kprobe(_) | Self::Kretprobe(_) | Self::Tracepoint(..) => return false,
+            Self::IfThere(hook) => return hook.misses_events(kernel),
+        };
+        kernel.preemptible && kernel.version >= since
+    }
 }
 
 /// The only way of a probe, through raw tracepoints: pairs of program and tracepoint.
@@ -326,7 +357,8 @@ impl Module for IoMonitor {
         let (attached, probes) = attach(&self.config)?;
         for p in &probes {
             match p.mode {
-                Some(mode) => log::info!("probe {} attached: {mode}", p.name),
+                Some(mode) if p.failures.is_empty() => log::info!("probe {} attached: {mode}", p.name),
+                Some(mode) => log::info!("probe {} attached: {mode}, not by {}", p.name, reasons(p)),
                 None => log::warn!("probe {} could not be attached, its metrics are absent: {}", p.name, reasons(p)),
             }
         }
@@ -443,6 +475,7 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     log::debug!("BPF object prepared in {:.6} s", begin.elapsed().as_secs_f64());
     apply_scope(&object, &config.scope)?;
     let begin = Instant::now();
+    let kernel = Kernel::running();
     let loader = Loader { object: &object, btf: LazyCell::new(KernelBtf::load) };
     let mut running = Vec::new();
     let mut probes = Vec::new();
@@ -451,7 +484,8 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
         if switch == Switch::Off {
             continue;
         }
-        let status = loader.attach_probe(probe, config.ebpf.attach, &mut running);
+        let (ways, passed_over) = ladder(probe, switch, config.ebpf.attach, kernel);
+        let status = loader.attach_probe(probe, &ways, passed_over, &mut running);
         if status.mode.is_none() && switch == Switch::Auto {
             log::info!("probe {} is left out, its metrics are absent: {}", probe.name, reasons(&status));
         } else {
@@ -473,6 +507,33 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     Ok((attached, probes))
 }
 
+/// The ways of a probe to be tried, in order, and those passed over with the reason: best first, as the table has
+/// them, but those that miss events on this kernel last, unless the configuration names them. A probe that is there
+/// only if it can be is not worth a miss.
+fn ladder(
+    probe: &'static Probe,
+    switch: Switch,
+    choice: AttachMode,
+    kernel: Kernel,
+) -> (Vec<&'static Way>, Vec<(&'static str, String)>) {
+    let asked = |w: &&Way| choice == AttachMode::Auto || w.choice.is_none_or(|c| c == choice);
+    let (mut ways, others): (Vec<&Way>, Vec<&Way>) = probe.ways.iter().partition(asked);
+    if ways.is_empty() {
+        return (ways, others.iter().map(|w| (w.mode, "collector.ebpf.attach rules it out".into())).collect());
+    }
+    let misses = |w: &Way| w.choice != Some(choice) && w.misses_events(kernel);
+    let passed_over = ways.iter().filter(|w| misses(w)).map(|w| {
+        let force = w.choice.map_or("".into(), |c| format!("; force it with collector.ebpf.attach: {}", c.name()));
+        (w.mode, format!("this kernel is preemptible: programs attached so would miss events{force}"))
+    });
+    let passed_over = passed_over.collect();
+    ways.sort_by_key(|w| misses(w));
+    if switch == Switch::Auto {
+        ways.retain(|w| !misses(w));
+    }
+    (ways, passed_over)
+}
+
 struct Loader<'a> {
     object: &'a Object,
     btf: LazyCell<Result<KernelBtf, Error>>,
@@ -480,20 +541,25 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     /// Attaches a probe in the first way that works, and adds its programs to those running.
-    fn attach_probe(&self, probe: &Probe, choice: AttachMode, running: &mut Vec<Running>) -> ProbeStatus {
-        let mut status = ProbeStatus { name: probe.name, mode: None, failures: Vec::new() };
+    fn attach_probe(
+        &self,
+        probe: &Probe,
+        ways: &[&Way],
+        passed_over: Vec<(&'static str, String)>,
+        running: &mut Vec<Running>,
+    ) -> ProbeStatus {
+        let mut status = ProbeStatus { name: probe.name, mode: None, failures: passed_over };
         for r in running.iter_mut().filter(|r| probe.counted_by.contains(&r.program.name())) {
             r.also = Some(probe.name);
             status.mode = Some(r.mode);
+            status.failures.clear();
         }
         if status.mode.is_some() {
             return status;
         }
-        for way in probe.ways {
-            let chosen = choice == AttachMode::Auto || way.choice.is_none_or(|c| c == choice);
-            if !chosen {
-                continue;
-            }
+        for way in ways {
+            // Tried after all.
+            status.failures.retain(|(mode, _)| *mode != way.mode);
             if let Some(why) = (way.ruled_out)() {
                 status.failures.push((way.mode, why.into()));
                 continue;
@@ -510,14 +576,10 @@ impl Loader<'_> {
                         program,
                     });
                     running.splice(0..0, new);
-                    return status;
+                    break;
                 }
                 Err(e) => status.failures.push((way.mode, e.to_string())),
             }
-        }
-        if status.failures.is_empty() {
-            let why = "collector.ebpf.attach rules out every way of this probe";
-            status.failures.extend(probe.ways.iter().map(|w| (w.mode, why.into())));
         }
         status
     }
@@ -681,6 +743,34 @@ mod tests {
             let above: Vec<&str> = above.map(|(name, _)| *name).collect();
             assert!(probe.counted_by.iter().all(|name| above.contains(name)), "{}", probe.name);
         }
+    }
+
+    #[test]
+    fn a_preemptible_kernel_is_watched_by_what_misses_nothing() {
+        let modes = |name: &str, switch, choice, kernel| {
+            let probe = PROBES.iter().find(|p| p.name == name).unwrap();
+            let (ways, passed_over) = ladder(probe, switch, choice, kernel);
+            let names = |modes: &mut dyn Iterator<Item = &'static str>| modes.collect::<Vec<_>>().join(" ");
+            (names(&mut ways.iter().map(|w| w.mode)), names(&mut passed_over.iter().map(|(mode, _)| *mode)))
+        };
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        let kernel = |version, preemptible| Kernel { version, preemptible };
+        let (auto, on) = (AttachMode::Auto, Switch::On);
+        for calm in [kernel((7, 2), false), kernel((5, 10), true)] {
+            assert_eq!(modes(FADVISE, on, auto, calm), pair("fexit kprobe tracepoint", ""));
+            assert_eq!(modes(READ_LATENCY, Switch::Auto, auto, calm), pair("fexit", ""));
+        }
+        let (early, late) = (kernel((6, 12), true), kernel((7, 2), true));
+        assert_eq!(modes(FADVISE, on, auto, early), pair("kprobe tracepoint fexit", "fexit"));
+        assert_eq!(modes(FADVISE, on, auto, late), pair("kprobe fexit tracepoint", "fexit tracepoint"));
+        assert_eq!(modes(CACHE_READ, on, auto, early), pair("kprobe raw_tracepoint fexit", "fexit"));
+        assert_eq!(modes(CACHE_READ, on, auto, late), pair("kprobe fexit raw_tracepoint", "fexit raw_tracepoint"));
+        assert_eq!(modes(READ_LATENCY, Switch::Auto, auto, late), pair("", "fexit"));
+        assert_eq!(modes(READ_LATENCY, on, auto, late), pair("fexit", "fexit"));
+        // What the configuration names is taken.
+        assert_eq!(modes(FADVISE, on, AttachMode::Fentry, late), pair("fexit", ""));
+        assert_eq!(modes(READ_LATENCY, Switch::Auto, AttachMode::Fentry, late), pair("fexit", ""));
+        assert_eq!(modes(READ_LATENCY, on, AttachMode::Kprobe, late), pair("", "fexit"));
     }
 
     #[test]
