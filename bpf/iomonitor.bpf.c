@@ -797,14 +797,12 @@ static __always_inline int filemap_read_returned(__u64 *ctx, bool timed)
 {
 	struct kiocb *iocb = (struct kiocb *)ctx[0];
 	long bytes = (long)ctx[3] - (long)ctx[2];
-	bool counts = bytes > 0 && (iocb->ki_filp->f_inode->i_mode & S_IFMT) == S_IFREG;
-	const struct settings *set;
+	const struct settings *set = scoped();
+	bool counts;
 
-	if (!counts && !timed)
-		return 0;
-	set = scoped();
 	if (!set)
 		return 0;
+	counts = bytes > 0 && (iocb->ki_filp->f_inode->i_mode & S_IFMT) == S_IFREG;
 	if (timed)
 		read_ends(counts);
 	return counts ? bytes_read(set, iocb->ki_pos - bytes, bytes) : 0;
@@ -815,15 +813,13 @@ static __always_inline int splice_read_returned(__u64 *ctx, bool timed)
 {
 	struct file *in = (struct file *)ctx[0];
 	long bytes = (long)ctx[5];
-	bool counts = bytes > 0 && (in->f_inode->i_mode & S_IFMT) == S_IFREG;
-	const struct settings *set;
+	const struct settings *set = scoped();
+	bool counts;
 	__u64 pos = 0;
 
-	if (!counts && !timed)
-		return 0;
-	set = scoped();
 	if (!set)
 		return 0;
+	counts = bytes > 0 && (in->f_inode->i_mode & S_IFMT) == S_IFREG;
 	if (timed)
 		read_ends(counts);
 	if (!counts)
