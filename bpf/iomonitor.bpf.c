@@ -79,8 +79,8 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, READ_SLOTS);
 	__type(key, __u32);
-	__type(value, struct read_times);
-} read_times SEC(".maps");
+	__type(value, struct read_wait);
+} read_waits SEC(".maps");
 
 /* A typed view of a kernel address, for loads without a helper call; 6.2+. */
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
@@ -416,18 +416,16 @@ static __always_inline __u64 duration_bucket(__u64 ns)
 	return bits < STALL_BUCKETS ? bits : STALL_BUCKETS - 1;
 }
 
-/* ---- how long reads take ---- */
+/* ---- how long reads that wait take ---- */
 
 /*
- * The beginning of a read is kept in its thread's slot, under the address of what the caller passes for it (`id`).
- * A plain array: it costs less than task storage (docs/development.md) and is there on every kernel. Threads whose
- * ids are equal modulo READ_SLOTS share a slot: if both are in a read at once, the one that began first is lost,
- * and counted as lost.
+ * The clock is read where a read begins to wait for I/O, and again at its end, so that a read which finds all in
+ * the cache costs one lookup more and no clock. The beginning of the wait lies in the thread's slot. A plain array:
+ * it costs less than task storage and is there on every kernel. Threads whose ids are equal modulo READ_SLOTS share
+ * a slot: the later wait takes it, and the other is counted as lost.
  *
- * A read can begin within another one: a stacked file system fills the page of the outer one by reading a lower
- * file. Hence two places. A beginning whose end was not seen (no regular file, the program was skipped, the thread
- * has left the scope) stays, and is never taken for that of a later read: each read call of the thread (ioac.syscr)
- * begins with empty places.
+ * A wait whose end was not seen (the program was skipped, the thread has left the scope, it was no buffered read)
+ * stays, and is never taken for one of a later read: that has another count of read calls (ioac.syscr).
  */
 struct reader {
 	__u64 tid, syscr;
@@ -447,71 +445,79 @@ static __always_inline void current_reader(struct reader *r)
 	}
 }
 
-static __always_inline struct read_times *slot_of(const struct reader *r)
+static __always_inline struct read_wait *slot_of(const struct reader *r)
 {
 	__u32 slot = r->tid & (READ_SLOTS - 1);
 
-	return bpf_map_lookup_elem(&read_times, &slot);
+	return bpf_map_lookup_elem(&read_waits, &slot);
 }
 
-static __always_inline int read_begins(__u64 id)
+/* The calls that can come to a buffered read of a file. */
+static __always_inline bool in_read_call(void)
 {
-	struct read_times *times;
+	struct syscall call;
+
+	current_syscall(&call);
+	switch (call.nr) {
+	case NR_read:
+	case NR_pread64:
+	case NR_readv:
+	case NR_preadv:
+	case NR_preadv2:
+	case NR_sendfile:
+	case NR_splice:
+	case NR_copy_file_range:
+		return true;
+	}
+	return false;
+}
+
+/* The current task goes to sleep until some I/O is done. The first time in a read counts. */
+static __always_inline int wait_begins(void)
+{
+	struct read_wait *wait;
+	struct totals *t;
 	struct reader r;
 
-	if (!scoped())
+	if (!scoped() || !in_read_call())
 		return 0;
 	current_reader(&r);
-	times = slot_of(&r);
-	if (!times)
+	wait = slot_of(&r);
+	if (!wait || (wait->tid == r.tid && wait->syscr == r.syscr))
 		return 0;
-	if (times->tid == r.tid && times->syscr == r.syscr && times->outer.id && times->outer.id != id) {
-		times->inner.id = id;
-		times->inner.since_ns = bpf_ktime_get_ns();
-		return 0;
+	if (wait->tid && wait->tid != r.tid) {
+		t = cpu_totals();
+		if (t)
+			ADD(t->lost_reads, 1);
 	}
-	times->tid = r.tid;
-	times->syscr = r.syscr;
-	times->inner.id = 0;
-	times->outer.id = id;
-	times->outer.since_ns = bpf_ktime_get_ns();
+	wait->tid = r.tid;
+	wait->syscr = r.syscr;
+	wait->since_ns = bpf_ktime_get_ns();
 	return 0;
 }
 
-/* The read that began under this id, which brought something, has ended. */
-static __always_inline void read_ends(__u64 id)
+/* A read has ended. If it waited, it counts, unless it failed. */
+static __always_inline void read_ends(bool success)
 {
-	struct totals *t = cpu_totals();
-	struct read_times *times;
-	__u64 bucket, ns = 0;
+	struct read_wait *wait;
+	struct totals *t;
+	__u64 bucket, ns;
 	struct reader r;
 
-	if (!t)
-		return;
 	current_reader(&r);
-	times = slot_of(&r);
-	if (times && times->tid == r.tid && times->syscr == r.syscr) {
-		if (times->outer.id == id) {
-			times->outer.id = 0;
-			ns = bpf_ktime_get_ns() - times->outer.since_ns;
-		} else if (times->inner.id == id) {
-			times->inner.id = 0;
-			ns = bpf_ktime_get_ns() - times->inner.since_ns;
-		} else {
-			times = 0;
-		}
-	} else {
-		times = 0;
-	}
-	if (!times) {
-		ADD(t->lost_reads, 1);
+	wait = slot_of(&r);
+	if (!wait || wait->tid != r.tid || wait->syscr != r.syscr)
 		return;
-	}
+	wait->tid = 0;
+	if (!success)
+		return;
+	ns = bpf_ktime_get_ns() - wait->since_ns;
+	t = cpu_totals();
 	bucket = duration_bucket(ns);
 	barrier_var(bucket); /* as in reclaim_ends() */
-	if (bucket < READ_BUCKETS) {
-		ADD(t->latency_buckets[bucket], 1);
-		ADD(t->latency_ns, ns);
+	if (t && bucket < READ_BUCKETS) {
+		ADD(t->wait_buckets[bucket], 1);
+		ADD(t->wait_ns, ns);
 	}
 }
 
@@ -791,16 +797,15 @@ static __always_inline int filemap_read_returned(__u64 *ctx, bool timed)
 {
 	struct kiocb *iocb = (struct kiocb *)ctx[0];
 	long bytes = (long)ctx[3] - (long)ctx[2];
-	const struct settings *set;
+	const struct settings *set = scoped();
+	bool counts;
 
-	if (bytes <= 0 || (iocb->ki_filp->f_inode->i_mode & S_IFMT) != S_IFREG)
-		return 0;
-	set = scoped();
 	if (!set)
 		return 0;
+	counts = bytes > 0 && (iocb->ki_filp->f_inode->i_mode & S_IFMT) == S_IFREG;
 	if (timed)
-		read_ends(ctx[0]);
-	return bytes_read(set, iocb->ki_pos - bytes, bytes);
+		read_ends(counts);
+	return counts ? bytes_read(set, iocb->ki_pos - bytes, bytes) : 0;
 }
 
 /* filemap_splice_read(in, ppos, pipe, len, flags), 6.5+: sendfile and splice; *ppos is at the end. */
@@ -808,16 +813,17 @@ static __always_inline int splice_read_returned(__u64 *ctx, bool timed)
 {
 	struct file *in = (struct file *)ctx[0];
 	long bytes = (long)ctx[5];
-	const struct settings *set;
+	const struct settings *set = scoped();
+	bool counts;
 	__u64 pos = 0;
 
-	if (bytes <= 0 || (in->f_inode->i_mode & S_IFMT) != S_IFREG)
-		return 0;
-	set = scoped();
 	if (!set)
 		return 0;
+	counts = bytes > 0 && (in->f_inode->i_mode & S_IFMT) == S_IFREG;
 	if (timed)
-		read_ends(ctx[1]);
+		read_ends(counts);
+	if (!counts)
+		return 0;
 	bpf_probe_read_kernel(&pos, sizeof(pos), (void *)ctx[1]);
 	return bytes_read(set, pos - bytes, bytes);
 }
@@ -834,25 +840,24 @@ int fexit_splice(__u64 *ctx)
 	return splice_read_returned(ctx, false);
 }
 
-/* ---- entry points: the same reads, timed (fentry and fexit); the exits count them too ---- */
+/* ---- entry points: the same reads, those that wait timed (fentry and fexit); the exits count them too ---- */
 
-/* That the file is a regular one is left to the exits: the fewer instructions here, the less a cached read costs. */
-SEC("fentry/filemap_read")
-int fentry_read(__u64 *ctx)
+SEC("fentry/io_schedule")
+int fentry_wait(__u64 *ctx)
 {
-	return read_begins(ctx[0]);
+	return wait_begins();
+}
+
+SEC("fentry/io_schedule_timeout")
+int fentry_wait_timeout(__u64 *ctx)
+{
+	return wait_begins();
 }
 
 SEC("fexit/filemap_read")
 int fexit_read_timed(__u64 *ctx)
 {
 	return filemap_read_returned(ctx, true);
-}
-
-SEC("fentry/filemap_splice_read")
-int fentry_splice(__u64 *ctx)
-{
-	return read_begins(ctx[1]);
 }
 
 SEC("fexit/filemap_splice_read")

@@ -12,7 +12,7 @@
 #define MAX_PROCS 4096
 /* Threads in direct or memcg reclaim at one time. */
 #define MAX_STALLS 1024
-/* Threads whose reads can be timed at one time, a power of two; 64 bytes each. */
+/* Threads whose waiting reads can be timed at one time, a power of two; 24 bytes each. */
 #define READ_SLOTS 16384
 
 /* 1.024 us .. 17 s in powers of two, and one for what is longer (src/metrics/histogram.rs). */
@@ -65,9 +65,9 @@ struct totals {
 	__u64 overflow_calls;
 	__u64 overflow_success;
 	__u64 lost_stalls;
-	/* Reads by duration, and those that could not be timed. */
-	__u64 latency_buckets[READ_BUCKETS];
-	__u64 latency_ns;
+	/* Reads that waited by duration, and those that could not be timed. */
+	__u64 wait_buckets[READ_BUCKETS];
+	__u64 wait_ns;
 	__u64 lost_reads;
 };
 
@@ -106,15 +106,11 @@ struct read_cursor {
 	__u64 syscr;
 };
 
-/* The beginnings of the reads that a thread is in: see read_begins() in iomonitor.bpf.c. One cache line. */
-struct read_times {
-	__u64 tid;
-	struct read_time {
-		__u64 id; /* of the read; 0: none */
-		__u64 since_ns;
-	} outer, inner;
+/* When a thread began to wait in a read: see wait_begins() in iomonitor.bpf.c. */
+struct read_wait {
+	__u64 tid; /* 0: it does not */
 	__u64 syscr;
-	__u64 unused[2];
+	__u64 since_ns;
 };
 
 #endif

@@ -165,7 +165,7 @@ pub(super) static KEYS: &[Key] = &[
         path: "collector.read_latency",
         kind: Kind::Scalar,
         allowed: "auto, on or off",
-        help: "Whether to time buffered reads; auto: where the kernel has fentry and is not preemptible, else absent.",
+        help: "Whether to time buffered reads that wait for I/O; auto: where the kernel has fentry and is not preemptible, else absent.",
         set: |c, s| put(&mut c.collector.read_latency, named(&Switch::NAMES, s)),
         get: |c| name_of(&Switch::NAMES, c.collector.read_latency),
     },

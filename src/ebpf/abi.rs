@@ -102,11 +102,11 @@ plain! {
         overflow_success: u64,
         /// Stalls without a place.
         lost_stalls: u64,
-        /// Reads by duration.
-        latency_buckets: [u64; BUCKETS],
+        /// Reads that waited, by duration.
+        wait_buckets: [u64; BUCKETS],
         /// Sum of their durations.
-        latency_ns: u64,
-        /// Reads that could not be timed.
+        wait_ns: u64,
+        /// Such reads that could not be timed.
         lost_reads: u64,
     }
 

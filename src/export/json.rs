@@ -108,7 +108,7 @@ struct CacheJson {
     #[serde(skip_serializing_if = "Option::is_none")]
     read_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    read_latency_seconds: Option<HistogramJson>,
+    read_wait_seconds: Option<HistogramJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pages_added: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -226,7 +226,7 @@ impl From<&Cache> for CacheJson {
             hit_rate_percent: rates.then_some(c.hit_rate_percent),
             miss_rate_percent: rates.then_some(c.miss_rate_percent),
             read_bytes: c.read_bytes,
-            read_latency_seconds: c.read_latency.as_ref().map(HistogramJson::from),
+            read_wait_seconds: c.read_latency.as_ref().map(HistogramJson::from),
             pages_added: c.adds.map(|a| a.iter().sum()),
             pages_added_by_cause: c.adds.map(|a| Map::of(FILL_CAUSES, a)),
             pages_evicted: c.evictions.map(|e| e.iter().sum()),
@@ -291,7 +291,7 @@ mod tests {
         let mut memory = stats["memory"].clone();
         let stalls = memory.as_object_mut().unwrap().remove("direct_reclaim_seconds").unwrap();
         let mut cache = stats["cache"].clone();
-        let latency = cache.as_object_mut().unwrap().remove("read_latency_seconds").unwrap();
+        let latency = cache.as_object_mut().unwrap().remove("read_wait_seconds").unwrap();
         assert_eq!(stats["status"], "healthy");
         assert_eq!(stats["sequence"], 42);
         assert_eq!(stats["collected_at"], "2023-11-14T22:13:20.123Z");
@@ -433,8 +433,8 @@ mod tests {
             ("/cache/hit_rate_percent", "ebpf_cache_hit_rate_percent"),
             ("/cache/miss_rate_percent", "ebpf_cache_miss_rate_percent"),
             ("/cache/read_bytes", "ebpf_cache_read_bytes_total"),
-            ("/cache/read_latency_seconds/count", "ebpf_read_latency_seconds_count"),
-            ("/cache/read_latency_seconds/sum", "ebpf_read_latency_seconds_sum"),
+            ("/cache/read_wait_seconds/count", "ebpf_read_wait_seconds_count"),
+            ("/cache/read_wait_seconds/sum", "ebpf_read_wait_seconds_sum"),
             ("/memory/reclaim_efficiency_percent", "ebpf_memory_reclaim_efficiency_percent"),
             ("/memory/direct_reclaim_processes", "ebpf_memory_direct_reclaim_processes"),
             ("/memory/direct_reclaim_seconds/count", "ebpf_memory_direct_reclaim_seconds_count"),
@@ -449,7 +449,7 @@ mod tests {
             ("/cache/pages_evicted_by_cause", "ebpf_page_cache_evictions_total", "cause"),
             ("/memory/lru_pages_scanned_by_reclaimer", "ebpf_memory_lru_pages_scanned_total", "reclaimer"),
             ("/memory/pages_reclaimed_by_reclaimer", "ebpf_memory_pages_reclaimed_total", "reclaimer"),
-            ("/cache/read_latency_seconds/buckets", "ebpf_read_latency_seconds_bucket", "le"),
+            ("/cache/read_wait_seconds/buckets", "ebpf_read_wait_seconds_bucket", "le"),
             ("/memory/direct_reclaim_seconds/buckets", "ebpf_memory_direct_reclaim_seconds_bucket", "le"),
         ] {
             for (key, value) in stats.pointer(path).expect(path).as_object().unwrap() {

@@ -75,8 +75,8 @@ metrics! {
         "Misses of the last interval per hundred of its attempts (or misses, if readahead made those more).";
     CACHE_READ_BYTES = Counter "ebpf_cache_read_bytes_total" [] "bytes":
         "Bytes that buffered reads of regular files copied to their readers.";
-    READ_LATENCY_SECONDS = Histogram "ebpf_read_latency_seconds" [] "seconds":
-        "How long each buffered read of a regular file took, from the page cache or from the disk, sendfile and splice included; what io_uring waits for outside the call is not in it.";
+    READ_WAIT_SECONDS = Histogram "ebpf_read_wait_seconds" [] "seconds":
+        "How long buffered reads of regular files that had to wait for I/O took, from the beginning of the wait to their end, sendfile and splice included; reads from the page cache alone and those of io_uring are not in it.";
     PAGE_CACHE_ADDS = Counter "ebpf_page_cache_adds_total" ["cause" in FILL_CAUSES] "pages":
         "Pages added to the page cache, by what the task was doing; other is file system metadata, kernel threads and io_uring.";
     PAGE_CACHE_EVICTIONS = Counter "ebpf_page_cache_evictions_total" ["cause" in EVICTION_CAUSES] "pages":

@@ -172,7 +172,7 @@ pub struct Cache {
     pub miss_rate_percent: Option<f64>,
     /// Bytes copied to the readers; needs a hook that sees the return value of the read.
     pub read_bytes: Option<u64>,
-    /// How long the reads took; needs hooks at both ends of the read.
+    /// How long reads that had to wait for I/O took; needs hooks at functions.
     pub read_latency: Option<Histogram>,
     /// Pages filled, as [`FILL_CAUSES`].
     pub adds: Option<[u64; 5]>,

@@ -138,7 +138,7 @@ static PROBES: &[Probe] = &[
             Way::new("tracepoint", TRACEPOINT, &[("tp_fadvise", Hook::Tracepoint("syscalls", FADVISE_TRACEPOINT))]),
         ],
     ),
-    // The ends first: a read whose beginning is seen must not miss its end.
+    // The ends first: a wait whose beginning is seen must not miss its end.
     Probe {
         switch: |config| config.read_latency,
         ..Probe::new(
@@ -149,14 +149,14 @@ static PROBES: &[Probe] = &[
                 &[
                     ("fexit_read_timed", Hook::FunctionExit(READ_FUNCTIONS)),
                     ("fexit_splice_timed", Hook::IfThere(&Hook::FunctionExit(SPLICE_FUNCTIONS))),
-                    ("fentry_read", Hook::FunctionEntry(READ_FUNCTIONS)),
-                    ("fentry_splice", Hook::IfThere(&Hook::FunctionEntry(SPLICE_FUNCTIONS))),
+                    ("fentry_wait", Hook::FunctionEntry(&["io_schedule"])),
+                    ("fentry_wait_timeout", Hook::IfThere(&Hook::FunctionEntry(&["io_schedule_timeout"]))),
                 ],
             )],
         )
     },
     Probe {
-        // Each timed read runs one program more, not two.
+        // A read runs one program, not two.
         counted_by: &["fexit_read_timed", "fexit_splice_timed"],
         ..Probe::new(
             CACHE_READ,
@@ -316,7 +316,7 @@ impl IoMonitor {
             evictions: self.has(CACHE_EVICT).then_some(now.evictions),
             read_latency: self
                 .has(READ_LATENCY)
-                .then_some(Histogram { buckets: now.latency_buckets, sum_ns: now.latency_ns }),
+                .then_some(Histogram { buckets: now.wait_buckets, sum_ns: now.wait_ns }),
         };
 
         let scans = self.has(RECLAIM_SCAN);
@@ -697,7 +697,7 @@ pub fn families(io: &IoStats) -> Vec<Family> {
         single(&m::CACHE_HIT_RATE, rate(c.hit_rate_percent)),
         single(&m::CACHE_MISS_RATE, rate(c.miss_rate_percent)),
         int(&m::CACHE_READ_BYTES, c.read_bytes),
-        single(&m::READ_LATENCY_SECONDS, c.read_latency.clone().map(Value::Histogram)),
+        single(&m::READ_WAIT_SECONDS, c.read_latency.clone().map(Value::Histogram)),
         c.adds.map(|v| Family::labelled(&m::PAGE_CACHE_ADDS, FILL_CAUSES.into_iter().zip(v))),
         c.evictions.map(|v| Family::labelled(&m::PAGE_CACHE_EVICTIONS, EVICTION_CAUSES.into_iter().zip(v))),
         r.scanned.map(|v| Family::labelled(&m::LRU_PAGES_SCANNED, RECLAIMERS.into_iter().zip(v))),

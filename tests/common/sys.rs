@@ -11,6 +11,15 @@ use libbpf_sys as bpf;
 
 pub const PAGE: usize = 4096;
 
+/// How often this thread has slept of its own accord.
+pub fn voluntary_switches() -> i64 {
+    // SAFETY: all-zero is a valid rusage.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: a live struct.
+    assert_eq!(unsafe { libc::getrusage(libc::RUSAGE_THREAD, &mut usage) }, 0);
+    usage.ru_nvcsw
+}
+
 /// posix_fadvise; the errno on failure, as the call returns it.
 pub fn fadvise(fd: RawFd, offset: i64, len: i64, advice: i32) -> Result<(), i32> {
     // SAFETY: no pointers.
