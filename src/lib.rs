@@ -13,6 +13,7 @@ pub mod health;
 pub mod healthcheck;
 pub mod metrics;
 pub mod modules;
+pub mod pod;
 pub mod preflight;
 pub mod server;
 pub mod systemd;
