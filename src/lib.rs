@@ -11,6 +11,7 @@ pub mod ebpf;
 pub mod export;
 pub mod health;
 pub mod healthcheck;
+pub mod manual;
 pub mod metrics;
 pub mod modules;
 pub mod pod;

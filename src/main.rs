@@ -19,7 +19,7 @@ use ebpf_sidecar::modules::iomonitor::IoMonitor;
 use ebpf_sidecar::server::http::{self, Page, Rendered};
 use ebpf_sidecar::systemd::{Pulse, Systemd};
 use ebpf_sidecar::time::rfc3339;
-use ebpf_sidecar::{healthcheck, pod, preflight, version};
+use ebpf_sidecar::{healthcheck, manual, pod, preflight, version};
 
 /// How long `health` waits: less than probes of containers usually do.
 const HEALTH_LIMIT: Duration = Duration::from_secs(3);
@@ -44,6 +44,9 @@ fn dispatch() -> Result<(), u8> {
     let cli = cli::parse(std::env::args_os().skip(1)).map_err(|e| fail(BAD_USAGE, e))?;
     match cli.command {
         Command::Help => say(&cli::help()),
+        // The parser lets no other shell through.
+        Command::Completions => say(&manual::completions(cli.argument.unwrap_or_default())),
+        Command::Man => say(&manual::page()),
         Command::Version => say(&version_text()),
         Command::Config => {
             let config = load_config(&cli)?;

@@ -55,13 +55,37 @@ For a Service called `ebpf-sidecar`, Kubernetes sets `EBPF_SIDECAR_SERVICE_HOST`
 begins with `ebpf-sidecar-`, set `enableServiceLinks: false` in the pod's spec: its variables look like mistyped keys.
 ";
 
+/// What documentation says of a key.
+pub struct KeyReference {
+    /// Its place in the file, sections separated by dots.
+    pub path: &'static str,
+    /// The environment variable that sets it.
+    pub variable: String,
+    /// What it is for, in one sentence.
+    pub help: &'static str,
+    /// What is allowed.
+    pub allowed: &'static str,
+    /// Its default; `None` if it is unset.
+    pub default: Option<String>,
+}
+
+/// Every key, in the order of the file.
+pub fn reference() -> impl Iterator<Item = KeyReference> {
+    KEYS.iter().map(|key| KeyReference {
+        path: key.path,
+        variable: env_name(key.path),
+        help: key.help,
+        allowed: key.allowed,
+        default: (key.get)(&Config::default()),
+    })
+}
+
 /// docs/configuration.md as the table of keys has it.
 pub fn markdown() -> String {
     let mut text = HEAD.replace("{default_path}", DEFAULT_PATH);
-    for key in KEYS {
-        let default = (key.get)(&Config::default()).map_or("none".into(), |d| format!("`{d}`"));
-        let name = env_name(key.path);
-        text += &format!("| `{}`<br>{} | {default} | {} | `{name}` |\n", key.path, key.help, key.allowed);
+    for KeyReference { path, variable, help, allowed, default } in reference() {
+        let default = default.map_or("none".into(), |d| format!("`{d}`"));
+        text += &format!("| `{path}`<br>{help} | {default} | {allowed} | `{variable}` |\n");
     }
     text + TAIL
 }

@@ -19,7 +19,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use docs::markdown;
+pub use docs::{KeyReference, markdown, reference};
 use keys::{KEYS, Key, Kind, Why};
 
 /// Where the configuration lies when the command line names no file.
