@@ -10,7 +10,13 @@ endif
 PREFIX := /usr/local
 SYSCONFDIR := /etc
 BINARY := $(TARGET)/release/ebpf-sidecar
+MAKER := $(BINARY)# makes the manual page and completions: set it if BINARY is for another machine
 UNIT = $(PREFIX)/lib/systemd/system/ebpf-sidecar.service
+SHARE = $(PREFIX)/share
+MANUAL = $(SHARE)/man/man8/ebpf-sidecar.8
+BASH = $(SHARE)/bash-completion/completions/ebpf-sidecar
+ZSH = $(SHARE)/zsh/site-functions/_ebpf-sidecar
+FISH = $(SHARE)/fish/vendor_completions.d/ebpf-sidecar.fish
 CONFIG = $(SYSCONFDIR)/ebpf-sidecar/config.yaml
 
 help: ## list these commands
@@ -49,16 +55,23 @@ bench: deps deps-test ## measure cost and speed
 bench-overhead: deps ## instructions that the agent adds per call, in emulated machines (KERNELS="6.1 6.12")
 	@bash tests/vm/overhead.sh $(KERNELS)
 
-install: ## install binary, configuration and systemd unit (DESTDIR, PREFIX=/usr/local, SYSCONFDIR=/etc)
+install: ## install binary, unit, configuration, manual and completions (DESTDIR, PREFIX=/usr/local, SYSCONFDIR=/etc)
 	@test -x "$(BINARY)" || { echo "$(BINARY) is missing: make build" >&2; exit 1; }
 	@install -D -m 755 "$(BINARY)" "$(DESTDIR)$(PREFIX)/bin/ebpf-sidecar"
 	@install -d "$(DESTDIR)$(PREFIX)/lib/systemd/system"
 	@sed 's,^ExecStart=/usr/local/,ExecStart=$(PREFIX)/,' configs/systemd/ebpf-sidecar.service >"$(DESTDIR)$(UNIT)"
 	@chmod 644 "$(DESTDIR)$(UNIT)"
+	@install -d "$(DESTDIR)$(SHARE)/man/man8" "$(DESTDIR)$(SHARE)/bash-completion/completions" \
+		"$(DESTDIR)$(SHARE)/zsh/site-functions" "$(DESTDIR)$(SHARE)/fish/vendor_completions.d"
+	@"$(MAKER)" man >"$(DESTDIR)$(MANUAL)"
+	@"$(MAKER)" completions bash >"$(DESTDIR)$(BASH)"
+	@"$(MAKER)" completions zsh >"$(DESTDIR)$(ZSH)"
+	@"$(MAKER)" completions fish >"$(DESTDIR)$(FISH)"
 	@test -e "$(DESTDIR)$(CONFIG)" || install -D -m 644 configs/config.yaml "$(DESTDIR)$(CONFIG)"
 
 uninstall: ## remove them; a configuration that was changed stays
-	@rm -f "$(DESTDIR)$(PREFIX)/bin/ebpf-sidecar" "$(DESTDIR)$(UNIT)"
+	@rm -f "$(DESTDIR)$(PREFIX)/bin/ebpf-sidecar" "$(DESTDIR)$(UNIT)" "$(DESTDIR)$(MANUAL)" \
+		"$(DESTDIR)$(BASH)" "$(DESTDIR)$(ZSH)" "$(DESTDIR)$(FISH)"
 	@if cmp -s configs/config.yaml "$(DESTDIR)$(CONFIG)"; then rm "$(DESTDIR)$(CONFIG)"; rmdir "$(DESTDIR)$(SYSCONFDIR)/ebpf-sidecar"; \
 	elif [ -e "$(DESTDIR)$(CONFIG)" ]; then echo "$(CONFIG) was changed, and stays"; fi
 

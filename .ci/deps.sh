@@ -14,9 +14,9 @@ build) # libelf, inside libbpf-sys, is built with the autotools; clang and llvm-
     alpine="clang llvm make gcc g++ pkgconf autoconf automake libtool flex bison gawk gettext gettext-dev
         musl-dev linux-headers argp-standalone musl-fts-dev musl-obstack-dev"
     ;;
-test) # promtool and a Prometheus to scrape with; file systems on loop devices
-    debian="prometheus e2fsprogs util-linux curl"
-    alpine=$debian
+test) # promtool and a Prometheus to scrape with; file systems on loop devices; what units, completions and manual are for
+    debian="prometheus e2fsprogs util-linux curl systemd zsh fish man-db"
+    alpine="prometheus e2fsprogs util-linux curl bash zsh fish man-db"
     ;;
 vm) # an emulator, and what goes into the machine
     debian="qemu-system-x86 busybox-static cpio e2fsprogs debian-archive-keyring"

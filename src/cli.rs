@@ -14,35 +14,35 @@ use crate::config::nearest;
 pub(crate) struct CommandInfo {
     pub command: Command,
     pub name: &'static str,
-    /// What it does, in lines that fit into the help.
-    pub help: &'static [&'static str],
+    /// What its argument may be; empty if it takes none.
+    pub argument: &'static [&'static str],
+    /// What it does, in one line that fits into the help.
+    pub help: &'static str,
 }
 
 /// Every command, in the order in which the help shows them.
 pub(crate) const COMMANDS: &[CommandInfo] = &[
-    CommandInfo { command: Command::Run, name: "run", help: &["Run the agent until SIGTERM or SIGINT; the default"] },
+    command(Command::Run, "run", "Run the agent until SIGTERM or SIGINT; the default"),
+    command(Command::Check, "check", "Tell whether this host can run it, and how each probe would attach"),
+    command(Command::Health, "health", "Ask the running agent: exit 0 if it is healthy or degraded, else 1"),
+    command(Command::Config, "config", "Print the effective configuration, secrets masked"),
+    command(Command::Version, "version", "Print version, commit, build time and libbpf version"),
     CommandInfo {
-        command: Command::Check,
-        name: "check",
-        help: &["Tell whether this host can run it, and how each probe would attach"],
+        command: Command::Completions,
+        name: "completions",
+        argument: &SHELLS,
+        help: "Print the completion script of a shell: bash, zsh or fish",
     },
-    CommandInfo {
-        command: Command::Health,
-        name: "health",
-        help: &["Ask the running agent: exit 0 if it is healthy or degraded, else 1"],
-    },
-    CommandInfo {
-        command: Command::Config,
-        name: "config",
-        help: &["Print the effective configuration, secrets masked"],
-    },
-    CommandInfo {
-        command: Command::Version,
-        name: "version",
-        help: &["Print version, commit, build time and libbpf version"],
-    },
-    CommandInfo { command: Command::Help, name: "help", help: &["Print this help"] },
+    command(Command::Man, "man", "Print the manual page"),
+    command(Command::Help, "help", "Print this help"),
 ];
+
+/// The shells that there are completions for.
+const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];
+
+const fn command(command: Command, name: &'static str, help: &'static str) -> CommandInfo {
+    CommandInfo { command, name, argument: &[], help }
+}
 
 /// One option.
 pub(crate) struct OptionInfo {
@@ -50,6 +50,9 @@ pub(crate) struct OptionInfo {
     pub long: &'static str,
     /// What its value is called; `None` if it takes none.
     pub value: Option<&'static str>,
+    /// What its value may be; empty if that is no list.
+    pub values: &'static [&'static str],
+    /// What it does, in lines that fit into the help.
     pub help: &'static [&'static str],
 }
 
@@ -59,25 +62,34 @@ pub(crate) const OPTIONS: &[OptionInfo] = &[
         short: Some('c'),
         long: "config",
         value: Some("FILE"),
+        values: &[],
         help: &["Configuration, else /etc/ebpf-sidecar/config.yaml if", "present, else the defaults"],
     },
     OptionInfo {
         short: None,
         long: "log-level",
         value: Some("LEVEL"),
+        values: &LEVELS,
         help: &["off, error, warn, info (the default), debug or trace"],
     },
     OptionInfo {
         short: None,
         long: "address",
         value: Some("IP:PORT"),
+        values: &[],
         help: &[
             "health: whom to ask, else the HTTP server of the",
             "configuration, on loopback if it has every address",
         ],
     },
-    OptionInfo { short: Some('h'), long: "help", value: None, help: &["Print this help"] },
-    OptionInfo { short: Some('V'), long: "version", value: None, help: &["The same as the command version"] },
+    OptionInfo { short: Some('h'), long: "help", value: None, values: &[], help: &["Print this help"] },
+    OptionInfo {
+        short: Some('V'),
+        long: "version",
+        value: None,
+        values: &[],
+        help: &["The same as the command version"],
+    },
 ];
 
 /// What the agent does, in one sentence.
@@ -98,23 +110,19 @@ const ADDRESS: &str = "an IP address and a port, such as 127.0.0.1:8080 or [::1]
 pub fn help() -> String {
     let mut text = format!("{SUMMARY}\n\nUsage: ebpf-sidecar [OPTIONS] [COMMAND]\n\nCommands:\n");
     for c in COMMANDS {
-        rows(&mut text, &format!("  {:9} ", c.name), c.help);
+        text += &format!("  {:11} {}\n", c.name, c.help);
     }
     text += "\nOptions:\n";
     for o in OPTIONS {
         let short = o.short.map_or("    ".into(), |s| format!("-{s}, "));
         let value = o.value.map_or(String::new(), |v| format!(" {v}"));
-        rows(&mut text, &format!("  {:23} ", format!("{short}--{}{value}", o.long)), o.help);
+        let mut name = format!("{short}--{}{value}", o.long);
+        for line in o.help {
+            text += &format!("  {name:23} {line}\n");
+            name.clear();
+        }
     }
     text + TAIL
-}
-
-/// A name, and beside it the lines about it.
-fn rows(text: &mut String, name: &str, lines: &[&str]) {
-    for (i, line) in lines.iter().enumerate() {
-        let left = if i == 0 { name } else { "" };
-        *text += &format!("{left:width$}{line}\n", width = name.len());
-    }
 }
 
 /// What to do.
@@ -130,6 +138,10 @@ pub enum Command {
     Health,
     /// Print the effective configuration.
     Config,
+    /// Print the completion script of a shell.
+    Completions,
+    /// Print the manual page.
+    Man,
     /// Print [`help`].
     Help,
 }
@@ -145,6 +157,8 @@ pub struct Cli {
     pub log_level: Option<LevelFilter>,
     /// Whom to ask for health, if named; only with [`Command::Health`].
     pub address: Option<SocketAddr>,
+    /// The argument of the command: one of those that it takes, or `None` if it takes none.
+    pub argument: Option<&'static str>,
 }
 
 /// What is wrong with the command line, in one line for the user.
@@ -168,7 +182,7 @@ impl From<lexopt::Error> for CliError {
 /// Parses the arguments that follow the program's name. A request for help or the version ends it there.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> {
     let mut parser = lexopt::Parser::from_args(args);
-    let (mut command, mut config, mut log_level, mut address) = (None, None, None, None);
+    let (mut command, mut argument, mut config, mut log_level, mut address) = (None, None, None, None, None);
     while let Some(arg) = parser.next()? {
         let end = match arg {
             Short('h') | Long("help") => Some(Command::Help),
@@ -176,16 +190,19 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> 
             _ => None,
         };
         if let Some(command) = end {
-            return Ok(Cli { command, config, log_level, address });
+            return Ok(Cli { command, config, log_level, address, argument });
         }
         match arg {
             Short('c') | Long("config") => config = Some(PathBuf::from(parser.value()?)),
             Long("log-level") => log_level = Some(parse_level(&parser.value()?.to_string_lossy())?),
             Long("address") => address = Some(parse_address(&parser.value()?.to_string_lossy())?),
-            Value(name) if command.is_none() => command = Some(parse_command(&name.to_string_lossy())?),
-            Value(extra) => {
-                return Err(CliError(format!("unexpected argument {extra:?}; allowed: one command")));
-            }
+            Value(text) => match (command, argument) {
+                (None, _) => command = Some(parse_command(&text.to_string_lossy())?),
+                (Some(c), None) if !c.argument.is_empty() => {
+                    argument = Some(parse_argument(c, &text.to_string_lossy())?)
+                }
+                _ => return Err(CliError(format!("unexpected argument {text:?}; allowed: one command"))),
+            },
             Long(name) => {
                 let known: Vec<String> = OPTIONS.iter().map(|o| format!("--{}", o.long)).collect();
                 return Err(unknown("option", &format!("--{name}"), &known));
@@ -197,7 +214,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> 
             }
         }
     }
-    let command = command.unwrap_or(Command::Run);
+    if let (Some(c), None) = (command, argument)
+        && !c.argument.is_empty()
+    {
+        return Err(CliError(format!("{} needs an argument; allowed: {}", c.name, c.argument.join(", "))));
+    }
+    let command = command.map_or(Command::Run, |c| c.command);
     if address.is_some() && command != Command::Health {
         return Err(CliError(
             "--address goes with the command health only; a server's address is a key of the \
@@ -205,13 +227,17 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> 
                 .into(),
         ));
     }
-    Ok(Cli { command, config, log_level, address })
+    Ok(Cli { command, config, log_level, address, argument })
 }
 
-fn parse_command(name: &str) -> Result<Command, CliError> {
+fn parse_command(name: &str) -> Result<&'static CommandInfo, CliError> {
     let known = || COMMANDS.iter().map(|c| c.name.to_owned()).collect::<Vec<_>>();
-    let found = COMMANDS.iter().find(|c| c.name == name);
-    found.map(|c| c.command).ok_or_else(|| unknown("command", name, &known()))
+    COMMANDS.iter().find(|c| c.name == name).ok_or_else(|| unknown("command", name, &known()))
+}
+
+fn parse_argument(command: &CommandInfo, text: &str) -> Result<&'static str, CliError> {
+    let allowed = || format!("{}: {text:?} is not allowed; allowed: {}", command.name, command.argument.join(", "));
+    command.argument.iter().find(|a| **a == text).copied().ok_or_else(|| CliError(allowed()))
 }
 
 fn parse_address(address: &str) -> Result<SocketAddr, CliError> {
@@ -244,6 +270,7 @@ mod tests {
             config: config.map(PathBuf::from),
             log_level,
             address: None,
+            argument: None,
         };
         for (line, expected) in [
             ("", cli(Command::Run, None, None)),
@@ -261,6 +288,8 @@ mod tests {
         ] {
             assert_eq!(parse_words(line), Ok(expected), "{line}");
         }
+        let fish = parse_words("completions --log-level=off fish").unwrap();
+        assert_eq!((fish.command, fish.argument), (Command::Completions, Some("fish")));
         let health = parse_words("health --address [::1]:80").unwrap();
         assert_eq!((health.command, health.address), (Command::Health, Some("[::1]:80".parse().unwrap())));
     }
@@ -274,6 +303,9 @@ mod tests {
             ("check run", ["\"run\"", "allowed", "one command"]),
             ("--config", ["--config", "missing", "argument"]),
             ("--log-level loud", ["--log-level", "\"loud\"", "off, error, warn, info, debug, trace"]),
+            ("completions", ["completions", "needs an argument", "bash, zsh, fish"]),
+            ("completions csh", ["completions", "\"csh\"", "bash, zsh, fish"]),
+            ("completions bash zsh", ["unexpected", "\"zsh\"", "one command"]),
             ("health --address localhost", ["--address", "\"localhost\"", "allowed: an IP address and a port"]),
             ("--address 127.0.0.1:80", ["--address", "command health only", "EBPF_SIDECAR_SERVER_HTTP_ADDRESS"]),
         ] {
@@ -311,7 +343,8 @@ mod tests {
         }
         for c in COMMANDS {
             assert!(help.contains(&format!("\n  {} ", c.name)), "{}", c.name);
-            assert_eq!(parse_words(c.name).unwrap().command, c.command);
+            let line = format!("{} {}", c.name, c.argument.first().unwrap_or(&""));
+            assert_eq!(parse_words(&line).unwrap().command, c.command);
         }
     }
 }

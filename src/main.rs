@@ -19,7 +19,7 @@ use ebpf_sidecar::modules::iomonitor::IoMonitor;
 use ebpf_sidecar::server::http::{self, Page, Rendered};
 use ebpf_sidecar::systemd::{Pulse, Systemd};
 use ebpf_sidecar::time::rfc3339;
-use ebpf_sidecar::{healthcheck, preflight, version};
+use ebpf_sidecar::{healthcheck, manual, pod, preflight, version};
 
 /// How long `health` waits: less than probes of containers usually do.
 const HEALTH_LIMIT: Duration = Duration::from_secs(3);
@@ -44,6 +44,9 @@ fn dispatch() -> Result<(), u8> {
     let cli = cli::parse(std::env::args_os().skip(1)).map_err(|e| fail(BAD_USAGE, e))?;
     match cli.command {
         Command::Help => say(&cli::help()),
+        // The parser lets no other shell through.
+        Command::Completions => say(&manual::completions(cli.argument.unwrap_or_default())),
+        Command::Man => say(&manual::page()),
         Command::Version => say(&version_text()),
         Command::Config => {
             let config = load_config(&cli)?;
@@ -72,7 +75,7 @@ fn load_config(cli: &Cli) -> Result<Config, u8> {
 
 /// The configuration, checked against this host as well.
 fn load(cli: &Cli) -> Result<Config, u8> {
-    config::load_for_host(cli.config.as_deref(), preflight::no_cgroup).map_err(|e| fail(BAD_USAGE, e))
+    config::load_for_host(cli.config.as_deref(), preflight::no_cgroup, pod::scope).map_err(|e| fail(BAD_USAGE, e))
 }
 
 /// Writes to stdout; a reader that has gone (`| head`) is no failure worth words.
@@ -107,7 +110,7 @@ fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
     }
 
     let scope = config.collector.scope.to_string();
-    log::info!("counting {scope} every {:?}", config.collector.interval);
+    log::info!("counting {} every {:?}", preflight::scope_words(&config.collector), config.collector.interval);
     let collector = Collector::start(modules(config), config.collector.interval, scope.clone()).map_err(|e| {
         let hint = preflight::missing_privilege().map(|h| format!("\n{h}")).unwrap_or_default();
         fail(FAILED, format!("{e}{hint}"))

@@ -5,10 +5,11 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
-use crate::config::Config;
+use crate::config::{Collector, Config, Pod};
 use crate::ebpf::os;
 use crate::modules::Module;
 use crate::modules::iomonitor::IoMonitor;
+use crate::pod;
 
 /// Bits of the capabilities that loading and attaching need (linux/capability.h).
 const CAP_SYS_ADMIN: u64 = 1 << 21;
@@ -82,7 +83,7 @@ pub fn check(config: &Config) -> (String, bool) {
         Err(e) => report.line(false, "HTTP port", format!("{http}: {e}")),
     }
 
-    report.line(true, "scope", &config.collector.scope);
+    report.line(true, "scope", scope_words(&config.collector));
     let mut monitor = IoMonitor::new(&config.collector);
     let started = monitor.start();
     for p in monitor.probes() {
@@ -115,12 +116,17 @@ pub fn no_cgroup(path: &Path) -> Option<String> {
 
 /// Where cgroup v2 is mounted.
 fn cgroup2() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-    mounts.lines().find_map(|l| {
-        let mut fields = l.split(' ').skip(1);
-        let path = fields.next()?;
-        (fields.next()? == "cgroup2").then(|| path.into())
-    })
+    pod::cgroup2_mounts().into_iter().next()
+}
+
+/// The scope in words, with how it was chosen if the agent chose it.
+pub fn scope_words(collector: &Collector) -> String {
+    let how = match (&collector.pod, pod::own()) {
+        (Some(Pod::Auto), Ok(_)) => ", the own pod".into(),
+        (Some(Pod::Auto), Err(why)) => format!(", since the own pod is not known: {why}"),
+        _ => String::new(),
+    };
+    format!("{}{how}", collector.scope)
 }
 
 #[derive(Default)]

@@ -129,6 +129,47 @@ fn health_of_a_bad_configuration_is_bad_usage() {
     assert_eq!(o.status.code(), Some(2));
 }
 
+// ---- a pod as the scope ----
+
+#[test]
+fn a_pod_is_counted_by_its_uid() {
+    need_bpf!("a_pod_is_counted_by_its_uid");
+    let _alone = alone();
+    // As kubelet's systemd driver makes them, for a uid that no other run of this test has.
+    let uid = format!("0b1c2d3e-aaaa-bbbb-cccc-{:012x}", std::process::id());
+    let (slice, own) = (Cgroup::new(), uid.replace('-', "_"));
+    let pod = slice.child(&format!("kubepods-burstable-pod{own}.slice"));
+    let container = pod.child("cri-containerd-0123.scope");
+    let agent = Agent::start(&[("COLLECTOR_SCOPE_POD_UID", &uid), ("COLLECTOR_INTERVAL", "100ms")]);
+    let scope = format!("cgroup:{}", pod.path.display());
+    assert_eq!(agent.stats()["scope"], scope.as_str());
+    assert!(agent.log().contains(&format!("counting {scope} every")), "{}", agent.log());
+
+    let f = TestFile::cold("pod", 2 * common::MIB);
+    let (outside, _) = agent.during(|| common::read_all(&f.file, 4096));
+    assert_eq!(outside.misses(), 0.0, "{}", outside.moved());
+    f.drop_cache();
+    container.enter();
+    let (inside, _) = agent.during(|| common::read_all(&f.file, 4096));
+    container.leave();
+    assert_eq!(inside.misses(), 512.0, "{}", inside.moved());
+
+    // The own pod is not known outside of Kubernetes.
+    let auto = Agent::start(&[("COLLECTOR_SCOPE_POD_UID", "auto")]);
+    assert_eq!(auto.stats()["scope"], "host");
+    let words = "counting host, since the own pod is not known: this is no Kubernetes pod";
+    assert!(auto.log().contains(words), "{}", auto.log());
+
+    let o = output(&["run"], &[("COLLECTOR_SCOPE_POD_UID", "0b1c2d3e")]);
+    let said = String::from_utf8(o.stderr).unwrap();
+    assert_eq!(o.status.code(), Some(2), "{said}");
+    for part in
+        ["COLLECTOR_SCOPE_POD_UID", "\"0b1c2d3e\"", "no cgroup of pod 0b1c2d3e under", "allowed: auto, or the uid"]
+    {
+        assert!(said.contains(part), "{said}");
+    }
+}
+
 // ---- privileges ----
 
 /// A copy of the binary that any user may run.

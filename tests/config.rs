@@ -34,7 +34,7 @@ const BAD_FILES: &str = r#"
 sever:\n  http: | 1 | sever: unknown key | nearest is server; | allowed here: server, collector, export
 server:\n  http:\n    prot: 1 | 3 | server.http.prot: unknown key | nearest is server.http.port; | address, port, metrics_path
 server:\n  grpc:\n    tls:\n      cert: a | 4 | server.grpc.tls.cert: unknown key | enabled, cert_file, key_file
-collector:\n  scope:\n    pod: a | 3 | collector.scope.pod: unknown key | cgroup, comm
+collector:\n  scope:\n    pod: a | 3 | collector.scope.pod: unknown key | cgroup, comm, pod_uid
 export:\n  banyandb:\n    host: a | 3 | export.banyandb.host: unknown key | endpoint, group, timeout
 port: 1 | 1 | port: unknown key | nearest is server.grpc.port;
 server:\n  http:\n    port: 1\n    port: 2 | 4 | server.http.port: given twice | each key once
@@ -73,7 +73,7 @@ export:\n  type: influxdb | 2 | export.type | "influxdb" | prometheus or banyand
 # the scope
 collector:\n  scope:\n    cgroup: system.slice | 3 | collector.scope.cgroup | "system.slice" | not absolute | the absolute path of a cgroup v2 directory
 collector:\n  scope:\n    comm: sixteen-bytes-xy | 3 | collector.scope.comm | "sixteen-bytes-xy" | 1 to 15 bytes
-collector:\n  scope:\n    comm: db\n    cgroup: /a | 3 | collector.scope.comm | "db" | collector.scope.cgroup: "/a" | at most one of the two
+collector:\n  scope:\n    comm: db\n    cgroup: /a | 3 | collector.scope.comm | "db" | collector.scope.cgroup: "/a" | at most one of them
 # encryption without its files
 server:\n  grpc:\n    tls:\n      enabled: true | 4 | server.grpc.tls.enabled | "true" needs server.grpc.tls.cert_file | true with both
 # no YAML

@@ -5,11 +5,16 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use ebpf_sidecar::export::prometheus;
 use ebpf_sidecar::metrics::catalogue::{CATALOGUE, Kind};
+use ebpf_sidecar::metrics::example;
 use serde_json::Value as Json;
 use serde_yaml::Value as Yaml;
 
@@ -48,6 +53,10 @@ const CHECKS: &[(&str, Check)] = &[
         let chosen = &dashboard()["templating"]["list"][0]["current"]["value"];
         assert_eq!((source["uid"].as_str(), source["type"].as_str()), (chosen.as_str(), Some("prometheus")));
     }),
+    ("kubernetes/daemonset.yaml", |file| kubernetes(file, 1, &[])),
+    ("kubernetes/privileged-patch.yaml", privileged_patch),
+    ("kubernetes/servicemonitor.yaml", service_monitor),
+    ("kubernetes/sidecar.yaml", |file| kubernetes(file, 2, &["EBPF_SIDECAR_COLLECTOR_SCOPE_POD_UID"])),
     ("prometheus/prometheus.yml", |file| run_promtool(&["check", "config", text(file)])),
     ("prometheus/rules.yml", |file| run_promtool(&["check", "rules", text(file)])),
     ("prometheus/rules_test.yml", |file| run_promtool(&["test", "rules", text(file)])),
@@ -156,6 +165,137 @@ fn every_rule_is_tested_and_every_alert_has_its_page() {
 fn anchor(title: &str) -> String {
     let kept = title.to_lowercase().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).collect::<String>();
     kept.replace(' ', "-")
+}
+
+// ---- Kubernetes ----
+
+fn documents(file: &Path) -> Vec<Yaml> {
+    let text = read(file);
+    let all = serde_yaml::Deserializer::from_str(&text).map(|d| serde::Deserialize::deserialize(d).unwrap());
+    all.collect()
+}
+
+/// Lists of a document, empty where there is none.
+fn list(value: &Yaml) -> &[Yaml] {
+    value.as_sequence().map_or(&[], Vec::as_slice)
+}
+
+fn names(values: &[Yaml]) -> BTreeSet<&str> {
+    values.iter().map(|v| v["name"].as_str().unwrap()).collect()
+}
+
+/// The pod and the container of the agent in a workload.
+fn agent_container(workload: &Yaml) -> (&Yaml, &Yaml) {
+    let pod = &workload["spec"]["template"]["spec"];
+    (pod, list(&pod["containers"]).iter().find(|c| c["name"] == "ebpf-sidecar").unwrap())
+}
+
+#[test]
+fn the_schemas_of_kubernetes_have_nothing_against_the_workloads() {
+    for name in ["daemonset", "sidecar"] {
+        let file = configs().join(format!("kubernetes/{name}.yaml"));
+        if !run("kubernetes-validate", &["--strict", "--quiet", text(&file)]) {
+            let why = "kubernetes-validate is not installed (pip install kubernetes-validate)";
+            return skipped("the_schemas_of_kubernetes_have_nothing_against_the_workloads", why);
+        }
+    }
+}
+
+/// A workload and its Services: nothing in it refers to what is not there.
+fn kubernetes(file: &Path, services: usize, variables: &[&str]) {
+    let all = documents(file);
+    let (pod, container) = agent_container(&all[0]);
+    assert_eq!(pod["enableServiceLinks"], false);
+
+    // The least that the agent needs.
+    let expected: Result<Yaml, _> = serde_yaml::from_str(
+        "{runAsUser: 0, runAsNonRoot: false, privileged: false, allowPrivilegeEscalation: false,
+          readOnlyRootFilesystem: true, capabilities: {drop: [ALL], add: [BPF, PERFMON]},
+          seccompProfile: {type: RuntimeDefault}}",
+    );
+    assert_eq!(container["securityContext"], expected.unwrap());
+    for kind in ["requests", "limits"] {
+        assert!(container["resources"][kind]["memory"].is_string(), "no {kind}");
+    }
+
+    // The agent takes the variables; those of the downward API are uids here.
+    let env: Vec<(&str, &str)> = list(&container["env"])
+        .iter()
+        .map(|v| {
+            let from = v["valueFrom"]["fieldRef"]["fieldPath"].as_str();
+            assert!(from.is_none_or(|f| f == "metadata.uid"), "{from:?}");
+            let name = v["name"].as_str().unwrap();
+            (name, from.map_or_else(|| v["value"].as_str().unwrap(), |_| "0b1c2d3e-aaaa-bbbb-cccc-001122334455"))
+        })
+        .collect();
+    assert_eq!(env.iter().map(|(name, _)| *name).collect::<Vec<_>>(), variables);
+    let o = common::command().arg("config").envs(env).output().unwrap();
+    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+
+    // What it serves by default, and who asks for it.
+    let config: Yaml = serde_yaml::from_slice(&o.stdout).unwrap();
+    let port_of =
+        |name: &str| list(&container["ports"]).iter().find(|p| p["name"] == name).unwrap()["containerPort"].clone();
+    for name in ["http", "grpc"] {
+        assert_eq!(config["server"][name]["port"], port_of(name));
+    }
+    for probe in ["startupProbe", "livenessProbe"] {
+        let get = &container[probe]["httpGet"];
+        assert_eq!((get["path"].as_str(), get["port"].as_str()), (Some("/health"), Some("http")), "{probe}");
+    }
+
+    let volumes: BTreeSet<&str> =
+        names(list(&pod["volumes"])).into_iter().chain(templates(&all[0]["spec"]["volumeClaimTemplates"])).collect();
+    let mounted = list(&pod["containers"]).iter().flat_map(|c| names(list(&c["volumeMounts"])));
+    assert_eq!(mounted.collect::<BTreeSet<_>>(), volumes, "volumes mounted, and volumes there");
+
+    let labels = &all[0]["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(all[0]["spec"]["selector"]["matchLabels"], *labels);
+    assert_eq!(all.len(), 1 + services);
+    let ports: BTreeSet<&str> = list(&pod["containers"]).iter().flat_map(|c| names(list(&c["ports"]))).collect();
+    for service in &all[1..] {
+        assert_eq!((service["kind"].as_str(), &service["spec"]["selector"]), (Some("Service"), labels));
+        for port in list(&service["spec"]["ports"]) {
+            assert!(ports.contains(port["targetPort"].as_str().unwrap()), "{port:?}");
+        }
+    }
+}
+
+fn templates(claims: &Yaml) -> impl Iterator<Item = &str> {
+    list(claims).iter().map(|c| c["metadata"]["name"].as_str().unwrap())
+}
+
+/// It finds the Services of both workloads, by their label and the name of their port.
+fn service_monitor(file: &Path) {
+    let monitor = yaml(file);
+    assert_eq!(
+        (&monitor["apiVersion"], &monitor["kind"]),
+        (&"monitoring.coreos.com/v1".into(), &"ServiceMonitor".into())
+    );
+    let (wanted, endpoint) = (&monitor["spec"]["selector"]["matchLabels"], &monitor["spec"]["endpoints"][0]);
+    assert_eq!(endpoint["path"], "/metrics");
+    for workload in ["kubernetes/daemonset.yaml", "kubernetes/sidecar.yaml"] {
+        let all = documents(&configs().join(workload));
+        let found: Vec<&Yaml> =
+            all.iter().filter(|d| d["kind"] == "Service" && d["metadata"]["labels"] == *wanted).collect();
+        assert_eq!(found.len(), 1, "{workload}");
+        assert!(names(list(&found[0]["spec"]["ports"])).contains(endpoint["port"].as_str().unwrap()), "{workload}");
+        // The job's name, which an alert asks for.
+        let label = monitor["spec"]["jobLabel"].as_str().unwrap();
+        let job = found[0]["metadata"]["labels"][label].as_str().unwrap();
+        assert!(rules().iter().any(|r| r.expr == format!("up{{job=\"{job}\"}} == 0")), "{job}");
+    }
+}
+
+/// It patches a container that is there.
+fn privileged_patch(file: &Path) {
+    let patch = yaml(file);
+    let (_, container) = agent_container(&patch);
+    let daemonset = documents(&configs().join("kubernetes/daemonset.yaml"));
+    assert_eq!(agent_container(&daemonset[0]).1["name"], container["name"]);
+    // The API refuses a privileged container that may not escalate.
+    let context = &container["securityContext"];
+    assert_eq!((&context["privileged"], &context["allowPrivilegeEscalation"]), (&true.into(), &true.into()));
 }
 
 // ---- the dashboard ----
@@ -341,6 +481,53 @@ fn has(metrics: &Metrics, name: &str) -> bool {
     metrics.0.keys().any(|k| k.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('{')))
 }
 
+fn wait_for_data(prometheus: &mut Prometheus, query: &Query) {
+    let has_data = |p: &Prometheus| {
+        let series = p.query(&query.text, "");
+        series.iter().any(|(_, values)| values.iter().any(|v| v != "NaN"))
+    };
+    prometheus.wait(&format!("data for {}: {}", query.place, query.text), has_data);
+}
+
+/// Serves the exposition of an agent with every metric, in which each number is larger at each request. Returns its port.
+fn invented_agent() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let text = prometheus::text(&example::snapshot());
+    let answer = move |(n, client): (usize, std::io::Result<TcpStream>)| -> std::io::Result<()> {
+        let mut client = client?;
+        let head = BufReader::new(&client).lines().take_while(|l| l.as_ref().is_ok_and(|l| !l.is_empty()));
+        head.for_each(drop);
+        let mut body = String::new();
+        for line in text.lines() {
+            match line.rsplit_once(' ').map(|(series, value)| (series, value.parse::<f64>())) {
+                Some((series, Ok(value))) if !line.starts_with('#') => {
+                    body += &format!("{series} {}\n", value * (n + 1) as f64);
+                }
+                _ => body += &format!("{line}\n"),
+            }
+        }
+        let head =
+            format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}", body.len());
+        client.write_all(format!("{head}\r\nConnection: close\r\n\r\n{body}").as_bytes())
+    };
+    // Ends with the test's process.
+    thread::spawn(move || listener.incoming().enumerate().for_each(|request| drop(answer(request))));
+    port
+}
+
+#[test]
+fn every_query_finds_data_where_everything_can_be_known() {
+    let rules = configs().join("prometheus/rules.yml");
+    let Some(mut prometheus) = Prometheus::start(&[("ebpf-sidecar", invented_agent())], &[&rules]) else {
+        let why = "no prometheus (apt-get install prometheus)";
+        return skipped("every_query_finds_data_where_everything_can_be_known", why);
+    };
+    for query in queries().iter().filter(|q| !q.may_be_empty) {
+        wait_for_data(&mut prometheus, query);
+    }
+}
+
 #[test]
 fn every_query_finds_data_of_the_real_agent() {
     const TEST: &str = "every_query_finds_data_of_the_real_agent";
@@ -364,10 +551,6 @@ fn every_query_finds_data_of_the_real_agent() {
     }
 
     let (now, records) = (agent.metrics(), records());
-    let data = |p: &Prometheus, query: &str| -> bool {
-        let series = p.query(query, "");
-        series.iter().any(|(_, values)| values.iter().any(|v| v != "NaN"))
-    };
     let (mut found, mut unknown) = (0, Vec::new());
     for query in queries() {
         // Asked in any case: a query that Prometheus refuses ends the test.
@@ -380,7 +563,7 @@ fn every_query_finds_data_of_the_real_agent() {
         let about = metrics_of(&query.text, &records).into_iter();
         let absent: Vec<String> = about.filter(|m| !has(&now, m) || cannot_move(m)).collect();
         if absent.is_empty() {
-            prometheus.wait(&format!("data for {}: {}", query.place, query.text), |p| data(p, &query.text));
+            wait_for_data(&mut prometheus, &query);
             found += 1;
         } else {
             unknown.extend(absent);

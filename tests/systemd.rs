@@ -281,9 +281,19 @@ fn make_installs_and_uninstalls() {
         "/opt/agent/lib/systemd/system/ebpf-sidecar.service",
         "/etc/ebpf-sidecar/config.yaml",
     );
+    let generated = [
+        ("/opt/agent/share/man/man8/ebpf-sidecar.8", &["man"][..]),
+        ("/opt/agent/share/bash-completion/completions/ebpf-sidecar", &["completions", "bash"]),
+        ("/opt/agent/share/zsh/site-functions/_ebpf-sidecar", &["completions", "zsh"]),
+        ("/opt/agent/share/fish/vendor_completions.d/ebpf-sidecar.fish", &["completions", "fish"]),
+    ];
     let inside = |path: &str| dir.path.join(&path[1..]);
     let mode = |path: &str| fs::metadata(inside(path)).unwrap().permissions().mode() & 0o777;
-    assert_eq!(files(&dir.path), [program, unit, config].map(str::to_owned).into());
+    let expected = [program, unit, config].into_iter().chain(generated.map(|(path, _)| path));
+    assert_eq!(files(&dir.path), expected.map(str::to_owned).collect());
+    for (path, args) in generated {
+        assert_eq!(fs::read(inside(path)).unwrap(), common::output(args, &[]).stdout, "{path}");
+    }
     assert_eq!((mode(program), mode(unit), mode(config)), (0o755, 0o644, 0o644));
     assert_eq!(fs::read(inside(program)).unwrap(), fs::read(binary()).unwrap());
     let installed = fs::read_to_string(inside(unit)).unwrap();

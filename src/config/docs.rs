@@ -36,8 +36,8 @@ The two servers cannot share a port at the same address. `server.grpc.tls.enable
 ## Scope
 
 Without a scope the agent counts the I/O of the whole host. `collector.scope.cgroup` narrows it to one cgroup v2 directory with
-everything below it (a pod, a systemd unit), `collector.scope.comm` to the processes with one name; at most one of the two. The
-filter runs in the kernel, so that what is outside costs almost nothing. What belongs to no process, such as kswapd's reclaim,
+everything below it (a pod, a systemd unit), `collector.scope.comm` to the processes with one name,
+`collector.scope.pod_uid` to one Kubernetes pod; at most one of them. The filter runs in the kernel, so that what is outside costs almost nothing. What belongs to no process, such as kswapd's reclaim,
 stays host-wide; the help text of each such metric says so.
 
 To go back from a scope of the file to another one by environment, empty the first:
@@ -45,18 +45,47 @@ To go back from a scope of the file to another one by environment, empty the fir
 
 ## Kubernetes
 
+`collector.scope.pod_uid` finds the cgroup of a pod by its uid, for both cgroup drivers of kubelet, in every cgroup v2 hierarchy that
+is mounted. In a container with a cgroup namespace (the rule), `/sys/fs/cgroup` shows the own container alone: mount the host's
+besides, as [configs/kubernetes/](../configs/kubernetes/) does. A uid that is not found ends the start. `auto` takes the own pod, known by the
+files that kubelet mounts into a container, and else the host; the log and `check` say which, and why.
+
 For a Service called `ebpf-sidecar`, Kubernetes sets `EBPF_SIDECAR_SERVICE_HOST`, `EBPF_SIDECAR_PORT`,
 `EBPF_SIDECAR_PORT_9090_TCP_ADDR` and the like in every pod of its namespace; the agent ignores them. For a Service whose name only
 begins with `ebpf-sidecar-`, set `enableServiceLinks: false` in the pod's spec: its variables look like mistyped keys.
 ";
 
+/// What documentation says of a key.
+pub struct KeyReference {
+    /// Its place in the file, sections separated by dots.
+    pub path: &'static str,
+    /// The environment variable that sets it.
+    pub variable: String,
+    /// What it is for, in one sentence.
+    pub help: &'static str,
+    /// What is allowed.
+    pub allowed: &'static str,
+    /// Its default; `None` if it is unset.
+    pub default: Option<String>,
+}
+
+/// Every key, in the order of the file.
+pub fn reference() -> impl Iterator<Item = KeyReference> {
+    KEYS.iter().map(|key| KeyReference {
+        path: key.path,
+        variable: env_name(key.path),
+        help: key.help,
+        allowed: key.allowed,
+        default: (key.get)(&Config::default()),
+    })
+}
+
 /// docs/configuration.md as the table of keys has it.
 pub fn markdown() -> String {
     let mut text = HEAD.replace("{default_path}", DEFAULT_PATH);
-    for key in KEYS {
-        let default = (key.get)(&Config::default()).map_or("none".into(), |d| format!("`{d}`"));
-        let name = env_name(key.path);
-        text += &format!("| `{}`<br>{} | {default} | {} | `{name}` |\n", key.path, key.help, key.allowed);
+    for KeyReference { path, variable, help, allowed, default } in reference() {
+        let default = default.map_or("none".into(), |d| format!("`{d}`"));
+        text += &format!("| `{path}`<br>{help} | {default} | {allowed} | `{variable}` |\n");
     }
     text + TAIL
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{AttachMode, Config, ExportKind, ModuleName, PROBES, Scope, Switch};
+use super::{AttachMode, Config, ExportKind, ModuleName, PROBES, Pod, Scope, Switch};
 
 /// One key of the configuration.
 pub(super) struct Key {
@@ -150,6 +150,19 @@ pub(super) static KEYS: &[Key] = &[
         get: |c| match &c.collector.scope {
             Scope::Comm(comm) => Some(comm.clone()),
             _ => None,
+        },
+    },
+    Key {
+        path: "collector.scope.pod_uid",
+        kind: Kind::Scalar,
+        allowed: "auto, or the uid of a pod on this node, such as metadata.uid of the downward API gives it",
+        help: "Counts only the processes of this Kubernetes pod; auto: the own one, or the host if there is none.",
+        set: |c, s| put(&mut c.collector.pod, pod(s).map(Some)),
+        get: |c| {
+            c.collector.pod.as_ref().map(|pod| match pod {
+                Pod::Auto => "auto".into(),
+                Pod::Uid(uid) => uid.clone(),
+            })
         },
     },
     Key {
@@ -315,6 +328,14 @@ fn modules(s: &str) -> Parsed<Vec<ModuleName>> {
 
 fn probes(s: &str) -> Parsed<Vec<&'static str>> {
     names(s, |name| PROBES.iter().copied().find(|p| *p == name).ok_or(Some("no such probe")))
+}
+
+fn pod(s: &str) -> Parsed<Pod> {
+    match s {
+        "auto" => Ok(Pod::Auto),
+        _ if plain(s, "-") => Ok(Pod::Uid(s.into())),
+        _ => Err(None),
+    }
 }
 
 fn comm(s: &str) -> Parsed<String> {

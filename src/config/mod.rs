@@ -19,7 +19,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use docs::markdown;
+pub use docs::{KeyReference, markdown, reference};
 use keys::{KEYS, Key, Kind, Why};
 
 /// Where the configuration lies when the command line names no file.
@@ -94,6 +94,8 @@ pub struct Collector {
     pub modules: Vec<ModuleName>,
     /// Whose I/O is counted.
     pub scope: Scope,
+    /// The pod that is counted, if one was asked for. [`load_for_host`] makes it the scope.
+    pub pod: Option<Pod>,
     /// Names of the probes to attach, of [`PROBES`]: at least one, each once.
     pub probes: Vec<&'static str>,
     /// Whether reads are timed.
@@ -195,6 +197,15 @@ pub enum Scope {
     Comm(String),
 }
 
+/// A Kubernetes pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pod {
+    /// The one that the agent runs in; the host, if there is none.
+    Auto,
+    /// The one with this uid.
+    Uid(String),
+}
+
 /// As the outputs show it: `host`, `cgroup:<path>` or `comm:<name>`.
 impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -252,6 +263,7 @@ impl Default for Config {
                 interval: Duration::from_secs(10),
                 modules: vec![ModuleName::IoMonitor],
                 scope: Scope::Host,
+                pod: None,
                 probes: PROBES.to_vec(),
                 read_latency: Switch::Auto,
                 ebpf: Ebpf { attach: AttachMode::Auto },
@@ -282,19 +294,36 @@ impl std::error::Error for ConfigError {}
 
 /// Reads the configuration: `path`, or else [`DEFAULT_PATH`] if there is one, then the environment.
 pub fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
-    load_with(path, Path::new(DEFAULT_PATH), std::env::vars_os(), |_| None)
+    load_with(path, Path::new(DEFAULT_PATH), std::env::vars_os(), |_| Ok(()))
 }
 
-/// The same, for use on this host. `no_cgroup` says why a path is no cgroup, if it is none.
-pub fn load_for_host(path: Option<&Path>, no_cgroup: impl Fn(&Path) -> Option<String>) -> Result<Config, ConfigError> {
-    load_with(path, Path::new(DEFAULT_PATH), std::env::vars_os(), no_cgroup)
+/// The same, for use on this host. `no_cgroup` says why a path is no cgroup, if it is none; `find_pod` gives the scope that
+/// a pod is here, or says why it is none.
+pub fn load_for_host(
+    path: Option<&Path>,
+    no_cgroup: impl Fn(&Path) -> Option<String>,
+    find_pod: impl Fn(&Pod) -> Result<Scope, String>,
+) -> Result<Config, ConfigError> {
+    load_with(path, Path::new(DEFAULT_PATH), std::env::vars_os(), |collector| {
+        if let Some(pod) = &collector.pod {
+            collector.scope = find_pod(pod).map_err(|why| ("collector.scope.pod_uid", why))?;
+        } else if let Scope::Cgroup(cgroup) = &collector.scope
+            && let Some(why) = no_cgroup(cgroup)
+        {
+            return Err(("collector.scope.cgroup", why));
+        }
+        Ok(())
+    })
 }
+
+/// Fits what is collected to the host, or says which key cannot be had and why.
+type FitResult = Result<(), (&'static str, String)>;
 
 fn load_with(
     path: Option<&Path>,
     default_path: &Path,
     env: impl IntoIterator<Item = (OsString, OsString)>,
-    no_cgroup: impl Fn(&Path) -> Option<String>,
+    fit: impl Fn(&mut Collector) -> FitResult,
 ) -> Result<Config, ConfigError> {
     let read_path = path.unwrap_or(default_path);
     let bytes = match read(read_path) {
@@ -305,8 +334,8 @@ fn load_with(
             return Err(ConfigError(message));
         }
     };
-    let (config, sources) = read_sources(bytes.as_deref().map(|b| (read_path, b)), env)?;
-    sources.check_scope(&config, no_cgroup)?;
+    let (mut config, sources) = read_sources(bytes.as_deref().map(|b| (read_path, b)), env)?;
+    fit(&mut config.collector).map_err(|(path, why)| sources.unfit(path, &why))?;
     Ok(config)
 }
 
@@ -420,24 +449,20 @@ impl Sources<'_> {
                 return Err(self.conflict(enabled, "needs", (path, ""), allowed));
             }
         }
-        let (comm, cgroup) = ("collector.scope.comm", "collector.scope.cgroup");
-        if let (Some(a), Some(b)) = (self.text(comm), self.text(cgroup)) {
-            return Err(self.conflict((comm, a), "cannot be combined with", (cgroup, b), "at most one of the two"));
+        let scopes = ["collector.scope.comm", "collector.scope.cgroup", "collector.scope.pod_uid"];
+        let mut given = scopes.into_iter().filter_map(|path| Some((path, self.text(path)?)));
+        if let (Some(a), Some(b)) = (given.next(), given.next()) {
+            return Err(self.conflict(a, "cannot be combined with", b, "at most one of them"));
         }
         Ok(())
     }
 
-    /// Checks that the cgroup to count is one.
-    fn check_scope(&self, config: &Config, no_cgroup: impl Fn(&Path) -> Option<String>) -> Result<(), ConfigError> {
-        let path = "collector.scope.cgroup";
-        if let Scope::Cgroup(cgroup) = &config.collector.scope
-            && let Some(why) = no_cgroup(cgroup)
-            && let (Some(key), Some((origin, text))) = (keys::find(path), self.given.get(path))
-        {
-            let problem = format!("{} is not allowed: {why}; allowed: {}", bad_value(key, text), key.allowed);
-            return Err(self.error(*origin, key, &problem));
-        }
-        Ok(())
+    /// What is said of a value that cannot be had on this host.
+    fn unfit(&self, path: &str, why: &str) -> ConfigError {
+        let given = keys::find(path).and_then(|key| Some((key, self.given.get(path)?)));
+        let Some((key, (origin, text))) = given else { return ConfigError(format!("{path}: {why}")) };
+        let problem = format!("{} is not allowed: {why}; allowed: {}", bad_value(key, text), key.allowed);
+        self.error(*origin, key, &problem)
     }
 
     /// An error between two keys, each with its value.

@@ -97,6 +97,7 @@ export:
             interval: Duration::from_secs(90),
             modules: vec![ModuleName::IoMonitor],
             scope: Scope::Comm("0x10".into()),
+            pod: None,
             probes: vec!["kswapd", "fadvise"],
             read_latency: Switch::Off,
             ebpf: Ebpf { attach: AttachMode::Kprobe },
@@ -144,6 +145,7 @@ const BAD_VALUES: &[(&str, &str, &[&str])] = &[
     ("collector.scope.cgroup", "not absolute", &["system.slice", "../a"]),
     ("collector.scope.cgroup", "", &["''"]),
     ("collector.scope.comm", "", &["''", "sixteen-bytes-xy", "ääääääää"]),
+    ("collector.scope.pod_uid", "", &["''", "Auto!", "a/b", "..", "a b"]),
     ("collector.read_latency", "", &["true", "no", "Auto", "''"]),
     ("collector.ebpf.attach", "", &["fexit", "Auto"]),
     ("export.type", "", &["influxdb", "Prometheus", "''"]),
@@ -184,7 +186,7 @@ const BAD_FILES: &str = r#"
 sever:\n  http: | 1 | sever: unknown key | nearest is server; | allowed here: server, collector, export
 server:\n  http:\n    prot: 1 | 3 | server.http.prot | nearest is server.http.port; | allowed here: address, port, metrics_path
 port: 1 | 1 | port: unknown key | nearest is server.grpc.port; | allowed here: server, collector, export
-collector:\n  scope:\n    a: 1 | 3 | collector.scope.a: unknown key | allowed here: cgroup, comm
+collector:\n  scope:\n    a: 1 | 3 | collector.scope.a: unknown key | allowed here: cgroup, comm, pod_uid
 7: 1 | 1 | 7: unknown key | allowed here: server
 <<: {} | 1 | <<: unknown key | allowed here: server
 "a\\nb": 1 | 1 | a\\nb: unknown key | allowed here: server
@@ -216,7 +218,7 @@ server:\n  http:\n    port: 9090 | 3 | server.http.port: "9090" | server.grpc.po
 server:\n  grpc:\n    port: 8080 | 3 | server.grpc.port: "8080" | server.http.port: "8080" (built-in default) | allowed: different ports
 server:\n  grpc:\n    tls:\n      enabled: true\n      key_file: /k | 4 | server.grpc.tls.enabled: "true" needs server.grpc.tls.cert_file: "" | allowed: true with
 server:\n  grpc:\n    tls: {enabled: true, cert_file: /c} | 3 | server.grpc.tls.enabled: "true" needs server.grpc.tls.key_file: "" | allowed: true with
-collector:\n  scope:\n    comm: db\n    cgroup: /a | 3 | collector.scope.comm: "db" | collector.scope.cgroup: "/a" (/etc/x.yaml:4) | at most one
+collector:\n  scope:\n    comm: db\n    cgroup: /a | 3 | collector.scope.comm: "db" | collector.scope.cgroup: "/a" (/etc/x.yaml:4) | at most one of them
 server:\n  http: [1\n | 3 | not valid YAML
 server:\n	http: 1 | 2 | not valid YAML
 a: b: c | 1 | not valid YAML
@@ -387,7 +389,7 @@ fn the_file_is_the_named_one_else_the_default_one_if_present() {
     let big = file("big.yaml", &vec![b'#'; MAX_FILE_BYTES as usize + 1]);
     let absent = dir.join("absent.yaml");
     let port = |path: Option<&Path>, default: &Path| {
-        load_with(path, default, [], |_| None).map(|c| c.server.http.port).map_err(|e| e.to_string())
+        load_with(path, default, [], |_| Ok(())).map(|c| c.server.http.port).map_err(|e| e.to_string())
     };
 
     assert_eq!(port(Some(&one), &two), Ok(1));
@@ -407,14 +409,41 @@ fn the_file_is_the_named_one_else_the_default_one_if_present() {
 fn a_cgroup_is_checked_where_it_is_to_be_used() {
     let load = |why: Option<&str>| {
         let env = env(&[("EBPF_SIDECAR_COLLECTOR_SCOPE_CGROUP", "/a")]);
-        load_with(None, Path::new("/nowhere/x"), env, |p| why.map(|w| format!("{} {w}", p.display())))
+        load_with(None, Path::new("/nowhere/x"), env, |_| match why {
+            Some(why) => Err(("collector.scope.cgroup", why.into())),
+            None => Ok(()),
+        })
     };
     assert_eq!(load(None).unwrap().collector.scope, Scope::Cgroup("/a".into()));
     assert_eq!(
-        load(Some("is a plum")).unwrap_err().to_string(),
+        load(Some("it is a plum")).unwrap_err().to_string(),
         "environment variable EBPF_SIDECAR_COLLECTOR_SCOPE_CGROUP: collector.scope.cgroup: \"/a\" is not allowed: \
-         /a is a plum; allowed: the absolute path of a cgroup v2 directory, such as /sys/fs/cgroup/system.slice"
+         it is a plum; allowed: the absolute path of a cgroup v2 directory, such as /sys/fs/cgroup/system.slice"
     );
+}
+
+#[test]
+fn a_pod_is_looked_for_where_it_is_to_be_used_and_excludes_the_other_scopes() {
+    let pod = |text: &str| load_text(&format!("collector: {{scope: {{pod_uid: {text}}}}}"), &[]).unwrap().collector;
+    assert_eq!((pod("auto").pod, pod("auto").scope), (Some(Pod::Auto), Scope::Host));
+    assert_eq!(pod("0b1c-2d").pod, Some(Pod::Uid("0b1c-2d".into())));
+    assert_eq!(pod("~").pod, None);
+
+    let variables = env(&[("EBPF_SIDECAR_COLLECTOR_SCOPE_POD_UID", "0b1c-2d")]);
+    let message =
+        load_with(None, Path::new("/nowhere/x"), variables, |_| Err(("collector.scope.pod_uid", "gone".into())));
+    assert!(
+        message.unwrap_err().to_string().starts_with(
+            "environment variable EBPF_SIDECAR_COLLECTOR_SCOPE_POD_UID: collector.scope.pod_uid: \"0b1c-2d\" is not allowed: \
+             gone; allowed: auto, or the uid"
+        )
+    );
+    for other in ["comm: db", "cgroup: /a"] {
+        let yaml = format!("collector:\n  scope:\n    pod_uid: auto\n    {other}\n");
+        let message = load_text(&yaml, &[]).unwrap_err();
+        assert!(message.contains("cannot be combined with collector.scope.pod_uid: \"auto\""), "{message}");
+        load_text(&yaml, &[("EBPF_SIDECAR_COLLECTOR_SCOPE_POD_UID", "")]).unwrap();
+    }
 }
 
 #[test]
