@@ -12,6 +12,17 @@ function fail(words) {
     failures[failed++] = columns[column] ": " words
 }
 
+# Lines of several kernels; those that say the same in one.
+function together(of, title, c, k, who) {
+    for (c = 1; c <= n; c++) {
+        if (!(c in of) || of[c] in told) continue
+        who = ""
+        for (k = c; k <= n; k++) if (k in of && of[k] == of[c]) who = who " " kernel[k]
+        print title of[c] " (" substr(who, 2) ")"
+        told[of[c]]
+    }
+}
+
 FNR == 1 {
     column = ++n
     name = FILENAME
@@ -25,7 +36,8 @@ FNR == 1 {
 
 # A message of the kernel can stand between a name and its result.
 pending != "" && /^(ok|FAILED)$/ { mark(pending, $1); pending = "" }
-/^test [a-z_0-9]+ \.\.\. / {
+/^test [a-z_0-9:]+ \.\.\. / {
+    sub(/^.*::/, "", $2)
     if ($NF == "ok" || $NF == "FAILED") { mark($2, $NF); pending = "" }
     else { mark($2, "??"); pending = $2 }
 }
@@ -51,24 +63,31 @@ END {
     short["fentry"] = "fe"; short["kprobe"] = "kp"; short["tracepoint"] = "tp"; short["auto"] = "au"
     short["lru_gen"] = "lr"; short["nobtf"] = "nb"
     print "fe fentry, kp kprobe, tp tracepoint, nb no BTF, lr lru_gen=7, au auto: defaults and privileges"
-    printf "%-49s", ""
-    for (c = 1; c <= n; c++) printf "%3s%s", short[mode[c]], kernel[c] == kernel[c + 1] ? "" : "  " kernel[c]
-    print ""
+    head = sprintf("%-49s", "")
+    for (c = 1; c <= n; c++) {
+        if (kernel[c] != kernel[c - 1]) {
+            head = head "  "
+            top = sprintf("%-*s%s", length(head), top, kernel[c])
+        }
+        head = head sprintf("%-3s", short[mode[c]])
+    }
+    print top
+    print head
     for (t = 0; t < tests; t++) {
-        printf "%-49s", length(cases[t]) > 49 ? substr(cases[t], 1, 48) "~" : cases[t]
+        printf "%-49s", (length(cases[t]) > 49 ? substr(cases[t], 1, 48) "~" : cases[t])
         for (c = 1; c <= n; c++) {
             r = result[cases[t], c]
             if (r == "FAILED") r = "!!"
             if (r == "!!" || r == "??") status = 1
             if (r == "ok" || r == "--") counted[r]++
-            printf "%3s%s", r, kernel[c] == kernel[c + 1] ? "" : sprintf("  %*s", length(kernel[c]), "")
+            printf "%s%-3s", kernel[c] == kernel[c - 1] ? "" : "  ", r
         }
         print ""
     }
     print ""
     for (i = 0; i < skipped; i++) print "--" skips[reasons[i]] ": " reasons[i]
-    for (c = 1; c <= n; c++) if (c in attached) print kernel[c] " attached: " attached[c]
-    for (c = 1; c <= n; c++) if (c in capabilities) print kernel[c] " as another user than root: " capabilities[c]
+    together(attached, "attached by default: ")
+    together(capabilities, "fewest capabilities of a user other than root: ")
     for (i = 0; i < failed; i++) print failures[i]
     for (c = 1; c <= n; c++) {
         if (c in bad) status = 1
