@@ -36,8 +36,12 @@ run: build ## build it and start it on this kernel, as root (ARGS="--log-level d
 	elif command -v sudo >/dev/null; then exec sudo $(TARGET)/release/ebpf-sidecar $(ARGS); \
 	else echo "loading BPF programs needs root: run $(TARGET)/release/ebpf-sidecar as root" >&2; exit 1; fi
 
-test: deps deps-test ## run every test that this machine can run, and list what was skipped
+test: deps deps-test ## run every test that this machine can run, also on other kernels, and list what was skipped
 	@sh .ci/test.sh
+
+test-full: deps deps-test ## the same, and what takes long: overhead on every kernel, measurements
+	@VM_OVERHEAD="5.10 6.1 6.12 7.2" sh .ci/test.sh
+	@cargo test --no-fail-fast -- --test-threads=1 --ignored --nocapture
 
 deps-vm: ## install what the tests on other kernels need besides (Debian, Ubuntu)
 	@sh .ci/deps.sh vm

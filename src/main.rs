@@ -112,7 +112,7 @@ fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
     let scope = config.collector.scope.to_string();
     log::info!("counting {} every {:?}", preflight::scope_words(&config.collector), config.collector.interval);
     let collector = Collector::start(modules(config), config.collector.interval, scope.clone()).map_err(|e| {
-        let hint = preflight::missing_privilege().map(|h| format!("\n{h}")).unwrap_or_default();
+        let hint = preflight::missing_privilege(false).map(|h| format!("\n{h}")).unwrap_or_default();
         fail(FAILED, format!("{e}{hint}"))
     })?;
     let address = SocketAddr::new(config.server.http.address, config.server.http.port);

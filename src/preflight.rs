@@ -11,41 +11,60 @@ use crate::modules::Module;
 use crate::modules::iomonitor::IoMonitor;
 use crate::pod;
 
-/// Bits of the capabilities that loading and attaching need (linux/capability.h).
-const CAP_SYS_ADMIN: u64 = 1 << 21;
-const CAP_PERFMON: u64 = 1 << 38;
-const CAP_BPF: u64 = 1 << 39;
+/// A capability as the agent may lack it: the name behind `CAP_`, its bit (linux/capability.h), and what for.
+struct Capability(&'static str, u32, &'static str);
 
-/// The capabilities that this kernel wants for BPF tracing and the agent lacks, with the way to grant them;
-/// `None` if it has them.
-pub fn missing_privilege() -> Option<String> {
-    missing_of(os::capabilities(), &os::kernel_release())
+const SYS_ADMIN: Capability = Capability("SYS_ADMIN", 21, "");
+const PERFMON: Capability = Capability("PERFMON", 38, "");
+const BPF: Capability = Capability("BPF", 39, "");
+const DAC_READ_SEARCH: Capability = Capability("DAC_READ_SEARCH", 2, "to read tracefs as a user other than root");
+const SYS_RESOURCE: Capability =
+    Capability("SYS_RESOURCE", 24, "to lift RLIMIT_MEMLOCK, which BPF maps count against before 5.11");
+
+/// What this machine makes necessary besides.
+#[derive(Clone, Copy, Default)]
+struct Needs {
+    /// A probe is not attached, and tracefs is there but may not be read.
+    tracefs: bool,
+    /// The maps count against a limit that is in force.
+    memlock: bool,
 }
 
-fn missing_of(have: u64, release: &str) -> Option<String> {
-    if have & CAP_SYS_ADMIN != 0 {
-        return None;
-    }
-    // CAP_BPF and CAP_PERFMON were split off CAP_SYS_ADMIN in 5.8.
-    let wanted: &[(&str, u64)] = match os::version_of(release) < (5, 8) {
-        true => &[("SYS_ADMIN", CAP_SYS_ADMIN)],
-        false => &[("BPF", CAP_BPF), ("PERFMON", CAP_PERFMON)],
+/// The capabilities that this kernel wants for BPF tracing and the agent lacks, with the way to grant them;
+/// `None` if it has them. `attached`: whether every probe is.
+pub fn missing_privilege(attached: bool) -> Option<String> {
+    let needs = Needs { tracefs: !attached && os::tracefs_is_refused(), memlock: os::memlock_is_limited() };
+    missing_of(os::capabilities(), &os::kernel_release(), needs)
+}
+
+fn missing_of(have: u64, release: &str, needs: Needs) -> Option<String> {
+    let has = |c: &Capability| have & (1 << c.1) != 0;
+    // CAP_BPF and CAP_PERFMON were split off CAP_SYS_ADMIN in 5.8, which still stands for both.
+    let mut wanted = match os::version_of(release) < (5, 8) || has(&SYS_ADMIN) {
+        true => vec![SYS_ADMIN],
+        false => vec![BPF, PERFMON],
     };
-    let lacking: Vec<&str> = wanted.iter().filter(|(_, bit)| have & bit == 0).map(|(name, _)| *name).collect();
+    wanted.extend(needs.tracefs.then_some(DAC_READ_SEARCH));
+    wanted.extend(needs.memlock.then_some(SYS_RESOURCE));
+    let names = |of: &[&Capability], prefix: &str, between: &str| -> String {
+        of.iter().map(|c| format!("{prefix}{}", c.0)).collect::<Vec<_>>().join(between)
+    };
+    let lacking: Vec<&Capability> = wanted.iter().filter(|c| !has(c)).collect();
     if lacking.is_empty() {
         return None;
     }
+    let why: Vec<String> =
+        lacking.iter().filter(|c| !c.2.is_empty()).map(|c| format!("CAP_{} is {}", c.0, c.2)).collect();
+    let why = if why.is_empty() { String::new() } else { format!(" ({})", why.join("; ")) };
     // The grant is of all of them: setcap replaces what was granted before.
-    let join = |names: &[&str], prefix: &str, between: &str| -> String {
-        names.iter().map(|n| format!("{prefix}{n}")).collect::<Vec<_>>().join(between)
-    };
-    let all: Vec<&str> = wanted.iter().map(|(name, _)| *name).collect();
+    let all: Vec<&Capability> = wanted.iter().collect();
     Some(format!(
-        "{} missing: run as root, or grant it: setcap {}+ep ebpf-sidecar; docker run {}; systemd AmbientCapabilities={}",
-        join(&lacking, "CAP_", " and "),
-        join(&all, "cap_", ",").to_lowercase(),
-        join(&all, "--cap-add ", " "),
-        join(&all, "CAP_", " "),
+        "{} missing{why}: run as root, or grant it: setcap {}+ep ebpf-sidecar; docker run {}; \
+         systemd AmbientCapabilities={}",
+        names(&lacking, "CAP_", " and "),
+        names(&all, "cap_", ",").to_lowercase(),
+        names(&all, "--cap-add ", " "),
+        names(&all, "CAP_", " "),
     ))
 }
 
@@ -67,10 +86,6 @@ pub fn check(config: &Config) -> (String, bool) {
         (None, Ok(_)) => report.line(true, "tracefs", "not mounted; the agent mounts it for itself"),
         (None, Err(e)) => report.note("tracefs", e),
     }
-    match missing_privilege() {
-        None => report.line(true, "capabilities", "sufficient"),
-        Some(missing) => report.line(false, "capabilities", missing),
-    }
     match cgroup2() {
         Some(path) => report.line(true, "cgroup v2", path.display()),
         None => {
@@ -86,6 +101,13 @@ pub fn check(config: &Config) -> (String, bool) {
     report.line(true, "scope", scope_words(&config.collector));
     let mut monitor = IoMonitor::new(&config.collector);
     let started = monitor.start();
+    let all = monitor.probes().iter().all(|p| p.mode.is_some()) && started.is_ok();
+    match missing_privilege(all) {
+        None => report.line(true, "capabilities", "sufficient"),
+        // Without them some metrics are missing, or all.
+        Some(missing) if started.is_ok() => report.note("capabilities", missing),
+        Some(missing) => report.line(false, "capabilities", missing),
+    }
     for p in monitor.probes() {
         match p.mode {
             Some(mode) => report.line(true, p.name, format!("would attach as {mode}")),
@@ -156,16 +178,33 @@ impl Report {
 mod tests {
     use super::*;
 
+    fn bits(of: &[Capability]) -> u64 {
+        of.iter().map(|c| 1 << c.1).sum()
+    }
+
     #[test]
     fn privileges_are_those_of_the_kernel() {
-        assert_eq!(missing_of(CAP_SYS_ADMIN, "4.14.0"), None);
-        assert_eq!(missing_of(CAP_BPF | CAP_PERFMON, "5.8.0-1-amd64"), None);
-        let old = missing_of(CAP_BPF | CAP_PERFMON, "5.7.19").unwrap();
+        let usual = |have, release| missing_of(have, release, Needs::default());
+        assert_eq!(usual(bits(&[SYS_ADMIN]), "4.14.0"), None);
+        assert_eq!(usual(bits(&[BPF, PERFMON]), "5.8.0-1-amd64"), None);
+        let old = usual(bits(&[BPF, PERFMON]), "5.7.19").unwrap();
         assert!(old.contains("CAP_SYS_ADMIN") && old.contains("--cap-add SYS_ADMIN"), "{old}");
-        let half = missing_of(CAP_BPF, "6.12.3").unwrap();
-        assert!(half.starts_with("CAP_PERFMON missing") && half.contains("setcap cap_bpf,cap_perfmon+ep"), "{half}");
-        let none = missing_of(0, "7.2-rc1").unwrap();
+        let half = usual(bits(&[BPF]), "6.12.3").unwrap();
+        assert!(half.starts_with("CAP_PERFMON missing: ") && half.contains("setcap cap_bpf,cap_perfmon+ep"), "{half}");
+        let none = usual(0, "7.2-rc1").unwrap();
         assert!(none.contains("CAP_BPF and CAP_PERFMON") && none.contains("--cap-add BPF --cap-add PERFMON"), "{none}");
+    }
+
+    #[test]
+    fn what_the_machine_makes_necessary_is_named_with_its_reason() {
+        let tracefs = Needs { tracefs: true, ..Needs::default() };
+        let said = missing_of(bits(&[BPF, PERFMON]), "6.18.1", tracefs).unwrap();
+        assert!(said.starts_with("CAP_DAC_READ_SEARCH missing (CAP_DAC_READ_SEARCH is to read tracefs"), "{said}");
+        assert!(said.contains("setcap cap_bpf,cap_perfmon,cap_dac_read_search+ep"), "{said}");
+        assert_eq!(missing_of(bits(&[BPF, PERFMON, DAC_READ_SEARCH]), "6.18.1", tracefs), None);
+        let memlock = Needs { memlock: true, ..Needs::default() };
+        let said = missing_of(bits(&[SYS_ADMIN]), "5.10.0", memlock).unwrap();
+        assert!(said.starts_with("CAP_SYS_RESOURCE missing (") && said.contains("RLIMIT_MEMLOCK"), "{said}");
     }
 
     #[test]

@@ -170,6 +170,36 @@ fn a_pod_is_counted_by_its_uid() {
     }
 }
 
+// ---- what is attached ----
+
+/// With no configuration: what is attached, and how. Debian's kernels have everything that the agent can use.
+#[test]
+fn by_default_it_attaches_in_the_best_way() {
+    need_bpf!("by_default_it_attaches_in_the_best_way");
+    let _alone = alone();
+    let agent = Agent::start(&[]);
+    let (said, attached) = (health(&agent), probes(&health(&agent)));
+    assert!(attached.len() >= 8, "{said}");
+    let words: Vec<String> =
+        attached.iter().map(|(name, mode)| format!("{name}={}", mode.as_deref().unwrap_or("none"))).collect();
+    println!("ATTACHED {}", words.join(" "));
+    assert!(attached.iter().any(|(_, mode)| mode.is_some()), "{said}");
+    if common::sized(true, false) {
+        return;
+    }
+    assert_eq!(said["status"], "healthy", "{said}");
+    for probe in said["modules"][0]["probes"].as_array().unwrap() {
+        let at_function = ["fadvise", "read_latency", "cache_read"].contains(&probe["name"].as_str().unwrap());
+        let best = match at_function {
+            // A program at a function misses events there: kprobes come first.
+            true if probe["failures"].to_string().contains("this kernel is preemptible") => "kprobe",
+            true => "fexit",
+            false => "raw_tracepoint",
+        };
+        assert_eq!(probe["mode"], best, "{probe}");
+    }
+}
+
 // ---- privileges ----
 
 /// A copy of the binary that any user may run.
@@ -186,7 +216,11 @@ fn as_user(uid: u32, capabilities: &[&str], binary: &Path) -> Vec<String> {
         .chain(capabilities.iter().map(|c| format!("+{c}")))
         .collect::<Vec<_>>()
         .join(",");
-    let mut words = vec!["setpriv".to_owned(), format!("--inh-caps={set}"), format!("--bounding-set={set}")];
+    // By its path, since a busybox shell has one of its own that cannot do this.
+    let paths = std::env::var("PATH").unwrap_or_default();
+    let setpriv = paths.split(':').map(|dir| Path::new(dir).join("setpriv")).find(|p| p.exists());
+    let setpriv = text(&setpriv.expect("setpriv of util-linux")).to_owned();
+    let mut words = vec![setpriv, format!("--inh-caps={set}"), format!("--bounding-set={set}")];
     if uid != 0 {
         words.push(format!("--ambient-caps={set}"));
         words.extend([format!("--reuid={uid}"), format!("--regid={uid}"), "--clear-groups".to_owned()]);
@@ -216,6 +250,17 @@ fn without_privilege_it_says_which_and_how() {
     let binary = binary_for_all(&dir);
     let port = free_port().to_string();
     let before = bpf::existing();
+    // Before 5.11 the maps count against a limit.
+    let (why, cap, flag, unit) = match counts_memlock() {
+        true => (
+            " and CAP_SYS_RESOURCE missing (CAP_SYS_RESOURCE is to lift RLIMIT_MEMLOCK, which BPF maps count against \
+             before 5.11)",
+            ",cap_sys_resource",
+            " --cap-add SYS_RESOURCE",
+            " CAP_SYS_RESOURCE",
+        ),
+        false => (" missing", "", "", ""),
+    };
     for uid in [NOBODY, 0] {
         for (command, has, lacking) in [
             ("check", &[][..], "CAP_BPF and CAP_PERFMON"),
@@ -223,7 +268,7 @@ fn without_privilege_it_says_which_and_how() {
             ("run", &["perfmon"], "CAP_BPF"),
             ("run", &["bpf"], "CAP_PERFMON"),
         ] {
-            let mut c = command_of(&as_user(uid, has, &binary));
+            let mut c = command_of(&confined(uid, has, NO_TRACEFS, &binary));
             c.arg(command);
             let o = output_of(c, &[("SERVER_HTTP_PORT", &port), ("SERVER_HTTP_ADDRESS", "127.0.0.1")]);
             let said = [o.stdout, o.stderr].concat();
@@ -231,25 +276,139 @@ fn without_privilege_it_says_which_and_how() {
             assert_eq!(o.status.code(), Some(1), "{command} as {uid}: {said}");
             // All of them in the commands: setcap replaces what was granted before.
             let hint = format!(
-                "{lacking} missing: run as root, or grant it: setcap cap_bpf,cap_perfmon+ep ebpf-sidecar; docker run \
-                 --cap-add BPF --cap-add PERFMON; systemd AmbientCapabilities=CAP_BPF CAP_PERFMON"
+                "{lacking}{why}: run as root, or grant it: setcap cap_bpf,cap_perfmon{cap}+ep ebpf-sidecar; docker run \
+                 --cap-add BPF --cap-add PERFMON{flag}; systemd AmbientCapabilities=CAP_BPF CAP_PERFMON{unit}"
             );
             assert!(said.contains(&hint), "{command} as {uid} with {has:?}: {said}");
             assert!(!said.contains("panic"), "{said}");
         }
     }
+    // Where tracefs is there and only root may read it, one more, which may be needed.
+    let mut c = command_of(&confined(NOBODY, &["bpf"], TRACEFS, &binary));
+    c.arg("run");
+    let said = output_of(c, &[("SERVER_HTTP_PORT", &port), ("SERVER_HTTP_ADDRESS", "127.0.0.1")]).stderr;
+    let said = String::from_utf8_lossy(&said);
+    assert!(said.contains("CAP_PERFMON and CAP_DAC_READ_SEARCH"), "{said}");
+    assert!(said.contains("CAP_DAC_READ_SEARCH is to read tracefs as a user other than root"), "{said}");
+    assert!(said.contains("setcap cap_bpf,cap_perfmon,cap_dac_read_search"), "{said}");
     assert_nothing_left_since(&before);
+}
+
+/// Everything that could be asked for, with its bit.
+const CAPABILITIES: [(&str, u32); 8] = [
+    ("sys_admin", 21),
+    ("sys_ptrace", 19),
+    ("syslog", 34),
+    ("dac_override", 1),
+    ("sys_resource", 24),
+    ("dac_read_search", 2),
+    ("perfmon", 38),
+    ("bpf", 39),
+];
+
+/// Whether BPF maps count against RLIMIT_MEMLOCK: before 5.11.
+fn counts_memlock() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut number = release.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+    (number.next(), number.next()) < (Some(5), Some(11))
+}
+
+const PARANOID: &str = "/proc/sys/kernel/perf_event_paranoid";
+
+/// For each way of attaching, the capabilities that a user other than root needs: with them everything attaches that
+/// does with all, without any one of them something is missing, and an agent with no others counts. Root needs the
+/// same but for those that pass over the permissions of files.
+#[test]
+fn the_fewest_capabilities() {
+    need_bpf!("the_fewest_capabilities");
+    let _alone = alone();
+    let dir = TempDir::new("fewest");
+    let binary = binary_for_all(&dir);
+    let port = free_port().to_string();
+    // Those that this process may hand on.
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let bounding = status.lines().find_map(|l| l.strip_prefix("CapBnd:")).unwrap().trim();
+    let bounding = u64::from_str_radix(bounding, 16).unwrap();
+    let everything: Vec<&str> = CAPABILITIES.iter().filter(|c| bounding & (1 << c.1) != 0).map(|c| c.0).collect();
+
+    // Above 2, which is an addition of Debian's and Ubuntu's kernels, perf events take CAP_SYS_ADMIN.
+    let paranoid: i32 = fs::read_to_string(PARANOID).unwrap().trim().parse().unwrap();
+    let emulated = [("fentry", 3), ("kprobe", 3), ("kprobe", 2), ("tracepoint", 2)];
+    let here = [("auto", paranoid), ("kprobe", paranoid), ("tracepoint", paranoid)];
+    let mut told = Vec::new();
+    for (attach, paranoid) in common::sized(&here[..], &emulated) {
+        if common::sized(false, true) {
+            fs::write(PARANOID, paranoid.to_string()).unwrap();
+        }
+        let settings = [("SERVER_HTTP_PORT", port.as_str()), ("COLLECTOR_EBPF_ATTACH", attach)];
+        let attaches_as = |uid: u32, capabilities: &[&str]| -> Vec<(String, String)> {
+            let mut c = command_of(&confined(uid, capabilities, TRACEFS, &binary));
+            c.arg("check");
+            let lines = report(&output_of(c, &settings)).into_iter();
+            lines.filter_map(|l| Some((l.1, l.2.strip_prefix("would attach as ")?.to_owned()))).collect()
+        };
+        let attaches = |capabilities: &[&str]| attaches_as(NOBODY, capabilities);
+        let all = attaches(&everything);
+        assert!(!all.is_empty(), "{attach}: nothing attaches");
+        let way = |probe: &str| all.iter().find(|(name, _)| name == probe).map(|(_, way)| way.as_str());
+        // Kprobes and tracepoints by number are perf events.
+        let perf = ["fadvise", "cache_read"].iter().any(|p| matches!(way(p), Some("kprobe" | "tracepoint")));
+        let mut fewest = match perf && *paranoid > 2 {
+            true => vec!["sys_admin"],
+            false => vec!["bpf", "perfmon"],
+        };
+        match way("fadvise") {
+            // Its event is defined in tracefs, or only looked up.
+            Some("kprobe") => fewest.push("dac_override"),
+            Some("tracepoint") => fewest.push("dac_read_search"),
+            _ => {}
+        }
+        if counts_memlock() {
+            fewest.push("sys_resource");
+        }
+        assert_eq!(attaches(&fewest), all, "{attach}, perf_event_paranoid {paranoid}: {fewest:?} are not enough");
+        for needed in &fewest {
+            let others: Vec<&str> = fewest.iter().copied().filter(|c| c != needed).collect();
+            assert_ne!(attaches(&others), all, "{attach}, perf_event_paranoid {paranoid}: {needed} is not needed");
+        }
+        // Root owns tracefs.
+        let of_root: Vec<&str> = fewest.iter().copied().filter(|c| !c.starts_with("dac_")).collect();
+        assert_eq!(attaches_as(0, &of_root), all, "{attach}, perf_event_paranoid {paranoid}: root with {of_root:?}");
+        let when = if perf { format!(" (perf_event_paranoid {paranoid})") } else { String::new() };
+        told.push(format!("{attach}{when} {}", fewest.join("+")));
+
+        let cgroup = Cgroup::new();
+        let scope = [
+            ("COLLECTOR_INTERVAL", "100ms"),
+            ("COLLECTOR_SCOPE_CGROUP", text(&cgroup.path)),
+            ("COLLECTOR_EBPF_ATTACH", attach),
+        ];
+        let agent = start_confined(NOBODY, &fewest, TRACEFS, &binary, &scope);
+        cgroup.enter();
+        let f = TestFile::cold("fewest", 4 * common::MIB);
+        let (d, _) = agent.during(|| common::read_all(&f.file, common::MIB));
+        assert_eq!((d.attempts(1024.0), d.misses()), (1024.0, 1024.0), "{attach};{}", d.moved());
+        let (d, ()) = agent.during(|| f.drop_cache());
+        assert_eq!(d.evictions("fadvise"), 1024.0, "{attach};{}", d.moved());
+        let calls = way("fadvise").map(|_| d.of("ebpf_fadvise_calls_total"));
+        assert!(calls.is_none_or(|n| n == 1.0), "{attach};{}", d.moved());
+    }
+    println!("CAPABILITIES {}", told.join("; "));
 }
 
 /// Starts an agent as `uid` with CAP_BPF and CAP_PERFMON, in a mount namespace of its own where tracefs is what
 /// `tracefs` (a shell command) makes it.
 fn start_confined(uid: u32, capabilities: &[&str], tracefs: &str, binary: &Path, settings: &[(&str, &str)]) -> Agent {
+    Agent::start_with(command_of(&confined(uid, capabilities, tracefs, binary)), settings)
+}
+
+fn confined(uid: u32, capabilities: &[&str], tracefs: &str, binary: &Path) -> Vec<String> {
     let mut words: Vec<String> =
         ["unshare", "--mount", "--propagation", "private", "sh", "-ec"].map(str::to_owned).into();
     words.push(format!("{tracefs}; exec \"$@\""));
     words.push("sh".to_owned());
     words.extend(as_user(uid, capabilities, binary));
-    Agent::start_with(command_of(&words), settings)
+    words
 }
 
 const NO_TRACEFS: &str =

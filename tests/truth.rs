@@ -30,17 +30,19 @@ const PAGES: f64 = (FILE / PAGE) as f64;
 fn cold_and_warm_reads() {
     need_bpf!("cold_and_warm_reads");
     let s = Scoped::start(&[]);
+    let bytes = common::sized(FILE, FILE / 4);
+    let pages = (bytes / PAGE) as f64;
     for block in [PAGE, 64 * 1024, MIB] {
-        let f = TestFile::cold("cold", FILE);
-        let (d, _) = s.agent.during(|| assert_eq!(read_all(&f.reopen(), block), FILE as u64));
-        assert_near("attempts, cold", d.attempts(PAGES), PAGES, 1.0, &d);
-        assert_near("misses, cold", d.misses(), PAGES, 3.0, &d);
-        assert!(d.miss_rate(PAGES) >= 98.0, "{} % missed;{}", d.miss_rate(PAGES), d.moved());
+        let f = TestFile::cold("cold", bytes);
+        let (d, _) = s.agent.during(|| assert_eq!(read_all(&f.reopen(), block), bytes as u64));
+        assert_near("attempts, cold", d.attempts(pages), pages, 1.0, &d);
+        assert_near("misses, cold", d.misses(), pages, 3.0, &d);
+        assert!(d.miss_rate(pages) >= 98.0, "{} % missed;{}", d.miss_rate(pages), d.moved());
         assert_eq!(d.misses(), d.adds("read"));
 
         let (d, _) = s.agent.during(|| read_all(&f.reopen(), block));
-        assert_near("attempts, warm", d.attempts(PAGES), PAGES, 1.0, &d);
-        assert!(d.miss_rate(PAGES) <= 1.0, "{} % missed;{}", d.miss_rate(PAGES), d.moved());
+        assert_near("attempts, warm", d.attempts(pages), pages, 1.0, &d);
+        assert!(d.miss_rate(pages) <= 1.0, "{} % missed;{}", d.miss_rate(pages), d.moved());
     }
 }
 
@@ -66,9 +68,10 @@ fn the_rate_gauges_are_of_the_last_interval() {
 fn random_reads_of_a_half_cached_file() {
     need_bpf!("random_reads_of_a_half_cached_file");
     let s = Scoped::start(&[]);
-    let f = TestFile::cold("half", FILE);
+    let (bytes, picked) = (common::sized(FILE, FILE / 4), common::sized(4000, 1000));
+    let f = TestFile::cold("half", bytes);
     sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM).unwrap();
-    let pages = FILE / PAGE;
+    let pages = bytes / PAGE;
     let mut random = Random(42);
     let mut buf = [0u8; PAGE];
     for _ in 0..pages * 7 / 10 {
@@ -79,7 +82,7 @@ fn random_reads_of_a_half_cached_file() {
     assert!((pages * 4 / 10..pages * 6 / 10).contains(&cached), "{cached} of {pages} pages are cached");
 
     let mut picks = HashSet::new();
-    while picks.len() < 4000 {
+    while picks.len() < picked {
         picks.insert(random.below(pages));
     }
     let missing = picks.iter().filter(|p| !resident[**p]).count() as f64;
@@ -88,9 +91,10 @@ fn random_reads_of_a_half_cached_file() {
             f.file.read_at(&mut buf, (page * PAGE) as u64).unwrap();
         }
     });
-    assert_eq!(d.attempts(4000.0), 4000.0, "{}", d.moved());
-    let truth = missing / 40.0;
-    let rate = d.miss_rate(4000.0);
+    let picked = picked as f64;
+    assert_eq!(d.attempts(picked), picked, "{}", d.moved());
+    let truth = 100.0 * missing / picked;
+    let rate = d.miss_rate(picked);
     assert!((rate - truth).abs() <= 2.0, "{rate} %, not {truth} %;{}", d.moved());
 }
 
@@ -128,7 +132,7 @@ fn reads_of_any_size_from_more_threads_than_cpus() {
                 scope.spawn(move || {
                     let mut random = Random(seed);
                     let mut buf = vec![0u8; 2 * MIB];
-                    for _ in 0..400 {
+                    for _ in 0..common::sized(400, 150) {
                         let at = random.below(FILE - 1);
                         let most = [100, 10_000, 2 * MIB][random.below(3)];
                         let len = (1 + random.below(most)).min(FILE - at);
@@ -154,7 +158,8 @@ fn reads_of_any_size_from_more_threads_than_cpus() {
 fn opening_many_cold_files() {
     need_bpf!("opening_many_cold_files");
     let s = Scoped::start(&[]);
-    let files: Vec<_> = (0..300).map(|i| TestFile::cold(&format!("many{i}"), 64 * 1024)).collect();
+    let n = common::sized(300, 100);
+    let files: Vec<_> = (0..n).map(|i| TestFile::cold(&format!("many{i}"), 64 * 1024)).collect();
     // Absent where read attempts are.
     let count = |m: &Metrics| m.0.get("ebpf_cache_hits_total").copied().unwrap_or_default() as u64;
     let hits = AtomicU64::new(count(&s.agent.settled()));
@@ -167,7 +172,7 @@ fn opening_many_cold_files() {
         }
     });
     let filled: usize = files.iter().map(TestFile::resident).sum();
-    assert_eq!(d.attempts(300.0), 300.0, "{}", d.moved());
+    assert_eq!(d.attempts(n as f64), n as f64, "{}", d.moved());
     assert_eq!(d.misses(), filled as f64, "{}", d.moved());
 }
 
@@ -698,13 +703,14 @@ fn draining_loses_nothing() {
     need_bpf!("draining_loses_nothing");
     let s = Scoped::start(&[("COLLECTOR_INTERVAL", "20ms")]);
     let f = TestFile::new("million", PAGE);
+    let calls: u64 = common::sized(1_000_000, 200_000);
     s.agent.settled();
     let before = rows_of(&s.agent, std::process::id());
     let (d, _) = s.agent.during(|| {
         thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
-                    for _ in 0..500_000 {
+                    for _ in 0..calls / 2 {
                         sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
                     }
                 });
@@ -714,9 +720,9 @@ fn draining_loses_nothing() {
     assert!(d.of("ebpf_sidecar_snapshot_sequence") > 5.0, "it was drained while the calls were made");
     // Each call is counted, or told of as missed.
     let missed = d.missed("fadvise");
-    assert_eq!(d.of("ebpf_fadvise_calls_total") + missed, 1_000_000.0);
-    assert_eq!(d.of("ebpf_fadvise_success_total") + missed, 1_000_000.0);
-    let made = 1_000_000 - missed as u64;
+    assert_eq!(d.of("ebpf_fadvise_calls_total") + missed, calls as f64);
+    assert_eq!(d.of("ebpf_fadvise_success_total") + missed, calls as f64);
+    let made = calls - missed as u64;
     let after = rows_of(&s.agent, std::process::id());
     assert_eq!((after.0 - before.0, after.1 - before.1), (made, made));
 }
@@ -724,20 +730,20 @@ fn draining_loses_nothing() {
 #[test]
 fn short_lived_processes_stay_bounded() {
     need_bpf!("short_lived_processes_stay_bounded");
-    // In an emulated machine a fork takes milliseconds: fewer, but still more than there are rows.
-    let processes = if std::env::var_os("TEST_EMULATED").is_some() { 5_000 } else { 20_000 };
+    // More than there are rows, 4096.
+    let processes = common::sized(20_000, 4_200);
     // One interval holds them all, then a short one.
     for interval in ["5s", "50ms"] {
         let s = Scoped::start(&[("COLLECTOR_INTERVAL", interval)]);
         let f = TestFile::new("forked", PAGE);
-        s.agent.settled();
         let rss = s.agent.rss_kib();
-        let (d, _) = s.agent.during(|| {
-            for _ in 0..processes / 100 {
-                let children: Vec<_> = (0..100).map(|_| sys::fork_one_fadvise(f.file.as_raw_fd())).collect();
-                children.into_iter().for_each(sys::wait_for);
-            }
-        });
+        // Nothing was in the scope before.
+        let before = s.agent.metrics();
+        for _ in 0..processes / 100 {
+            let children: Vec<_> = (0..100).map(|_| sys::fork_one_fadvise(f.file.as_raw_fd())).collect();
+            children.into_iter().for_each(sys::wait_for);
+        }
+        let d = Delta { before, after: s.agent.settled() };
         let calls = d.of("ebpf_fadvise_calls_total") + d.missed("fadvise");
         assert_eq!(calls, f64::from(processes), "{interval};{}", d.moved());
         let stats = s.agent.stats();
@@ -819,10 +825,11 @@ fn by_default_what_misses_least_watches_a_preemptible_kernel() {
 fn reclaim_in_a_memory_cgroup() {
     need_bpf!("reclaim_in_a_memory_cgroup");
     let _alone = alone();
-    let Some(limit) = Cgroup::with_memory(64 * MIB) else {
+    let (limit_bytes, file_bytes) = (common::sized(64, 32) * MIB, common::sized(512, 128) * MIB);
+    let Some(limit) = Cgroup::with_memory(limit_bytes) else {
         return common::skipped("reclaim_in_a_memory_cgroup", "needs the memory controller");
     };
-    let big = TestFile::cold("big", 512 * MIB);
+    let big = TestFile::cold("big", file_bytes);
     // The scope: the limited cgroup itself if it is of version 2, else another with the same process.
     let of_v2 =
         limit.path.starts_with(common::cgroup_root().unwrap()) && !limit.path.starts_with("/sys/fs/cgroup/memory");
@@ -833,9 +840,10 @@ fn reclaim_in_a_memory_cgroup() {
     let before = agent.settled();
     let begun = Instant::now();
     let script = "echo $$ > $1/cgroup.procs; echo $$ > $2/cgroup.procs; \
-                  i=0; while [ $i -lt 3 ]; do dd if=$3 of=/dev/null bs=64k 2>/dev/null; i=$((i+1)); done";
+                  i=0; while [ $i -lt $4 ]; do dd if=$3 of=/dev/null bs=64k 2>/dev/null; i=$((i+1)); done";
     let mut child = Command::new("sh")
         .args(["-c", script, "sh", text(&limit.path), text(&scope.path), text(&big.path)])
+        .arg(common::sized("3", "1"))
         .spawn()
         .unwrap();
     let mut most = 0f64;
@@ -844,7 +852,7 @@ fn reclaim_in_a_memory_cgroup() {
         let m = agent.metrics();
         most = most.max(m.get("ebpf_memory_direct_reclaim_processes"));
         efficiency.extend(m.0.get("ebpf_memory_reclaim_efficiency_percent").copied().filter(|e| !e.is_nan()));
-        thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(common::sized(20, 100)));
     }
     let wall = begun.elapsed().as_secs_f64();
     let after = agent.settled();
@@ -860,9 +868,9 @@ fn reclaim_in_a_memory_cgroup() {
         assert!(!efficiency.is_empty() && efficiency.iter().all(|e| (0.0..=100.0).contains(e)), "{efficiency:?}");
     }
     assert!(most >= 1.0, "no process was seen in reclaim;{}", d.moved());
-    // What does not fit into 64 MiB must have been evicted by the reader's own reclaim.
+    // What does not fit into the limit must have been evicted by the reader's own reclaim.
     let evicted = d.evictions("reclaim");
-    let at_least = ((512 - 64) * MIB / PAGE) as f64;
+    let at_least = ((file_bytes - limit_bytes) / PAGE) as f64;
     assert!(evicted >= at_least, "{evicted} pages evicted, at least {at_least};{}", d.moved());
     assert_near("reclaimed and evicted", reclaimed, evicted, 3.0, &d);
     let stalls = d.of("ebpf_memory_direct_reclaim_seconds_count");
@@ -892,7 +900,7 @@ fn kswapd_as_vmstat_says() {
     // Raising the watermarks above what is free makes kswapd run at the next allocation.
     let watermark = "/proc/sys/vm/min_free_kbytes";
     let old = fs::read_to_string(watermark).unwrap();
-    let _filler = TestFile::new("filler", 512 * MIB);
+    let _filler = TestFile::new("filler", common::sized(512, 256) * MIB);
     let free = |name: &str| -> u64 {
         let text = fs::read_to_string("/proc/meminfo").unwrap();
         text.lines().find_map(|l| l.strip_prefix(name)?.split_ascii_whitespace().next()?.parse().ok()).unwrap()

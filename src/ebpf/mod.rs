@@ -7,3 +7,4 @@ pub mod abi;
 pub mod object;
 pub mod os;
 pub mod poll;
+pub mod verifier;

@@ -15,12 +15,13 @@ use std::ptr::{self, NonNull};
 use libbpf_sys as sys;
 
 use super::abi::Plain;
-use super::os;
+use super::{os, verifier};
 
-/// Bytes of the verifier's log that a failed load is asked for. The interesting lines are the last ones.
-const VERIFIER_LOG: usize = 1 << 20;
-/// Lines of it that are kept.
-const VERIFIER_LINES: usize = 12;
+/// Bytes of the verifier's log that a failed load is asked for: the most that kernels before 5.2 give. The interesting
+/// lines are the last ones; only what is written of it becomes memory.
+const VERIFIER_LOG: usize = (1 << 24) - 1;
+/// Lines of it that are logged, for those who report it.
+const VERIFIER_LINES: usize = 40;
 /// Steps of a walk through a hash that changes meanwhile.
 const MAX_WALK: usize = 65536;
 
@@ -31,7 +32,7 @@ pub struct Error {
     pub what: String,
     /// The kernel's answer.
     pub cause: io::Error,
-    /// The last lines of the verifier's log, or libbpf's own words; may be empty.
+    /// What it means and what to do, the verifier's reason, or libbpf's own words; may be empty.
     pub log: String,
 }
 
@@ -61,6 +62,25 @@ impl std::error::Error for Error {}
 fn error(what: impl Into<String>, cause: io::Error) -> Error {
     Error { what: what.into(), cause, log: String::new() }
 }
+
+/// The same for what the kernel was asked to do with a program: with its release, and what the answer means.
+fn refusal(what: &str, cause: io::Error) -> Error {
+    let log = match cause.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            "a capability is missing, or lockdown or a seccomp filter forbids it \
+             (`ebpf-sidecar check`, cat /sys/kernel/security/lockdown)"
+        }
+        Some(libc::ENOENT) => "this kernel does not have it",
+        Some(libc::EBUSY) => "something else holds this place: another tracer, or live patching",
+        Some(libc::ENOTSUP | ENOTSUPP) => "this kernel cannot attach programs in this way",
+        Some(libc::ENOMEM) => "the kernel has no memory for it",
+        _ => "",
+    };
+    Error { what: format!("{what} on Linux {}", os::kernel_release()), cause, log: log.into() }
+}
+
+/// The kernel's own errno for what is not supported; it has no name in user space.
+const ENOTSUPP: i32 = 524;
 
 /// libbpf returns a negative errno.
 fn errno(code: c_int) -> io::Error {
@@ -249,7 +269,7 @@ impl Object {
         }
         if errno(code).raw_os_error() == Some(libc::EPERM) {
             // Refused before the verifier saw it (which says EACCES or EINVAL): there are no words to ask for.
-            return Err(error(what(), errno(code)));
+            return Err(refusal(&what(), errno(code)));
         }
         // Once more, for the verifier's words; the log costs too much to ask for it at once.
         let mut log = vec![0u8; VERIFIER_LOG];
@@ -261,7 +281,9 @@ impl Object {
             // SAFETY: as above. The first refusal was a passing one (EAGAIN).
             return Ok(Program { name: name.to_owned(), fd: unsafe { OwnedFd::from_raw_fd(again) } });
         }
-        Err(Error { what: what(), cause: errno(code), log: verifier_tail(&log) })
+        let log = String::from_utf8_lossy(&log[..log.iter().position(|b| *b == 0).unwrap_or(log.len())]).into_owned();
+        log::debug!("the verifier's log of {name} ends:\n{}", tail(&log));
+        Err(Error { log: verifier::explain(&log), ..refusal(&what(), errno(code)) })
     }
 }
 
@@ -272,11 +294,9 @@ impl Drop for Object {
     }
 }
 
-/// The last lines of a verifier's log, without its closing statistics.
-fn verifier_tail(log: &[u8]) -> String {
-    let end = log.iter().position(|b| *b == 0).unwrap_or(log.len());
-    let text = String::from_utf8_lossy(&log[..end]);
-    let lines: Vec<&str> = text.lines().filter(|l| !l.starts_with("processed ")).collect();
+/// The last lines of a verifier's log.
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(VERIFIER_LINES)..].join("\n")
 }
 
@@ -343,7 +363,7 @@ impl Program {
         // SAFETY: null or a C string that lives for the call; the descriptor is a loaded program.
         let fd = unsafe { sys::bpf_raw_tracepoint_open(name, self.fd.as_raw_fd()) };
         if fd < 0 {
-            return Err(error(what(), errno(fd)));
+            return Err(refusal(&what(), errno(fd)));
         }
         // SAFETY: a fresh descriptor, ours alone.
         Ok(Link::from(unsafe { OwnedFd::from_raw_fd(fd) }))
@@ -352,8 +372,8 @@ impl Program {
     /// Attaches it to the tracepoint `category`:`name`, whose id tracefs has.
     pub fn attach_tracepoint(&self, category: &str, name: &str) -> Result<Link, Error> {
         let what = || format!("attach {} to tracepoint {category}:{name}", self.name);
-        let id = os::tracepoint_id(category, name).map_err(|e| error(what(), e))?;
-        os::perf_tracepoint(id, &self.fd).map(Link::from).map_err(|e| error(what(), e))
+        let id = os::tracepoint_id(category, name).map_err(|e| refusal(&what(), e))?;
+        os::perf_tracepoint(id, &self.fd).map(Link::from).map_err(|e| refusal(&what(), e))
     }
 
     /// Attaches it to the entry of the kernel function `name`.
@@ -361,7 +381,7 @@ impl Program {
         let c_name = c_string(name)?;
         os::perf_kprobe(&c_name, &self.fd)
             .map(Link::from)
-            .map_err(|e| error(format!("attach {} to function {name}", self.name), e))
+            .map_err(|e| refusal(&format!("attach {} to function {name}", self.name), e))
     }
 
     /// Attaches it to the return of the kernel function `name`.
@@ -370,7 +390,7 @@ impl Program {
             let event = os::ReturnEvent::define(name)?;
             Ok(Link { _fd: event.attach(&self.fd)?, _event: Some(event) })
         };
-        attach().map_err(|e| error(format!("attach {} to the return of function {name}", self.name), e))
+        attach().map_err(|e| refusal(&format!("attach {} to the return of function {name}", self.name), e))
     }
 
     /// Events at which it did not run, because it would have interrupted itself on the same CPU; the kernel
@@ -623,11 +643,56 @@ mod tests {
         assert!(!e.log.is_empty());
     }
 
+    /// Has the kernel verify instructions at a raw tracepoint; the log of a refusal. Each instruction is code,
+    /// registers (source << 4 | destination), offset and immediate value.
+    fn verify(instructions: &[(u8, u8, i16, i32)]) -> io::Result<String> {
+        let bytes: Vec<u64> = instructions
+            .iter()
+            .map(|i| u64::from(i.0) | u64::from(i.1) << 8 | (i.2 as u16 as u64) << 16 | (i.3 as u32 as u64) << 32)
+            .collect();
+        let mut log = vec![0u8; 1 << 16];
+        let mut opts = sys::bpf_prog_load_opts {
+            sz: size_of::<sys::bpf_prog_load_opts>() as _,
+            log_level: 1,
+            log_buf: log.as_mut_ptr().cast(),
+            log_size: log.len() as _,
+            ..Default::default()
+        };
+        // SAFETY: an instruction has 8 bytes, in this order on little-endian machines; all buffers are live and as
+        // long as said.
+        let code = unsafe {
+            let (kind, count) = (sys::BPF_PROG_TYPE_RAW_TRACEPOINT, bytes.len() as _);
+            sys::bpf_prog_load(kind, c"bad".as_ptr(), c"GPL".as_ptr(), bytes.as_ptr().cast(), count, &mut opts)
+        };
+        assert!(code < 0, "accepted");
+        let log = CStr::from_bytes_until_nul(&log).unwrap().to_string_lossy().into_owned();
+        if log.is_empty() { Err(errno(code)) } else { Ok(log) }
+    }
+
     #[test]
-    fn the_tail_of_a_verifier_log_has_no_statistics() {
-        let mut log = (1..=30).map(|i| format!("line {i}\n")).collect::<String>();
-        log += "processed 99 insns\n\0garbage";
-        let tail = verifier_tail(log.as_bytes());
-        assert!(tail.starts_with("line 19\n") && tail.ends_with("line 30"), "{tail}");
+    fn the_refusals_of_this_kernel_are_explained() {
+        const EXIT: (u8, u8, i16, i32) = (0x95, 0, 0, 0);
+        for (program, reasons, meaning) in [
+            // r0 = *(u64 *)(r1 + 9999): beyond the arguments
+            (&[(0x79, 0x10, 9999, 0), EXIT][..], &["invalid bpf_context access off=9999"][..], "to be safe"),
+            // exit without a result
+            (&[EXIT], &["R0 !read_ok"], "to be safe"),
+            // r1 = 1; r0 = *(u64 *)r1
+            (&[(0xb7, 1, 0, 1), (0x79, 0x10, 0, 0), EXIT], &["R1 invalid mem access"], "to be safe"),
+            // call helper 99999
+            (&[(0x85, 0, 0, 99_999), EXIT], &["invalid func unknown#99999"], "a newer kernel"),
+            // r0 = 0; if (r1) for (;;);
+            (&[(0xb7, 0, 0, 0), (0x15, 1, 1, 0), (0x05, 0, -1, 0), EXIT], &["infinite loop", "back-edge"], "a loop"),
+        ] {
+            let log = match verify(program) {
+                Ok(log) => log,
+                Err(e) => return println!("SKIPPED the_refusals_of_this_kernel_are_explained: needs CAP_BPF: {e}"),
+            };
+            println!("{log}");
+            let said = verifier::explain(&log);
+            println!("=> {said}\n");
+            assert!(reasons.iter().any(|r| said.contains(r)) && said.contains(meaning), "{said}");
+            assert!(!said.contains("R10=") && !said.contains("processed") && !said.contains('\n'), "{said}");
+        }
     }
 }

@@ -192,7 +192,15 @@ impl ReturnEvent {
     }
 
     fn write(line: &str) -> io::Result<()> {
-        fs::OpenOptions::new().append(true).open(Self::list()?)?.write_all(line.as_bytes())
+        let list = Self::list()?;
+        let mut file = fs::OpenOptions::new().append(true).open(&list).map_err(|e| match e.kind() {
+            io::ErrorKind::PermissionDenied => {
+                let words = format!("{} may not be written: that takes root, or CAP_DAC_OVERRIDE", list.display());
+                io::Error::new(e.kind(), words)
+            }
+            _ => e,
+        })?;
+        file.write_all(line.as_bytes())
     }
 
     fn clear_left_behind() {
@@ -215,6 +223,18 @@ impl Drop for ReturnEvent {
     }
 }
 
+/// The answer of perf_event_open() with what it means, where a setting of the kernel is behind it.
+fn forbidden(e: io::Error) -> io::Error {
+    const PARANOID: &str = "/proc/sys/kernel/perf_event_paranoid";
+    let level = fs::read_to_string(PARANOID).ok().and_then(|s| s.trim().parse().ok()).unwrap_or(0);
+    // From 3 on, in the kernels of Debian and Ubuntu, CAP_PERFMON is not enough.
+    if e.kind() != io::ErrorKind::PermissionDenied || level < 3 {
+        return e;
+    }
+    let words = "that takes CAP_SYS_ADMIN, or sysctl kernel.perf_event_paranoid=2 and CAP_PERFMON";
+    io::Error::new(e.kind(), format!("{e}: kernel.perf_event_paranoid is {level}: {words}"))
+}
+
 /// Opens an event and hangs a program on it.
 fn perf_event(mut attr: libbpf_sys::perf_event_attr, prog: &OwnedFd) -> io::Result<OwnedFd> {
     attr.size = size_of::<libbpf_sys::perf_event_attr>() as _;
@@ -223,7 +243,7 @@ fn perf_event(mut attr: libbpf_sys::perf_event_attr, prog: &OwnedFd) -> io::Resu
     let fd = unsafe {
         libc::syscall(libc::SYS_perf_event_open, &attr, -1, 0, -1, libbpf_sys::PERF_FLAG_FD_CLOEXEC as libc::c_ulong)
     };
-    check(fd as libc::c_int)?;
+    check(fd as libc::c_int).map_err(forbidden)?;
     // SAFETY: a fresh descriptor, ours alone.
     let event = unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) };
     // _IOW('$', 8, u32) and _IO('$', 0) of linux/perf_event.h, the same on x86-64 and arm64.
@@ -320,6 +340,20 @@ pub fn is_on_cgroup2(path: &Path) -> io::Result<bool> {
     check(unsafe { libc::statfs(path.as_ptr(), &mut fs) })?;
     const CGROUP2_SUPER_MAGIC: u32 = 0x6367_7270; // the type of f_type differs between C libraries
     Ok(fs.f_type as u32 == CGROUP2_SUPER_MAGIC)
+}
+
+/// Whether BPF maps count against RLIMIT_MEMLOCK on this kernel, and it is neither lifted nor can be.
+pub fn memlock_is_limited() -> bool {
+    raise_memlock();
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a live struct.
+    let code = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
+    version_of(&kernel_release()) < (5, 11) && code == 0 && limit.rlim_cur != libc::RLIM_INFINITY
+}
+
+/// Whether tracefs is mounted and this process may not read it.
+pub fn tracefs_is_refused() -> bool {
+    tracefs().is_none() && no_tracefs().kind() == io::ErrorKind::PermissionDenied
 }
 
 /// Lets this process lock as much memory as BPF maps take; before 5.11 they count against the limit. A

@@ -42,6 +42,12 @@ pub fn skipped(test: &str, why: &str) {
     println!("SKIPPED {test}: {why}");
 }
 
+/// How much work a test does: `usual`, or `emulated` in a virtual machine without KVM, where all takes some ten times
+/// as long. What is asserted is the same.
+pub fn sized<T>(usual: T, emulated: T) -> T {
+    if std::env::var_os("TEST_EMULATED").is_some() { emulated } else { usual }
+}
+
 /// Ends the test here if BPF cannot be loaded at all.
 #[macro_export]
 macro_rules! need_bpf {
@@ -210,7 +216,7 @@ impl Agent {
                 return m;
             }
             assert!(Instant::now() < deadline, "waited in vain; agent's log:\n{}", self.log());
-            thread::sleep(Duration::from_millis(10));
+            thread::sleep(Duration::from_millis(sized(10, 25)));
         }
     }
 
@@ -456,7 +462,8 @@ impl Scoped {
         let alone = alone();
         let cgroup = Cgroup::new();
         let path = cgroup.path.to_str().unwrap().to_owned();
-        let mut all = vec![("COLLECTOR_INTERVAL", "100ms"), ("COLLECTOR_SCOPE_CGROUP", path.as_str())];
+        let interval = sized("100ms", "30ms");
+        let mut all = vec![("COLLECTOR_INTERVAL", interval), ("COLLECTOR_SCOPE_CGROUP", path.as_str())];
         all.extend(settings);
         let agent = Agent::start(&all);
         cgroup.enter();

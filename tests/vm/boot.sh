@@ -1,17 +1,23 @@
 #!/bin/bash
-# Boots a kernel with the agent and a test program, and runs a job in it:
+# Boots a kernel with the agent and test programs, and runs a job in it:
 #   boot.sh IMAGE JOB [QEMU-OPTION...]
 # JOB is a shell script; it finds /bin/ebpf-sidecar, the programs named in VM_PROGRAMS in /bin, and 2 GB of ext4
 # in /disk. The console goes to stdout, the exit status is the job's. VM_CPUS, VM_MEMORY, VM_TIMEOUT in seconds and
 # VM_APPEND to the kernel's command line change the machine. KVM is not needed. One host thread for all CPUs: with
 # two, QEMU 7.2 does not survive the kernel's rewriting of its own code. No cmpxchg16b either: with it, 6.12 now and
 # then dies in the slab allocator, which is built on that instruction, with a piece of a pointer in EFLAGS.
+# A machine that hangs is ended after VM_TIMEOUT, and when this script is.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 image=$1 job=$2
 shift 2
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+finish() {
+    [ ! -e "$work/pid" ] || kill "$(cat "$work/pid")" 2>/dev/null || :
+    rm -rf "$work"
+}
+trap finish EXIT
+trap 'exit 1' INT TERM
 
 root=$work/root
 mkdir -p "$root/bin"
@@ -32,9 +38,15 @@ done
 truncate -s 2G "$work/disk"
 mkfs.ext4 -q -O ^has_journal "$work/disk"
 
-timeout "${VM_TIMEOUT:-1800}" qemu-system-x86_64 -accel tcg,thread=single -cpu max,-cx16 -m "${VM_MEMORY:-1G}" -smp "${VM_CPUS:-2}" \
-    -nographic -no-reboot -kernel "$image" -initrd "$work/initrd" \
-    -append "console=ttyS0 panic=-1 quiet ${VM_APPEND:-}" \
-    -drive "file=$work/disk,if=none,id=disk,format=raw,cache=unsafe" -device nvme,drive=disk,serial=1 \
-    "$@" </dev/null | sed -u 's/\r//g' | tee "$work/console"
+limit=${VM_TIMEOUT:-1800}
+machine() {
+    timeout -k 5 "$limit" qemu-system-x86_64 -accel tcg,thread=single -cpu max,-cx16 -m "${VM_MEMORY:-512M}" \
+        -smp "${VM_CPUS:-2}" -nographic -no-reboot -kernel "$image" -initrd "$work/initrd" -pidfile "$work/pid" \
+        -append "console=ttyS0 panic=-1 quiet ${VM_APPEND:-}" \
+        -drive "file=$work/disk,if=none,id=disk,format=raw,cache=unsafe" -device nvme,drive=disk,serial=1 \
+        "$@" </dev/null || [ $? != 124 ] || echo "VM-TIMEOUT after $limit s"
+}
+# In the background, since a trap waits for what runs in the foreground.
+machine "$@" | sed -u 's/\r//g' | tee "$work/console" &
+wait $!
 grep -q '^VM-EXIT 0$' "$work/console"

@@ -1,78 +1,118 @@
 #!/bin/bash
-# The ground truth tests (tests/truth.rs) on other kernels, in every mode of attaching that each has:
+# The tests of the kernel on other kernels, in emulated machines, and one table of them:
 #   run.sh [KERNEL...]        5.10, 6.1, 6.12 and 7.2 without arguments
-# Boots each kernel once in an emulated machine, two at a time, and prints one table: kernel and mode by test.
+# Each kernel boots once for each mode (see modes_of), two machines at a time or VM_PARALLEL. VM_MODES="kprobe auto" runs
+# only those; VM_OVERHEAD names the kernels whose overhead is checked beside (tests/vm/overhead.sh). The table goes to
+# stdout and to target/vm/table.txt, the consoles to target/vm/KERNEL-MODE.log. Exit status 1 if anything failed; what
+# cannot be done on this machine is said in a line that begins with SKIPPED.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 kernels=${*:-5.10 6.1 6.12 7.2}
 out=${CARGO_TARGET_DIR:-target}/vm
-mkdir -p "$out"
+last_start=1500                          # seconds after which no machine is started any more
+export VM_TIMEOUT=${VM_TIMEOUT:-480}     # and for each
+rm -rf "$out/bin" "$out/table.txt"
+mkdir -p "$out/bin"
 
-for tool in qemu-system-x86_64 busybox cpio mkfs.ext4 dpkg apt-get; do
+for tool in qemu-system-x86_64 busybox cpio mkfs.ext4 dpkg apt-get setpriv; do
     command -v $tool >/dev/null || { echo "SKIPPED tests/vm: $tool is missing (make deps-vm)" && exit 0; }
 done
 
-built=$(cargo test --no-run --test truth --message-format json 2>/dev/null | grep -o '"executable":"[^"]*"' | cut -d '"' -f 4)
-[ -n "$built" ] || { cargo test --no-run --test truth; exit 1; }
-export VM_PROGRAMS=$built
-
-cat >"$out/job" <<'JOB'
-export TEST_AGENT=/bin/ebpf-sidecar TEST_DISK=/disk RUST_BACKTRACE=0 TEST_EMULATED=1
-status=0
-for mode in fentry kprobe tracepoint; do
-    echo "MODE $mode"
-    TEST_ATTACH=$mode truth --test-threads=1 --show-output || status=1
+built=$(cargo test --no-run --lib --test truth --test agent --message-format json 2>/dev/null |
+    grep -o '"executable":"[^"]*"' | cut -d '"' -f 4 | sort -u) || built=
+[ -n "$built" ] || { cargo test --no-run --lib --test truth --test agent; exit 1; }
+# Copies, so that a build meanwhile does not change what is tested.
+for program in $built $(command -v setpriv); do
+    strip -o "$out/bin/$(basename "$program" | sed 's/-[0-9a-f]\{16\}$//')" "$program"
 done
-# Before 6.7 the multi-generational LRU, off in this kernel unless switched on, does not tell what it scans.
-case $(uname -r) in
-6.1.*)
-    echo "MODE lru_gen"
-    echo 7 >/sys/kernel/mm/lru_gen/enabled
-    TEST_ATTACH=auto truth --test-threads=1 --show-output reclaim kswapd evictions || status=1
-    ;;
-esac
-exit $status
-JOB
+VM_PROGRAMS=$(echo "$out"/bin/*)
+export VM_PROGRAMS
 
-run_one() {
-    local image
-    image=$(bash tests/vm/kernels.sh "$1") || return 1
-    bash tests/vm/boot.sh "$image" "$out/job" -nic none >"$out/$1.log" 2>&1
+# What a kernel is booted for. fentry, kprobe, tracepoint: the ground truth with that way of attaching alone. auto: what
+# the agent does by default and with few privileges. lru_gen: reclaim under the multi-generational LRU, which is on in
+# Debian's later kernels anyway.
+modes_of() {
+    local modes="fentry kprobe tracepoint auto" mode
+    [ "$1" != 6.1 ] || modes+=" lru_gen"
+    for mode in $modes; do
+        [[ " ${VM_MODES:-$modes} " != *" $mode "* ]] || echo "$mode"
+    done
 }
 
-status=0
-bash tests/vm/kernels.sh $kernels >/dev/null # one after the other: they share the cache
-running=()
+# The job for a mode, to be run in the machine.
+job_of() {
+    echo 'export TEST_AGENT=/bin/ebpf-sidecar TEST_DISK=/disk TEST_EMULATED=1 RUST_BACKTRACE=0'
+    case $1 in
+    auto) echo 'agent --test-threads=1 --show-output --exact by_default_it_attaches_in_the_best_way' \
+        'check_examines_everything_and_leaves_nothing without_privilege_it_says_which_and_how' \
+        'the_fewest_capabilities || failed=1'
+        echo 'ebpf_sidecar --test-threads=1 --show-output refusals_of_this_kernel || failed=1'
+        echo '[ -z "$failed" ]' ;;
+    lru_gen)
+        echo 'echo 7 >/sys/kernel/mm/lru_gen/enabled || exit 1'
+        echo 'truth --test-threads=1 --show-output reclaim kswapd evictions'
+        ;;
+    *) echo "TEST_ATTACH=$1 truth --test-threads=1 --show-output" ;;
+    esac
+}
+
+# The images one after the other, since they share the cache.
+found=
 for kernel in $kernels; do
-    run_one "$kernel" &
-    running+=($!)
-    if [ ${#running[@]} = 2 ]; then
-        wait "${running[0]}" || status=1
-        running=("${running[@]:1}")
+    if said=$(bash tests/vm/kernels.sh "$kernel" 2>&1 >/dev/null); then
+        found+=" $kernel"
+    else
+        echo "SKIPPED tests/vm $kernel: no image: $(tail -n 1 <<<"$said")"
     fi
 done
-for pid in "${running[@]}"; do wait "$pid" || status=1; done
 
-for kernel in $kernels; do
-    awk -v kernel="$kernel" '
-        /^MODE / { mode = $2 }
-        # A kernel message can stand between a name and its result.
-        /^test [a-z_0-9]+ \.\.\. / { test = $2; if ($NF == "ok" || $NF == "FAILED") result[test, mode] = $NF; else result[test, mode] = "?"; names[test] }
-        /^SKIPPED / { test = $2; sub(/:$/, "", test); why = $0; sub(/^SKIPPED [^:]*: /, "", why); result[test, mode] = "skip"; reasons[test ": " why] }
-        /^VM-EXIT/ { ended = 1 }
-        END {
-            printf "\n%-6s %-50s %8s %8s %10s %8s\n", kernel, "", "fentry", "kprobe", "tracepoint", "lru_gen"
-            n = 0
-            for (t in names) sorted[n++] = t
-            for (i = 0; i < n; i++) for (j = i + 1; j < n; j++) if (sorted[j] < sorted[i]) { x = sorted[i]; sorted[i] = sorted[j]; sorted[j] = x }
-            for (i = 0; i < n; i++) { t = sorted[i]; printf "%-6s %-50s %8s %8s %10s %8s\n", kernel, t, result[t, "fentry"], result[t, "kprobe"], result[t, "tracepoint"], result[t, "lru_gen"] }
-            for (r in reasons) print "       skipped " r
-            if (!ended) print "       the machine ended early: see the log"
-        }' "$out/$kernel.log"
+boot() {
+    local log=$out/$1-$2.log image
+    image=$(bash tests/vm/kernels.sh "$1")
+    job_of "$2" >"$out/$1-$2.job"
+    bash tests/vm/boot.sh "$image" "$out/$1-$2.job" -nic none >"$log" 2>&1
+}
+
+# Each job is a process group, which is ended as a whole; boot.sh then ends its machine.
+set -m
+trap 'for job in $(jobs -p); do kill -- -"$job" 2>/dev/null || :; done' EXIT
+trap 'exit 1' INT TERM
+status=0
+begin() { # NAME COMMAND...: waits for one of two places
+    while [ "$(jobs -rp | wc -l)" -ge "${VM_PARALLEL:-2}" ]; do wait -n || status=1; done
+    if [ $SECONDS -gt $last_start ]; then
+        echo "NOT STARTED: out of time" >"$out/$1.log"
+        status=1
+        return
+    fi
+    shift
+    "$@" &
+}
+for kernel in ${VM_OVERHEAD:-}; do
+    begin "overhead-table-$kernel" bash -c "bash tests/vm/overhead.sh $kernel >$out/overhead-table-$kernel.log 2>&1"
 done
-# What went wrong, in its own words.
-for kernel in $kernels; do
-    grep -aE "panicked at|^VM-EXIT [^0]|Kernel panic" -A 3 "$out/$kernel.log" | head -n 60 | sed "s/^/$kernel: /" || :
+for kernel in $found; do
+    for mode in $(modes_of "$kernel"); do
+        begin "$kernel-$mode" boot "$kernel" "$mode"
+    done
 done
-echo "logs: $out/*.log"
+while [ -n "$(jobs -rp)" ]; do wait -n || status=1; done
+
+logs=
+for kernel in $found; do
+    for mode in $(modes_of "$kernel"); do logs+=" $out/$kernel-$mode.log"; done
+done
+{
+    # shellcheck disable=SC2086
+    [ -z "$logs" ] || awk -f tests/vm/table.awk $logs || status=1
+    for kernel in ${VM_OVERHEAD:-}; do
+        log=$out/overhead-table-$kernel.log
+        echo
+        grep -vE ' ok$| ok \(' "$log" || :
+        echo "overhead on $kernel: $(grep -cE ' ok$| ok \(' "$log" || :) costs within tests/vm/overhead-budget.txt ($log)"
+    done
+    echo "$(wc -w <<<"$logs") machines in $((SECONDS / 60)) min $((SECONDS % 60)) s; consoles: $out/KERNEL-MODE.log"
+    [ $status = 0 ] || echo "tests/vm: FAILED"
+} >"$out/table.txt"
+cat "$out/table.txt"
 exit $status
