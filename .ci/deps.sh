@@ -19,7 +19,7 @@ test) # promtool and a Prometheus to scrape with; file systems on loop devices; 
     alpine="prometheus e2fsprogs util-linux curl bash zsh fish man-db"
     ;;
 vm) # an emulator, and what goes into the machine
-    debian="qemu-system-x86 busybox-static cpio e2fsprogs debian-archive-keyring"
+    debian="qemu-system-x86 busybox-static cpio e2fsprogs util-linux debian-archive-keyring"
     alpine="qemu-system-x86_64 busybox-static cpio e2fsprogs"
     ;;
 *) fail "usage: $0 build|test|vm" ;;

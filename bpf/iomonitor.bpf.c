@@ -67,10 +67,14 @@ struct {
 	__type(value, struct stall);
 } stalls SEC(".maps");
 
+/*
+ * By thread id modulo READ_SLOTS. Not task storage: that is allocated inside of the program, which can fail (on 7.2
+ * in a machine without cmpxchg16b it always did), and a read without a cursor counts once for each of its batches.
+ */
 struct {
-	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, READ_SLOTS);
+	__type(key, __u32);
 	__type(value, struct read_cursor);
 } read_cursors SEC(".maps");
 
@@ -237,19 +241,21 @@ static __always_inline __u32 advice_asked(void)
 /*
  * A buffered read asks the page cache for its pages in batches, and mm_filemap_get_pages tells of each batch
  * with the whole rest of the range: first its whole range, then what is left. The range is counted once, on
- * its first event. A later event of the same read has the same mapping and end and a larger index, and
+ * its first event. A later event of the same read has the same thread, mapping and end and a larger index, and
  * happens before the thread's count of read calls (ioac.syscr) moves on.
  */
 static __always_inline bool continues_read(struct task_struct *task, __u64 mapping, __u64 index, __u64 last)
 {
-	struct read_cursor *cur =
-		bpf_task_storage_get(&read_cursors, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	__u64 syscr = task->ioac.syscr;
+	__u64 tid = (__u32)task->pid, syscr = task->ioac.syscr;
+	__u32 slot = tid & (READ_SLOTS - 1);
+	struct read_cursor *cur = bpf_map_lookup_elem(&read_cursors, &slot);
 	bool same;
 
 	if (!cur)
 		return false;
-	same = cur->mapping == mapping && cur->last_index == last && cur->syscr == syscr && cur->index < index;
+	same = cur->tid == tid && cur->mapping == mapping && cur->last_index == last && cur->syscr == syscr &&
+	       cur->index < index;
+	cur->tid = tid;
 	cur->mapping = mapping;
 	cur->last_index = last;
 	cur->syscr = syscr;

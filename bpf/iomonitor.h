@@ -100,6 +100,7 @@ struct stall {
 
 /* The multi-batch read that a thread is in: see page_read() in iomonitor.bpf.c. */
 struct read_cursor {
+	__u64 tid;
 	__u64 mapping;
 	__u64 last_index;
 	__u64 index;

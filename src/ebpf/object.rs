@@ -151,7 +151,6 @@ impl Object {
     /// Opens the ELF image `elf`, creates its maps and applies the relocations for the running kernel.
     pub fn prepare(name: &str, elf: &[u8]) -> Result<Self, Error> {
         let object = Self::open(name, elf)?;
-        object.skip_unknown_maps();
         // SAFETY: the object is open and not yet prepared.
         let code = unsafe { sys::bpf_object__prepare(object.0.as_ptr()) };
         if code == 0 {
@@ -177,26 +176,6 @@ impl Object {
             cause: io::Error::last_os_error(),
             log: take_warnings(),
         })
-    }
-
-    /// Leaves out maps of a type that this kernel lacks (task storage is from 5.11): a program that uses one is
-    /// refused when it is loaded, the others are not.
-    fn skip_unknown_maps(&self) {
-        let mut map = ptr::null_mut();
-        loop {
-            // SAFETY: the object is live; a null map starts the walk, each next one belongs to the object.
-            map = unsafe { sys::bpf_object__next_map(self.0.as_ptr(), map) };
-            if map.is_null() {
-                return;
-            }
-            // SAFETY: a map of the live object, which is not prepared yet; no options.
-            unsafe {
-                let kind = sys::bpf_map__type(map);
-                if kind == sys::BPF_MAP_TYPE_TASK_STORAGE && sys::libbpf_probe_bpf_map_type(kind, ptr::null()) == 0 {
-                    sys::bpf_map__set_autocreate(map, false);
-                }
-            }
-        }
     }
 
     /// A handle of the map `name`.

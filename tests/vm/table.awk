@@ -4,7 +4,7 @@
 
 function mark(test, what) {
     if (!(test in seen)) { seen[test]; cases[tests++] = test }
-    result[test, column] = what
+    if (result[test, column] != "--") result[test, column] = what
     ran[column]++
 }
 
