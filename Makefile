@@ -27,6 +27,9 @@ deps: ## install what building needs and is missing (Debian, Ubuntu, Alpine)
 
 deps-test: ## install what the tests need besides
 	@sh .ci/deps.sh test
+	@test -x $(TARGET)/venv/bin/kubernetes-validate || { python3 -m venv $(TARGET)/venv && \
+		$(TARGET)/venv/bin/pip install --quiet --disable-pip-version-check kubernetes-validate==1.37.0; } || \
+		echo "no kubernetes-validate: its test will be skipped" >&2
 
 build: deps ## build target/release/ebpf-sidecar
 	@cargo build --release

@@ -15,8 +15,8 @@ build) # libelf, inside libbpf-sys, is built with the autotools; clang and llvm-
         musl-dev linux-headers argp-standalone musl-fts-dev musl-obstack-dev"
     ;;
 test) # promtool and a Prometheus to scrape with; file systems on loop devices; what units, completions and manual are for
-    debian="prometheus e2fsprogs util-linux curl systemd zsh fish man-db"
-    alpine="prometheus e2fsprogs util-linux curl bash zsh fish man-db"
+    debian="prometheus e2fsprogs util-linux curl systemd zsh fish man-db python3-venv"
+    alpine="prometheus e2fsprogs util-linux curl bash zsh fish man-db python3"
     ;;
 vm) # an emulator, and what goes into the machine
     debian="qemu-system-x86 busybox-static cpio e2fsprogs util-linux debian-archive-keyring"

@@ -63,6 +63,35 @@ fn the_manager_is_told_that_it_is_ready_alive_and_stopping() {
 }
 
 #[test]
+fn the_watchdog_starves_while_the_collector_hangs() {
+    const TEST: &str = "the_watchdog_starves_while_the_collector_hangs";
+    need_bpf!("the_watchdog_starves_while_the_collector_hangs");
+    let dir = TempDir::new("notify");
+    let path = dir.path.join("socket");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    let mut c = command();
+    c.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "100000").env_remove("WATCHDOG_PID");
+    let agent = Agent::start_with(c, &[("COLLECTOR_INTERVAL", "100ms")]);
+    let tasks = fs::read_dir(format!("/proc/{}/task", agent.child.id())).unwrap().map(|t| t.unwrap().path());
+    let collector = { tasks }.find(|t| fs::read_to_string(t.join("comm")).is_ok_and(|c| c == "collector\n")).unwrap();
+    let tid = collector.file_name().unwrap().to_str().unwrap().parse().unwrap();
+
+    // Only this one thread: the main thread lives and could go on feeding.
+    let Some(frozen) = sys::Frozen::thread(tid) else { return skipped(TEST, "this machine lets nobody trace") };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    while socket.recv(&mut [0; 1024]).is_ok() {
+        assert!(Instant::now() < deadline, "it is still fed");
+    }
+    let asked = common::output(&["health", "--address", &format!("127.0.0.1:{}", agent.port)], &[]);
+    assert_eq!(asked.status.code(), Some(1), "{}", String::from_utf8_lossy(&asked.stdout));
+    assert!(String::from_utf8_lossy(&asked.stderr).contains("unhealthy: the last good collection was"));
+    drop(frozen);
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    assert_eq!(next(&socket), "WATCHDOG=1");
+}
+
+#[test]
 fn one_that_cannot_start_is_never_ready() {
     let dir = TempDir::new("notify");
     let path = dir.path.join("socket");

@@ -250,3 +250,30 @@ pub fn wait_for(pid: libc::pid_t) {
     // SAFETY: a null status is allowed.
     assert_eq!(unsafe { libc::waitpid(pid, ptr::null_mut(), 0) }, pid);
 }
+
+/// One thread of another process that does not run until this is dropped, while the others do.
+pub struct Frozen(libc::pid_t);
+
+impl Frozen {
+    /// `None` if this machine lets nobody trace.
+    pub fn thread(tid: libc::pid_t) -> Option<Self> {
+        let nothing = ptr::null_mut::<libc::c_void>();
+        // SAFETY: seizing and interrupting a thread take no pointers.
+        if unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, nothing, nothing) } != 0 {
+            return None;
+        }
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, tid, nothing, nothing) }, 0);
+        // SAFETY: a null status is allowed.
+        assert_eq!(unsafe { libc::waitpid(tid, ptr::null_mut(), libc::__WALL) }, tid);
+        Some(Self(tid))
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let nothing = ptr::null_mut::<libc::c_void>();
+        // SAFETY: no pointers.
+        unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, nothing, nothing) };
+    }
+}
