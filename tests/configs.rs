@@ -492,7 +492,8 @@ fn wait_for_data(prometheus: &mut Prometheus, query: &Query) {
     prometheus.wait(&format!("data for {}: {}", query.place, query.text), has_data);
 }
 
-/// Serves the exposition of an agent with every metric, in which each number is larger at each request. Returns its port.
+/// Serves the exposition of an agent with every metric, in which each number is larger at each request. Returns its
+/// port.
 fn invented_agent() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -117,7 +117,9 @@ fn zsh_completes() {
         zpty z zsh -f -i
         zpty -w z "PS1=; fpath=($1 \$fpath); autoload -Uz compinit; compinit -u -D; print RE''ADY"
         zpty -r -m z shown '*READY*'
-        for typed expected in 'hea' 'health' '--log-level wa' 'warn' '--log-level=tr' 'trace' 'completions fi' 'fish'; do
+        for typed expected in \
+            'hea' 'health' '--log-level wa' 'warn' '--log-level=tr' 'trace' 'completions fi' 'fish'
+        do
             zpty -w -n z "ebpf-sidecar $typed"$'\t'
             zpty -r -m z shown "*ebpf-sidecar*$expected*"
             zpty -w -n z $'\C-u'

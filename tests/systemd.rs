@@ -163,7 +163,8 @@ exec "$2" --system --unit=test.target --log-target=console --show-status=no
 /// Nothing of the host's own boot.
 const ALONE: &str = "[Unit]\nDefaultDependencies=no\n";
 
-/// Writes down what systemd and the kernel know of a service that is ready and has been through some rounds of its watchdog.
+/// Writes down what systemd and the kernel know of a service that is ready and has been through some rounds of its
+/// watchdog.
 const WITNESS: &str = "
 [Unit]
 DefaultDependencies=no

@@ -297,8 +297,8 @@ pub fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
     load_with(path, Path::new(DEFAULT_PATH), std::env::vars_os(), |_| Ok(()))
 }
 
-/// The same, for use on this host. `no_cgroup` says why a path is no cgroup, if it is none; `find_pod` gives the scope that
-/// a pod is here, or says why it is none.
+/// The same, for use on this host. `no_cgroup` says why a path is no cgroup, if it is none; `find_pod` gives the scope
+/// that a pod is here, or says why it is none.
 pub fn load_for_host(
     path: Option<&Path>,
     no_cgroup: impl Fn(&Path) -> Option<String>,
