@@ -56,6 +56,7 @@ pending != "" && /^(ok|FAILED)$/ { mark(pending, $1); pending = "" }
 /^note: run with `RUST_BACKTRACE|^---- |^$/ { words = 0 }
 words > 0 { fail($0); words-- }
 /Kernel panic|^VM-TIMEOUT|^NOT STARTED|^BUG: / { fail($0) }
+/reboot: Power down/ && match($0, /[0-9]+\./) { took[column] = substr($0, RSTART, RLENGTH - 1) }
 /^VM-EXIT / { ended[column] = 1; if ($2 != 0) bad[column] }
 { last[column] = $0 == "" ? last[column] : $0 }
 
@@ -84,7 +85,9 @@ END {
         }
         print ""
     }
-    print ""
+    printf "%-49s", "seconds"
+    for (c = 1; c <= n; c++) printf "%s%-3s", kernel[c] == kernel[c - 1] ? "" : "  ", took[c]
+    print "\n"
     for (i = 0; i < skipped; i++) print "--" skips[reasons[i]] ": " reasons[i]
     together(attached, "attached by default: ")
     together(capabilities, "fewest capabilities of a user other than root: ")
