@@ -64,29 +64,29 @@ END {
     short["fentry"] = "fe"; short["kprobe"] = "kp"; short["tracepoint"] = "tp"; short["auto"] = "au"
     short["lru_gen"] = "lr"; short["nobtf"] = "nb"
     print "fe fentry, kp kprobe, tp tracepoint, nb no BTF, lr lru_gen=7, au auto: defaults and privileges"
-    head = sprintf("%-49s", "")
+    head = sprintf("%-42s", "")
     for (c = 1; c <= n; c++) {
         if (kernel[c] != kernel[c - 1]) {
             head = head "  "
             top = sprintf("%-*s%s", length(head), top, kernel[c])
         }
-        head = head sprintf("%-3s", short[mode[c]])
+        head = head sprintf("%-4s", short[mode[c]])
     }
     print top
     print head
     for (t = 0; t < tests; t++) {
-        printf "%-49s", (length(cases[t]) > 49 ? substr(cases[t], 1, 48) "~" : cases[t])
+        printf "%-42s", (length(cases[t]) > 41 ? substr(cases[t], 1, 40) "~" : cases[t])
         for (c = 1; c <= n; c++) {
             r = result[cases[t], c]
             if (r == "FAILED") r = "!!"
             if (r == "!!" || r == "??") status = 1
             if (r == "ok" || r == "--") counted[r]++
-            printf "%s%-3s", kernel[c] == kernel[c - 1] ? "" : "  ", r
+            printf "%s%-4s", kernel[c] == kernel[c - 1] ? "" : "  ", r
         }
         print ""
     }
-    printf "%-49s", "seconds"
-    for (c = 1; c <= n; c++) printf "%s%-3s", kernel[c] == kernel[c - 1] ? "" : "  ", took[c]
+    printf "%-42s", "seconds"
+    for (c = 1; c <= n; c++) printf "%s%-4s", kernel[c] == kernel[c - 1] ? "" : "  ", took[c]
     print "\n"
     for (i = 0; i < skipped; i++) print "--" skips[reasons[i]] ": " reasons[i]
     together(attached, "attached by default: ")
