@@ -200,6 +200,39 @@ fn by_default_it_attaches_in_the_best_way() {
     }
 }
 
+/// Programs that a kernel refuses: reads by tracepoint before 6.12.
+#[test]
+fn a_refused_program_is_explained_wherever_one_looks() {
+    need_bpf!("a_refused_program_is_explained_wherever_one_looks");
+    let _alone = alone();
+    let port = free_port().to_string();
+    let settings = [("COLLECTOR_EBPF_ATTACH", "tracepoint"), ("COLLECTOR_PROBES", "cache_read,cache_fill")];
+    let agent = Agent::start(&settings);
+    let said = health(&agent);
+    let read = said["modules"][0]["probes"].as_array().unwrap().iter().find(|p| p["name"] == "cache_read").unwrap();
+    if read["attached"] == true {
+        let why = "this kernel accepts every program";
+        return common::skipped("a_refused_program_is_explained_wherever_one_looks", why);
+    }
+    let reason = read["failures"][0]["reason"].as_str().unwrap();
+    let checked = report(&output(&["check"], &[&settings[..], &[("SERVER_HTTP_PORT", &port)]].concat()));
+    let checked = &checked.iter().find(|l| l.1 == "cache_read").unwrap().2;
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let program = format!("load program raw_read on Linux {}", release.trim());
+    for part in
+        [&program, "the kernel's verifier refused it: ", "nothing to do if the probe is attached in another way"]
+    {
+        assert!(reason.contains(part), "{part} is not in {reason}");
+    }
+    for dump in ["\n", "R10=", "processed"] {
+        assert!(!reason.contains(dump), "{dump} is in {reason}");
+    }
+    println!("{reason}");
+    assert!(checked.contains(reason), "{checked}");
+    assert!(said["message"].as_str().unwrap().contains(reason), "{said}");
+    assert!(agent.log().contains(reason), "{}", agent.log());
+}
+
 // ---- privileges ----
 
 /// A copy of the binary that any user may run.

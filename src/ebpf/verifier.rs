@@ -4,7 +4,7 @@
 const MEANINGS: &[(&[&str], &str)] = &[
     (
         &["unknown func", "invalid func", "kernel function", "not found in kernel", "program of this type cannot use"],
-        "this kernel lacks what the program calls: nothing to do if the probe is attached in another way, \
+        "this kernel lacks what the program uses: nothing to do if the probe is attached in another way, \
          else it takes a newer kernel",
     ),
     (

@@ -56,6 +56,7 @@ pending != "" && /^(ok|FAILED)$/ { mark(pending, $1); pending = "" }
 /^note: run with `RUST_BACKTRACE|^---- |^$/ { words = 0 }
 words > 0 { fail($0); words-- }
 /Kernel panic|^VM-TIMEOUT|^NOT STARTED|^BUG: / { fail($0) }
+/reboot: Power down/ && match($0, /[0-9]+\./) { took[column] = substr($0, RSTART, RLENGTH - 1) }
 /^VM-EXIT / { ended[column] = 1; if ($2 != 0) bad[column] }
 { last[column] = $0 == "" ? last[column] : $0 }
 
@@ -63,28 +64,30 @@ END {
     short["fentry"] = "fe"; short["kprobe"] = "kp"; short["tracepoint"] = "tp"; short["auto"] = "au"
     short["lru_gen"] = "lr"; short["nobtf"] = "nb"
     print "fe fentry, kp kprobe, tp tracepoint, nb no BTF, lr lru_gen=7, au auto: defaults and privileges"
-    head = sprintf("%-49s", "")
+    head = sprintf("%-42s", "")
     for (c = 1; c <= n; c++) {
         if (kernel[c] != kernel[c - 1]) {
             head = head "  "
             top = sprintf("%-*s%s", length(head), top, kernel[c])
         }
-        head = head sprintf("%-3s", short[mode[c]])
+        head = head sprintf("%-4s", short[mode[c]])
     }
     print top
     print head
     for (t = 0; t < tests; t++) {
-        printf "%-49s", (length(cases[t]) > 49 ? substr(cases[t], 1, 48) "~" : cases[t])
+        printf "%-42s", (length(cases[t]) > 41 ? substr(cases[t], 1, 40) "~" : cases[t])
         for (c = 1; c <= n; c++) {
             r = result[cases[t], c]
             if (r == "FAILED") r = "!!"
             if (r == "!!" || r == "??") status = 1
             if (r == "ok" || r == "--") counted[r]++
-            printf "%s%-3s", kernel[c] == kernel[c - 1] ? "" : "  ", r
+            printf "%s%-4s", kernel[c] == kernel[c - 1] ? "" : "  ", r
         }
         print ""
     }
-    print ""
+    printf "%-42s", "seconds"
+    for (c = 1; c <= n; c++) printf "%s%-4s", kernel[c] == kernel[c - 1] ? "" : "  ", took[c]
+    print "\n"
     for (i = 0; i < skipped; i++) print "--" skips[reasons[i]] ": " reasons[i]
     together(attached, "attached by default: ")
     together(capabilities, "fewest capabilities of a user other than root: ")
