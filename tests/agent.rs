@@ -89,6 +89,27 @@ fn check_names_the_port_that_is_taken() {
     assert!(failed[0].2.contains(&format!("127.0.0.1:{port}")) && failed[0].2.contains("in use"), "{failed:?}");
 }
 
+#[test]
+fn without_btf_it_says_why_not_in_a_better_way() {
+    need_bpf!("without_btf_it_says_why_not_in_a_better_way");
+    let _alone = alone();
+    let agent = Agent::start(&[("COLLECTOR_EBPF_BTF", "off")]);
+    let health = health(&agent);
+    for probe in health["modules"][0]["probes"].as_array().unwrap() {
+        let mode = probe["mode"].as_str();
+        // Reads have no way where there are no kprobes.
+        assert!(matches!(mode, Some("kprobe" | "tracepoint")) || probe["name"] == "cache_read", "{probe}");
+        let failures = probe["failures"].as_array().unwrap().iter();
+        let better: Vec<_> = failures.filter(|f| f["mode"] == "fexit" || f["mode"] == "raw_tracepoint").collect();
+        assert!(!better.is_empty(), "{probe}");
+        for way in better {
+            let why = way["reason"].as_str().unwrap();
+            let no_btf = why.ends_with("it needs the kernel's BTF: collector.ebpf.btf is off");
+            assert!(no_btf || why.contains("preemptible"), "{why}");
+        }
+    }
+}
+
 // ---- health ----
 
 #[test]
