@@ -781,6 +781,26 @@ mod tests {
     }
 
     #[test]
+    fn a_map_is_emptied_with_batches_and_without() {
+        if os::capabilities() & (1 << 21) == 0 || !os::has_btf() {
+            println!("SKIPPED a_map_is_emptied_with_batches_and_without: needs root and BTF");
+            return;
+        }
+        let object = Object::prepare("drain", crate::modules::iomonitor::elf(), None).unwrap();
+        let map = object.map("procs_a").unwrap();
+        for batches in [true, false] {
+            for tgid in 0..1000 {
+                let row = abi::ProcRow { fadvise_calls: tgid.into(), ..Default::default() };
+                map.update(abi::ProcKey { tgid, start: 7 }.bytes(), row.bytes()).unwrap();
+            }
+            let mut sum = (0, 0);
+            let each = |_: abi::ProcKey, row: abi::ProcRow| sum = (sum.0 + 1, sum.1 + row.fadvise_calls);
+            if batches { map.drain(each) } else { map.drain_singly(each) }.unwrap();
+            assert_eq!((sum, map.is_empty().unwrap()), ((1000, 499_500), true));
+        }
+    }
+
+    #[test]
     fn what_is_no_object_is_an_error_with_libbpfs_words() {
         let e = Object::prepare("junk", b"this is no ELF file", None).err().unwrap();
         assert!(e.to_string().starts_with("open BPF object junk"), "{e}");
