@@ -7,7 +7,12 @@ use std::{env, fs, process};
 
 fn main() {
     let out = PathBuf::from(var("OUT_DIR"));
-    compile_bpf(&out);
+    println!("cargo::rerun-if-changed=bpf");
+    println!("cargo::rerun-if-env-changed=CLANG");
+    compile_bpf("iomonitor.bpf.c", &out.join("iomonitor.bpf.o"), &[]);
+    // For kernels that do not describe their types, which are the old ones: the oldest instruction set.
+    compile_bpf("iomonitor.bpf.c", &out.join("iomonitor-nobtf.bpf.o"), &["-DNO_BTF", "-mcpu=v1"]);
+    compile_bpf("peek.bpf.c", &out.join("peek.bpf.o"), &["-mcpu=v1"]);
     stamp();
 }
 
@@ -23,24 +28,22 @@ fn fail(message: &str) -> ! {
     process::exit(1);
 }
 
-fn compile_bpf(out: &Path) {
-    println!("cargo::rerun-if-changed=bpf");
-    println!("cargo::rerun-if-env-changed=CLANG");
+fn compile_bpf(source: &str, object: &Path, options: &[&str]) {
     let (arch, triple) = match var("CARGO_CFG_TARGET_ARCH").as_str() {
         "x86_64" => ("x86", "x86_64-linux-gnu"),
         "aarch64" => ("arm64", "aarch64-linux-gnu"),
         other => fail(&format!("no system call numbers for {other} in bpf/syscalls.h: x86_64 and aarch64 only")),
     };
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".into());
-    let object = out.join("iomonitor.bpf.o");
     let result = Command::new(&clang)
         .args(["-O2", "-g", "-target", "bpf", "-Wall", "-Werror"])
         .args(["-fdebug-compilation-dir=."]) // the same bytes wherever the tree lies
         .arg(format!("-D__TARGET_ARCH_{arch}"))
         .arg(format!("-I{}", var("DEP_BPF_INCLUDE"))) // bpf/bpf_helpers.h, from libbpf-sys
         .arg(format!("-I/usr/include/{triple}")) // asm/types.h on Debian; elsewhere it is in /usr/include
-        .args(["-c", "bpf/iomonitor.bpf.c", "-o"])
-        .arg(&object)
+        .args(options)
+        .args(["-c", &format!("bpf/{source}"), "-o"])
+        .arg(object)
         .output();
     match result {
         Err(e) => fail(&format!(
@@ -56,13 +59,12 @@ fn compile_bpf(out: &Path) {
                      (Debian: apt-get install linux-libc-dev; Alpine: apk add linux-headers)"
                 ));
             }
-            fail(&format!("{clang} rejects bpf/iomonitor.bpf.c:\n{text}"));
+            fail(&format!("{clang} rejects bpf/{source}:\n{text}"));
         }
         Ok(_) => {}
     }
     // Without DWARF the object is a third of the size; BTF stays. Not worth failing for.
-    let _ =
-        Command::new(env::var("LLVM_STRIP").unwrap_or_else(|_| "llvm-strip".into())).arg("-g").arg(&object).status();
+    let _ = Command::new(env::var("LLVM_STRIP").unwrap_or_else(|_| "llvm-strip".into())).arg("-g").arg(object).status();
 }
 
 fn stamp() {

@@ -67,6 +67,7 @@ struct {
 	__type(value, struct stall);
 } stalls SEC(".maps");
 
+#ifndef NO_BTF
 /*
  * By thread id modulo READ_SLOTS. Not task storage: that is allocated inside of the program, which can fail (on 7.2
  * in a machine without cmpxchg16b it always did), and a read without a cursor counts once for each of its batches.
@@ -88,6 +89,7 @@ struct {
 
 /* A typed view of a kernel address, for loads without a helper call; 6.2+. */
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
+#endif
 
 #define ADD(lvalue, n) ((void)__sync_fetch_and_add(&(lvalue), (n)))
 
@@ -109,9 +111,7 @@ static __always_inline struct task_struct *current_task(void)
  */
 static __always_inline struct task_struct *current_task_btf(void)
 {
-	if (!bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf))
-		return 0;
-	return bpf_get_current_task_btf();
+	return KERNEL_HAS(get_current_task_btf) ? bpf_get_current_task_btf() : 0;
 }
 
 static __always_inline bool is_kswapd(void)
@@ -141,6 +141,14 @@ static __always_inline bool in_scope(const struct settings *set)
 	}
 	want = (const __u64 *)set->comm;
 	return comm[0] == want[0] && comm[1] == want[1];
+}
+
+static __always_inline __u64 regs_offset(void)
+{
+	__u32 zero = 0;
+	struct settings *set = bpf_map_lookup_elem(&settings, &zero);
+
+	return set ? set->regs_offset : 0;
 }
 
 /* The settings, if the current task is in their scope. */
@@ -236,8 +244,9 @@ static __always_inline __u32 advice_asked(void)
 	return call.arg[3];
 }
 
-/* ---- reads ---- */
+/* ---- reads by tracepoint ---- */
 
+#ifndef NO_BTF
 /*
  * A buffered read asks the page cache for its pages in batches, and mm_filemap_get_pages tells of each batch
  * with the whole rest of the range: first its whole range, then what is left. The range is counted once, on
@@ -371,6 +380,10 @@ static __always_inline int page_read(__u64 mapping, __u64 index, __u64 last)
 	return 0;
 }
 
+#endif
+
+/* ---- reads ---- */
+
 /* `bytes` from `pos` on, of a file that a buffered read or splice goes over. */
 static __always_inline int bytes_read(const struct settings *set, __u64 pos, __u64 bytes)
 {
@@ -384,10 +397,14 @@ static __always_inline int bytes_read(const struct settings *set, __u64 pos, __u
 }
 
 /* A field behind a pointer of which the verifier knows nothing: a plain load from 6.2 on, else a helper call. */
+#ifdef NO_BTF
+#define LOAD(ptr, type, field) BPF_CORE_READ((struct type *)(ptr), field)
+#else
 #define LOAD(ptr, type, field)                                                              \
 	(bpf_ksym_exists(bpf_rdonly_cast)                                                       \
 		 ? ((struct type *)bpf_rdonly_cast((ptr), bpf_core_type_id_kernel(struct type)))->field \
 		 : BPF_CORE_READ((struct type *)(ptr), field))
+#endif
 
 /* At the entry of a read only what was asked for is known: it counts as far as the file goes. */
 static __always_inline int bytes_asked(const struct settings *set, struct file *file, __u64 pos, __u64 bytes)
@@ -424,6 +441,7 @@ static __always_inline __u64 duration_bucket(__u64 ns)
 
 /* ---- how long reads that wait take ---- */
 
+#ifndef NO_BTF
 /*
  * The clock is read where a read begins to wait for I/O, and again at its end, so that a read which finds all in
  * the cache costs one lookup more and no clock. The beginning of the wait lies in the thread's slot. A plain array:
@@ -527,8 +545,11 @@ static __always_inline void read_ends(bool success)
 	}
 }
 
+#endif
+
 /* ---- fills and evictions ---- */
 
+#ifndef NO_BTF
 static __always_inline __u64 folio_pages(void *folio)
 {
 	unsigned long flags = 0;
@@ -545,6 +566,7 @@ static __always_inline __u64 folio_pages(void *folio)
 		order = BPF_CORE_READ((struct folio *)folio, _flags_1) & 0xff;
 	return 1ULL << (order & 63);
 }
+#endif
 
 static __always_inline struct inode *folio_inode(void *folio)
 {
@@ -568,6 +590,7 @@ static __always_inline enum match fd_match(unsigned int fd, struct inode *inode)
 	struct file **files;
 	struct file *file = 0;
 	struct inode *of_fd;
+	bool stacked;
 
 	if (fd >= BPF_CORE_READ(fdt, max_fds))
 		return MATCH_NONE;
@@ -576,7 +599,11 @@ static __always_inline enum match fd_match(unsigned int fd, struct inode *inode)
 	of_fd = BPF_CORE_READ(file, f_inode);
 	if (of_fd == inode)
 		return MATCH_EXACT;
-	return BPF_CORE_READ(of_fd, i_sb, s_stack_depth) > 0 ? MATCH_STACKED : MATCH_NONE;
+	if (bpf_core_field_exists(of_fd->i_sb->s_stack_depth))
+		stacked = BPF_CORE_READ(of_fd, i_sb, s_stack_depth) > 0;
+	else
+		stacked = BPF_CORE_READ(of_fd, i_sb, s_magic) == OVERLAYFS_MAGIC;
+	return stacked ? MATCH_STACKED : MATCH_NONE;
 }
 
 /* A fill while a system call works on `fd`: a page of another file can only be a fault inside its copy. */
@@ -652,52 +679,52 @@ static __always_inline enum fill_cause fill_cause(struct inode *inode)
 	return FILL_OTHER;
 }
 
-static __always_inline int folio_added(void *folio)
+/* `pages` pages of a file have come: a folio. */
+static __always_inline int pages_added(struct inode *inode, __u64 pages)
 {
-	struct totals *t;
+	struct totals *t = cpu_totals();
 	enum fill_cause cause;
 
-	if (!scoped())
-		return 0;
-	t = cpu_totals();
 	if (!t)
 		return 0;
-	cause = fill_cause(folio_inode(folio));
+	cause = fill_cause(inode);
 	if (cause < FILL_CAUSES)
-		ADD(t->fills[cause], folio_pages(folio));
+		ADD(t->fills[cause], pages);
 	return 0;
 }
 
-/* A task in reclaim, of whatever kind, has its reclaim_state set. */
+/* kswapd belongs to nobody, and evicts on behalf of all. */
+static __always_inline bool evicts_in_scope(void)
+{
+	return is_kswapd() || scoped();
+}
+
+/* A task in reclaim, of whatever kind, may use the memory that is kept for it. */
 static __always_inline enum eviction_cause eviction_cause(void)
 {
-	struct task_struct *task = current_task();
+	unsigned int flags = BPF_CORE_READ(current_task(), flags);
 	struct syscall call;
 
-	if (BPF_CORE_READ(task, reclaim_state))
+	if (flags & PF_MEMALLOC)
 		return EVICT_RECLAIM;
-	if (BPF_CORE_READ(task, flags) & PF_KTHREAD)
+	if (flags & PF_KTHREAD)
 		return EVICT_OTHER;
 	current_syscall(&call);
 	return call.nr == NR_fadvise64 ? EVICT_FADVISE : EVICT_OTHER;
 }
 
-static __always_inline int folio_removed(void *folio)
+/* `pages` pages of a file have gone: a folio. */
+static __always_inline int pages_removed(struct inode *inode, __u64 pages)
 {
-	struct totals *t;
+	struct totals *t = cpu_totals();
 	enum eviction_cause cause;
 
-	if (!is_kswapd() && !scoped())
-		return 0;
 	/* tmpfs tells of pages that go, but not of those that come. */
-	if (BPF_CORE_READ(folio_inode(folio), i_sb, s_magic) == TMPFS_MAGIC)
-		return 0;
-	t = cpu_totals();
-	if (!t)
+	if (BPF_CORE_READ(inode, i_sb, s_magic) == TMPFS_MAGIC || !t)
 		return 0;
 	cause = eviction_cause();
 	if (cause < EVICTION_CAUSES)
-		ADD(t->evictions[cause], folio_pages(folio));
+		ADD(t->evictions[cause], pages);
 	return 0;
 }
 
@@ -730,6 +757,7 @@ static __always_inline int reclaim_ends(__u64 freed)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct stall *stall = bpf_map_lookup_elem(&stalls, &thread);
+	struct proc_key proc;
 	struct proc_row *row;
 	struct totals *t;
 	__u64 ns, bucket;
@@ -737,7 +765,8 @@ static __always_inline int reclaim_ends(__u64 freed)
 	if (!stall)
 		return 0;
 	ns = bpf_ktime_get_ns() - stall->since_ns;
-	row = current_row(&stall->proc);
+	proc = stall->proc; /* before 4.18 a key has to lie on the stack */
+	row = current_row(&proc);
 	if (row)
 		ADD(row->stalls, 1);
 	t = cpu_totals();
@@ -788,6 +817,7 @@ static __always_inline int kswapd_woke(void)
 
 /* ---- entry points: exits of functions (fexit) ---- */
 
+#ifndef NO_BTF
 /* ksys_fadvise64_64(fd, offset, len, advice) */
 SEC("fexit/ksys_fadvise64_64")
 int fexit_fadvise(__u64 *ctx)
@@ -872,6 +902,8 @@ int fexit_splice_timed(__u64 *ctx)
 	return splice_read_returned(ctx, true);
 }
 
+#endif
+
 /* ---- entry points: kprobes ---- */
 
 SEC("kretprobe/ksys_fadvise64_64")
@@ -881,16 +913,30 @@ int kret_fadvise(struct pt_regs *ctx)
 }
 
 /* One end of the function only, the entry: a probe at both costs twice as much and carries state by thread. */
-SEC("kprobe/filemap_read")
-int kprobe_read(struct pt_regs *ctx)
+static __always_inline int read_called(const struct settings *set, struct pt_regs *ctx)
 {
 	struct kiocb *iocb = (struct kiocb *)KPROBE_ARG0(ctx);
 	struct iov_iter *iter = (struct iov_iter *)KPROBE_ARG1(ctx);
+
+	return bytes_asked(set, LOAD(iocb, kiocb, ki_filp), LOAD(iocb, kiocb, ki_pos), LOAD(iter, iov_iter, count));
+}
+
+SEC("kprobe/filemap_read")
+int kprobe_read(struct pt_regs *ctx)
+{
 	const struct settings *set = scoped();
 
-	if (!set)
-		return 0;
-	return bytes_asked(set, LOAD(iocb, kiocb, ki_filp), LOAD(iocb, kiocb, ki_pos), LOAD(iter, iov_iter, count));
+	return set ? read_called(set, ctx) : 0;
+}
+
+/* Before 4.18 the function above is a part of this one, which direct reads go through as well. */
+SEC("kprobe/generic_file_read_iter")
+int kprobe_read_iter(struct pt_regs *ctx)
+{
+	struct kiocb *iocb = (struct kiocb *)KPROBE_ARG0(ctx);
+	const struct settings *set = scoped();
+
+	return set && !(BPF_CORE_READ(iocb, ki_filp, f_flags) & O_DIRECT) ? read_called(set, ctx) : 0;
 }
 
 SEC("kprobe/filemap_splice_read")
@@ -905,7 +951,7 @@ int kprobe_splice(struct pt_regs *ctx)
 	return bytes_asked(set, (struct file *)KPROBE_ARG0(ctx), pos, KPROBE_ARG3(ctx));
 }
 
-/* ---- entry points: tracepoints and raw tracepoints ---- */
+/* ---- entry points: tracepoints ---- */
 
 struct sys_exit_args {
 	__u64 common;
@@ -920,6 +966,72 @@ int tp_fadvise(struct sys_exit_args *ctx)
 	return scoped() ? fadvise_returned(advice_asked(), ctx->ret) : 0;
 }
 
+/* A tracepoint hands over a folio as the number of its first page; the pages' descriptions are one array. */
+static __always_inline void *page_at(__u64 pfn)
+{
+	__u32 zero = 0;
+	struct settings *set = bpf_map_lookup_elem(&settings, &zero);
+
+	return set ? (void *)(set->vmemmap + pfn * bpf_core_type_size(struct page)) : 0;
+}
+
+/* Before 6.1 the order is not told, and hardly any folio has one. */
+static __always_inline __u64 pages_in(struct trace_event_raw_mm_filemap_op_page_cache *ctx)
+{
+	return bpf_core_field_exists(ctx->order) ? 1ULL << (ctx->order & 63) : 1;
+}
+
+SEC("tracepoint/filemap/mm_filemap_add_to_page_cache")
+int tp_fill(struct trace_event_raw_mm_filemap_op_page_cache *ctx)
+{
+	return scoped() ? pages_added(folio_inode(page_at(ctx->pfn)), pages_in(ctx)) : 0;
+}
+
+SEC("tracepoint/filemap/mm_filemap_delete_from_page_cache")
+int tp_evict(struct trace_event_raw_mm_filemap_op_page_cache *ctx)
+{
+	return evicts_in_scope() ? pages_removed(folio_inode(page_at(ctx->pfn)), pages_in(ctx)) : 0;
+}
+
+SEC("tracepoint/vmscan/mm_vmscan_lru_shrink_inactive")
+int tp_scan(struct trace_event_raw_mm_vmscan_lru_shrink_inactive *ctx)
+{
+	return inactive_scanned(ctx->nr_scanned, ctx->nr_reclaimed);
+}
+
+SEC("tracepoint/vmscan/mm_vmscan_direct_reclaim_begin")
+int tp_direct_in(void *ctx)
+{
+	return reclaim_begins(RECLAIM_DIRECT);
+}
+
+SEC("tracepoint/vmscan/mm_vmscan_direct_reclaim_end")
+int tp_direct_out(struct trace_event_raw_mm_vmscan_direct_reclaim_end_template *ctx)
+{
+	return reclaim_ends(ctx->nr_reclaimed);
+}
+
+SEC("tracepoint/vmscan/mm_vmscan_memcg_reclaim_begin")
+int tp_memcg_in(void *ctx)
+{
+	return reclaim_begins(RECLAIM_MEMCG);
+}
+
+SEC("tracepoint/vmscan/mm_vmscan_memcg_reclaim_end")
+int tp_memcg_out(struct trace_event_raw_mm_vmscan_direct_reclaim_end_template *ctx)
+{
+	return reclaim_ends(ctx->nr_reclaimed);
+}
+
+SEC("tracepoint/vmscan/mm_vmscan_kswapd_wake")
+int tp_kswapd(void *ctx)
+{
+	return kswapd_woke();
+}
+
+/* ---- entry points: raw tracepoints ---- */
+
+#ifndef NO_BTF
 SEC("raw_tracepoint/mm_filemap_get_pages")
 int raw_read(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -929,13 +1041,17 @@ int raw_read(struct bpf_raw_tracepoint_args *ctx)
 SEC("raw_tracepoint/mm_filemap_add_to_page_cache")
 int raw_fill(struct bpf_raw_tracepoint_args *ctx)
 {
-	return folio_added((void *)ctx->args[0]);
+	void *folio = (void *)ctx->args[0];
+
+	return scoped() ? pages_added(folio_inode(folio), folio_pages(folio)) : 0;
 }
 
 SEC("raw_tracepoint/mm_filemap_delete_from_page_cache")
 int raw_evict(struct bpf_raw_tracepoint_args *ctx)
 {
-	return folio_removed((void *)ctx->args[0]);
+	void *folio = (void *)ctx->args[0];
+
+	return evicts_in_scope() ? pages_removed(folio_inode(folio), folio_pages(folio)) : 0;
 }
 
 SEC("raw_tracepoint/mm_vmscan_lru_shrink_inactive")
@@ -973,3 +1089,4 @@ int raw_kswapd(struct bpf_raw_tracepoint_args *ctx)
 {
 	return kswapd_woke();
 }
+#endif

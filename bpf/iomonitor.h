@@ -43,6 +43,7 @@ struct settings {
 	__u32 scope; /* enum scope */
 	__u32 page_shift;
 	__u64 regs_offset; /* of the saved registers in a task's stack; 0: not known yet */
+	__u64 vmemmap; /* address of the struct page of page frame 0; 0: not known */
 	char comm[COMM_LEN]; /* SCOPE_COMM: NUL-padded */
 };
 

@@ -13,6 +13,17 @@
 typedef _Bool bool;
 enum { false, true };
 
+/*
+ * Whether the kernel has a helper function. With NO_BTF the programs are for kernels that do not describe their
+ * types, and use none that 4.14 lacks: the agent then finds out where the fields of the structs below lie, and tells
+ * libbpf as if the kernel had said so (src/ebpf/layout.rs).
+ */
+#ifdef NO_BTF
+#define KERNEL_HAS(helper) false
+#else
+#define KERNEL_HAS(helper) bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_##helper)
+#endif
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct super_block {
@@ -50,6 +61,7 @@ enum pageflags {
 
 struct file {
 	struct inode *f_inode;
+	unsigned int f_flags;
 	long long f_pos;
 };
 
@@ -81,8 +93,6 @@ struct task_io_accounting {
 	__u64 syscr;
 };
 
-struct reclaim_state;
-
 struct task_struct {
 	unsigned int flags;
 	int pid; /* of the thread */
@@ -92,7 +102,6 @@ struct task_struct {
 	char comm[16];
 	struct files_struct *files;
 	struct task_io_accounting ioac;
-	struct reclaim_state *reclaim_state;
 	void *stack;
 };
 /* Before 5.5. */
@@ -112,15 +121,39 @@ struct pt_regs {
 };
 #endif
 
+/* What tracepoints hand over, as tracefs describes it (events/.../format); the common fields are left out. */
+struct trace_event_raw_mm_filemap_op_page_cache {
+	unsigned long pfn;
+	unsigned char order; /* 6.1+ */
+};
+
+struct trace_event_raw_mm_vmscan_lru_shrink_inactive {
+	unsigned long nr_scanned;
+	unsigned long nr_reclaimed;
+};
+
+struct trace_event_raw_mm_vmscan_direct_reclaim_end_template {
+	unsigned long nr_reclaimed;
+};
+
 #pragma clang attribute pop
 
 /* task_struct.flags (include/linux/sched.h); stable since 2.6. */
 #define PF_KTHREAD 0x00200000
 #define PF_KSWAPD 0x00020000
+#define PF_MEMALLOC 0x00000800
 
 #define S_IFMT 00170000
 #define S_IFREG 0100000
 
+/* asm/fcntl.h */
+#if defined(__TARGET_ARCH_arm64)
+#define O_DIRECT 0200000
+#else
+#define O_DIRECT 00040000
+#endif
+
 #define TMPFS_MAGIC 0x01021994
+#define OVERLAYFS_MAGIC 0x794c7630
 
 #endif

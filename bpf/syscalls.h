@@ -117,13 +117,16 @@ struct syscall {
 	__u64 arg[4];
 };
 
+/* Where the saved registers lie in a task's stack, as the settings say; 0: not known. */
+static __always_inline __u64 regs_offset(void);
+
 /*
  * The helper is from 5.15. Before, the registers are where the kernel's entry code puts them: at the top of the
  * task's stack.
  */
 static __always_inline void current_syscall(struct syscall *call)
 {
-	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_task_pt_regs)) {
+	if (KERNEL_HAS(task_pt_regs)) {
 		struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
 
 		call->nr = regs->SYSCALL_NR;
@@ -133,7 +136,9 @@ static __always_inline void current_syscall(struct syscall *call)
 		call->arg[3] = regs->SYSCALL_ARG3;
 	} else {
 		struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-		struct pt_regs *regs = BPF_CORE_READ(task, stack) + THREAD_SIZE - bpf_core_type_size(struct pt_regs);
+		__u64 offset = regs_offset();
+		struct pt_regs *regs = BPF_CORE_READ(task, stack) +
+				       (offset ? offset : THREAD_SIZE - bpf_core_type_size(struct pt_regs));
 
 		call->nr = BPF_CORE_READ(regs, SYSCALL_NR);
 		call->arg[0] = BPF_CORE_READ(regs, SYSCALL_ARG0);

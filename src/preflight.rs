@@ -5,7 +5,7 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
-use crate::config::{Collector, Config, Pod};
+use crate::config::{Collector, Config, Pod, Switch};
 use crate::ebpf::os;
 use crate::modules::Module;
 use crate::modules::iomonitor::IoMonitor;
@@ -73,13 +73,14 @@ fn missing_of(have: u64, release: &str, needs: Needs) -> Option<String> {
 pub fn check(config: &Config) -> (String, bool) {
     let mut report = Report::default();
     report.line(true, "kernel", os::kernel_release());
-    match os::has_btf() {
-        true => report.line(true, "BTF", "/sys/kernel/btf/vmlinux"),
-        false => report.line(
-            false,
-            "BTF",
-            "/sys/kernel/btf/vmlinux is missing: a kernel with CONFIG_DEBUG_INFO_BTF=y has it",
-        ),
+    let missing = "/sys/kernel/btf/vmlinux is missing: a kernel with CONFIG_DEBUG_INFO_BTF=y has it";
+    match (config.collector.ebpf.btf, os::has_btf()) {
+        (Switch::Off, _) => report.line(true, "BTF", "not used, collector.ebpf.btf is off"),
+        (_, true) => report.line(true, "BTF", "/sys/kernel/btf/vmlinux"),
+        (Switch::On, false) => report.line(false, "BTF", missing),
+        (Switch::Auto, false) => {
+            report.note("BTF", format!("{missing}; fexit cannot be used, waits of reads are not timed"))
+        }
     }
     match (os::tracefs(), os::mount_tracefs_privately()) {
         (Some(path), _) => report.line(true, "tracefs", path.display()),

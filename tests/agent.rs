@@ -89,6 +89,27 @@ fn check_names_the_port_that_is_taken() {
     assert!(failed[0].2.contains(&format!("127.0.0.1:{port}")) && failed[0].2.contains("in use"), "{failed:?}");
 }
 
+#[test]
+fn without_btf_it_says_why_not_in_a_better_way() {
+    need_bpf!("without_btf_it_says_why_not_in_a_better_way");
+    let _alone = alone();
+    let agent = Agent::start(&[("COLLECTOR_EBPF_BTF", "off")]);
+    let health = health(&agent);
+    for probe in health["modules"][0]["probes"].as_array().unwrap() {
+        let mode = probe["mode"].as_str();
+        // Reads have no way where there are no kprobes.
+        assert!(matches!(mode, Some("kprobe" | "tracepoint")) || probe["name"] == "cache_read", "{probe}");
+        let failures = probe["failures"].as_array().unwrap().iter();
+        let better: Vec<_> = failures.filter(|f| f["mode"] == "fexit" || f["mode"] == "raw_tracepoint").collect();
+        assert!(!better.is_empty(), "{probe}");
+        for way in better {
+            let why = way["reason"].as_str().unwrap();
+            let no_btf = why.ends_with("it needs the kernel's BTF: collector.ebpf.btf is off");
+            assert!(no_btf || why.contains("preemptible"), "{why}");
+        }
+    }
+}
+
 // ---- health ----
 
 #[test]
@@ -190,11 +211,13 @@ fn by_default_it_attaches_in_the_best_way() {
     assert_eq!(said["status"], "healthy", "{said}");
     for probe in said["modules"][0]["probes"].as_array().unwrap() {
         let at_function = ["fadvise", "read_latency", "cache_read"].contains(&probe["name"].as_str().unwrap());
-        let best = match at_function {
-            // A program at a function misses events there: kprobes come first.
-            true if probe["failures"].to_string().contains("this kernel is preemptible") => "kprobe",
-            true => "fexit",
-            false => "raw_tracepoint",
+        // What misses events on a preemptible kernel comes last there.
+        let passed_over = probe["failures"].to_string().contains("this kernel is preemptible");
+        let best = match (at_function, passed_over) {
+            (true, false) => "fexit",
+            (true, true) => "kprobe",
+            (false, false) => "raw_tracepoint",
+            (false, true) => "tracepoint",
         };
         assert_eq!(probe["mode"], best, "{probe}");
     }
@@ -384,16 +407,17 @@ fn the_fewest_capabilities() {
         let all = attaches(&everything);
         assert!(!all.is_empty(), "{attach}: nothing attaches");
         let way = |probe: &str| all.iter().find(|(name, _)| name == probe).map(|(_, way)| way.as_str());
+        let any = |way: &str| all.iter().any(|(_, w)| w == way);
         // Kprobes and tracepoints by number are perf events.
-        let perf = ["fadvise", "cache_read"].iter().any(|p| matches!(way(p), Some("kprobe" | "tracepoint")));
+        let perf = any("kprobe") || any("tracepoint");
         let mut fewest = match perf && *paranoid > 2 {
             true => vec!["sys_admin"],
             false => vec!["bpf", "perfmon"],
         };
+        // In tracefs the event of fadvise's kprobe is defined, and others are looked up.
         match way("fadvise") {
-            // Its event is defined in tracefs, or only looked up.
             Some("kprobe") => fewest.push("dac_override"),
-            Some("tracepoint") => fewest.push("dac_read_search"),
+            _ if any("tracepoint") => fewest.push("dac_read_search"),
             _ => {}
         }
         if counts_memlock() {

@@ -191,6 +191,15 @@ pub(super) static KEYS: &[Key] = &[
         get: |c| name_of(&AttachMode::NAMES, c.collector.ebpf.attach),
     },
     Key {
+        path: "collector.ebpf.btf",
+        kind: Kind::Scalar,
+        allowed: "auto, on or off",
+        help: "Whether to use the kernel's BTF; auto: where there is one. Without, the agent finds the kernel's fields \
+               by itself when it starts.",
+        set: |c, s| put(&mut c.collector.ebpf.btf, named(&Switch::NAMES, s)),
+        get: |c| name_of(&Switch::NAMES, c.collector.ebpf.btf),
+    },
+    Key {
         path: "export.type",
         kind: Kind::Scalar,
         allowed: "prometheus or banyandb",

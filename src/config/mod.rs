@@ -122,6 +122,8 @@ pub const PROBES: &[&str] = &[
 pub struct Ebpf {
     /// How they are attached.
     pub attach: AttachMode,
+    /// Whether the kernel's BTF is used.
+    pub btf: Switch,
 }
 
 /// How programs are attached, where there is a choice.
@@ -266,7 +268,7 @@ impl Default for Config {
                 pod: None,
                 probes: PROBES.to_vec(),
                 read_latency: Switch::Auto,
-                ebpf: Ebpf { attach: AttachMode::Auto },
+                ebpf: Ebpf { attach: AttachMode::Auto, btf: Switch::Auto },
             },
             export: Export {
                 kind: ExportKind::Prometheus,

@@ -79,7 +79,7 @@ collector:
     comm: 0x10
   probes: [kswapd, fadvise]
   read_latency: off
-  ebpf: {attach: kprobe}
+  ebpf: {attach: kprobe, btf: off}
 export:
   type: banyandb
   banyandb: {endpoint: 'a-b.c:1,[::1]:17912,10.0.0.1:2', group: g_1, timeout: *time}
@@ -100,7 +100,7 @@ export:
             pod: None,
             probes: vec!["kswapd", "fadvise"],
             read_latency: Switch::Off,
-            ebpf: Ebpf { attach: AttachMode::Kprobe },
+            ebpf: Ebpf { attach: AttachMode::Kprobe, btf: Switch::Off },
         },
         export: Export {
             kind: ExportKind::BanyanDb,
@@ -148,6 +148,7 @@ const BAD_VALUES: &[(&str, &str, &[&str])] = &[
     ("collector.scope.pod_uid", "", &["''", "Auto!", "a/b", "..", "a b"]),
     ("collector.read_latency", "", &["true", "no", "Auto", "''"]),
     ("collector.ebpf.attach", "", &["fexit", "Auto"]),
+    ("collector.ebpf.btf", "", &["no", "Off"]),
     ("export.type", "", &["influxdb", "Prometheus", "''"]),
     ("export.banyandb.endpoint", "no scheme stands before the host", &["http://a:1"]),
     (

@@ -1,4 +1,4 @@
-//! Rust mirror of bpf/iomonitor.h. A test compares size and offsets with the object's BTF.
+//! Rust mirror of bpf/iomonitor.h and bpf/peek.h. A test compares size and offsets with the objects' BTF.
 
 use crate::metrics::histogram::BUCKETS;
 
@@ -62,8 +62,10 @@ plain! {
         scope: u32,
         /// log2 of the page size.
         page_shift: u32,
-        /// Where the saved registers lie in a task's stack: the programs fill it in.
+        /// Where the saved registers lie in a task's stack; 0: the programs fill it in.
         regs_offset: u64,
+        /// Address of the `struct page` of page frame 0; 0 if it is not known.
+        vmemmap: u64,
         /// Name to match under [`SCOPE_COMM`], NUL-padded.
         comm: [u8; COMM_LEN],
     }
@@ -140,6 +142,22 @@ plain! {
         reclaimer: u32,
         /// Always 0.
         zero: u32,
+    }
+
+    /// A question of [`super::layout`], and its answer.
+    Peek = "peek" {
+        /// Name of the thread that asks, NUL-padded.
+        name: [u8; COMM_LEN],
+        /// Address of the memory asked for.
+        address: u64,
+        /// 1: what follows is the answer.
+        answered: u64,
+        /// Ids of the thread in the initial pid namespace: process << 32 | thread.
+        thread: u64,
+        /// Address of its `task_struct`.
+        task: u64,
+        /// What lies at the address.
+        memory: [u64; 32],
     }
 }
 

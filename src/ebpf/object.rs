@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
@@ -59,8 +60,11 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-fn error(what: impl Into<String>, cause: io::Error) -> Error {
-    Error { what: what.into(), cause, log: String::new() }
+impl Error {
+    /// What was tried, and why it failed.
+    pub fn new(what: impl Into<String>, cause: io::Error) -> Self {
+        Self { what: what.into(), cause, log: String::new() }
+    }
 }
 
 /// The same for what the kernel was asked to do with a program: with its release, and what the answer means.
@@ -88,7 +92,7 @@ fn errno(code: c_int) -> io::Error {
 }
 
 fn c_string(s: &str) -> Result<CString, Error> {
-    CString::new(s).map_err(|_| error(format!("name {s:?}"), io::ErrorKind::InvalidInput.into()))
+    CString::new(s).map_err(|_| Error::new(format!("name {s:?}"), io::ErrorKind::InvalidInput.into()))
 }
 
 // ---- libbpf's messages ----
@@ -138,19 +142,24 @@ pub fn libbpf_version() -> String {
 pub fn possible_cpus() -> Result<usize, Error> {
     // SAFETY: no arguments; reads /sys.
     let n = unsafe { sys::libbpf_num_possible_cpus() };
-    usize::try_from(n).map_err(|_| error("count the possible CPUs", errno(n)))
+    usize::try_from(n).map_err(|_| Error::new("count the possible CPUs", errno(n)))
 }
 
 // ---- objects and programs ----
+
+/// An ELF image, which libelf reads in place and wants aligned.
+#[repr(C, align(8))]
+pub struct Aligned<T: ?Sized>(pub T);
 
 /// An object whose maps exist and whose programs are ready to be loaded. Dropping it frees libbpf's memory;
 /// maps, programs and links taken from it live on.
 pub struct Object(NonNull<sys::bpf_object>);
 
 impl Object {
-    /// Opens the ELF image `elf`, creates its maps and applies the relocations for the running kernel.
-    pub fn prepare(name: &str, elf: &[u8]) -> Result<Self, Error> {
-        let object = Self::open(name, elf)?;
+    /// Opens the ELF image `elf`, creates its maps and applies the relocations for the running kernel: for its
+    /// types as its own BTF describes them, or as `btf` does.
+    pub fn prepare(name: &str, elf: &[u8], btf: Option<&File>) -> Result<Self, Error> {
+        let object = Self::open(name, elf, btf)?;
         // SAFETY: the object is open and not yet prepared.
         let code = unsafe { sys::bpf_object__prepare(object.0.as_ptr()) };
         if code == 0 {
@@ -159,11 +168,14 @@ impl Object {
         Err(Error { what: format!("prepare BPF object {name}"), cause: errno(code), log: take_warnings() })
     }
 
-    fn open(name: &str, elf: &[u8]) -> Result<Self, Error> {
+    fn open(name: &str, elf: &[u8], btf: Option<&File>) -> Result<Self, Error> {
         let c_name = c_string(name)?;
+        // libbpf opens it by itself, when the object is prepared.
+        let btf = btf.map(|f| c_string(&format!("/proc/self/fd/{}", f.as_raw_fd()))).transpose()?;
         let opts = sys::bpf_object_open_opts {
             sz: size_of::<sys::bpf_object_open_opts>() as _,
             object_name: c_name.as_ptr(),
+            btf_custom_path: btf.as_ref().map_or(ptr::null(), |path| path.as_ptr()),
             ..Default::default()
         };
         take_warnings();
@@ -178,6 +190,13 @@ impl Object {
         })
     }
 
+    /// Whether it has a program of this name.
+    pub fn has_program(&self, name: &str) -> bool {
+        // SAFETY: the object is live, the name is a C string.
+        c_string(name)
+            .is_ok_and(|n| unsafe { !sys::bpf_object__find_program_by_name(self.0.as_ptr(), n.as_ptr()).is_null() })
+    }
+
     /// A handle of the map `name`.
     pub fn map(&self, name: &str) -> Result<Map, Error> {
         let what = || format!("find map {name}");
@@ -185,17 +204,17 @@ impl Object {
         // SAFETY: the object is live, the name is a C string.
         let map = unsafe { sys::bpf_object__find_map_by_name(self.0.as_ptr(), c_name.as_ptr()) };
         if map.is_null() {
-            return Err(error(what(), io::ErrorKind::NotFound.into()));
+            return Err(Error::new(what(), io::ErrorKind::NotFound.into()));
         }
         // SAFETY: the map belongs to the live object; these only read it.
         let (fd, kind, key_size, value_size) = unsafe {
             (sys::bpf_map__fd(map), sys::bpf_map__type(map), sys::bpf_map__key_size(map), sys::bpf_map__value_size(map))
         };
         if fd < 0 {
-            return Err(error(what(), errno(fd)));
+            return Err(Error::new(what(), errno(fd)));
         }
         // SAFETY: the descriptor is open as long as the object lives, which outlives this borrow.
-        let fd = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().map_err(|e| error(what(), e))?;
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().map_err(|e| Error::new(what(), e))?;
         let per_cpu = kind == sys::BPF_MAP_TYPE_PERCPU_ARRAY || kind == sys::BPF_MAP_TYPE_PERCPU_HASH;
         let (value_size, copies) = match per_cpu {
             // The kernel copies one value a possible CPU, each rounded up to 8 bytes.
@@ -213,7 +232,7 @@ impl Object {
         // SAFETY: the object is live, the name is a C string.
         let prog = unsafe { sys::bpf_object__find_program_by_name(self.0.as_ptr(), c_name.as_ptr()) };
         if prog.is_null() {
-            return Err(error(what(), io::ErrorKind::NotFound.into()));
+            return Err(Error::new(what(), io::ErrorKind::NotFound.into()));
         }
         // SAFETY: the program belongs to the live, prepared object, whose instructions and BTF stay put.
         let (kind, insns, count, mut opts) = unsafe {
@@ -221,6 +240,7 @@ impl Object {
                 sz: size_of::<sys::bpf_prog_load_opts>() as _,
                 expected_attach_type: sys::bpf_program__expected_attach_type(prog),
                 attach_btf_id: function.map_or(0, |f| f.0),
+                kern_version: sys::bpf_object__kversion(self.0.as_ptr()), // kprobes before 5.0 ask for it
                 ..Default::default()
             };
             let btf = sys::bpf_object__btf_fd(self.0.as_ptr());
@@ -357,6 +377,9 @@ impl Program {
 
     /// Attaches it to the entry of the kernel function `name`.
     pub fn attach_kprobe(&self, name: &str) -> Result<Link, Error> {
+        if !os::perf_has_kprobes() {
+            return self.attach_event(name, os::Place::Entry);
+        }
         let c_name = c_string(name)?;
         os::perf_kprobe(&c_name, &self.fd)
             .map(Link::from)
@@ -365,11 +388,19 @@ impl Program {
 
     /// Attaches it to the return of the kernel function `name`.
     pub fn attach_kretprobe(&self, name: &str) -> Result<Link, Error> {
+        self.attach_event(name, os::Place::Return)
+    }
+
+    fn attach_event(&self, name: &str, place: os::Place) -> Result<Link, Error> {
         let attach = || {
-            let event = os::ReturnEvent::define(name)?;
+            let event = os::FunctionEvent::define(name, place)?;
             Ok(Link { _fd: event.attach(&self.fd)?, _event: Some(event) })
         };
-        attach().map_err(|e| refusal(&format!("attach {} to the return of function {name}", self.name), e))
+        let at = match place {
+            os::Place::Entry => "",
+            os::Place::Return => "the return of ",
+        };
+        attach().map_err(|e| refusal(&format!("attach {} to {at}function {name}", self.name), e))
     }
 
     /// Events at which it did not run, because it would have interrupted itself on the same CPU; the kernel
@@ -380,7 +411,7 @@ impl Program {
         // SAFETY: a live struct, and its length.
         let code = unsafe { sys::bpf_prog_get_info_by_fd(self.fd.as_raw_fd(), &mut info, &mut len) };
         if code != 0 {
-            return Err(error(format!("read what program {} missed", self.name), errno(code)));
+            return Err(Error::new(format!("read what program {} missed", self.name), errno(code)));
         }
         Ok(info.recursion_misses)
     }
@@ -389,7 +420,7 @@ impl Program {
 /// An attached program: detached when dropped, and then the event that it hung at is removed.
 pub struct Link {
     _fd: OwnedFd,
-    _event: Option<os::ReturnEvent>,
+    _event: Option<os::FunctionEvent>,
 }
 
 impl From<OwnedFd> for Link {
@@ -417,7 +448,7 @@ impl Map {
 
     fn key_ptr(&self, key: &[u8]) -> Result<*const c_void, Error> {
         if key.len() != self.key_size {
-            return Err(error(self.what("use a key of a wrong size on"), io::ErrorKind::InvalidInput.into()));
+            return Err(Error::new(self.what("use a key of a wrong size on"), io::ErrorKind::InvalidInput.into()));
         }
         Ok(key.as_ptr().cast())
     }
@@ -432,7 +463,7 @@ impl Map {
         match -code {
             0 => Ok(true),
             libc::ENOENT => Ok(false),
-            _ => Err(error(self.what("read"), errno(code))),
+            _ => Err(Error::new(self.what("read"), errno(code))),
         }
     }
 
@@ -445,11 +476,11 @@ impl Map {
     pub fn update(&self, key: &[u8], value: &[u8]) -> Result<(), Error> {
         let key = self.key_ptr(key)?;
         if value.len() != self.value_size * self.copies {
-            return Err(error(self.what("use a value of a wrong size on"), io::ErrorKind::InvalidInput.into()));
+            return Err(Error::new(self.what("use a value of a wrong size on"), io::ErrorKind::InvalidInput.into()));
         }
         // SAFETY: key and value have the map's sizes.
         let code = unsafe { sys::bpf_map_update_elem(self.fd.as_raw_fd(), key, value.as_ptr().cast(), 0) };
-        if code == 0 { Ok(()) } else { Err(error(self.what("write"), errno(code))) }
+        if code == 0 { Ok(()) } else { Err(Error::new(self.what("write"), errno(code))) }
     }
 
     /// Puts a descriptor into slot 0 of a map of descriptors (maps, cgroups). For a map of maps the kernel
@@ -465,7 +496,7 @@ impl Map {
         let code = unsafe { sys::bpf_map_delete_elem(self.fd.as_raw_fd(), key) };
         match -code {
             0 | libc::ENOENT => Ok(()),
-            _ => Err(error(self.what("delete from"), errno(code))),
+            _ => Err(Error::new(self.what("delete from"), errno(code))),
         }
     }
 
@@ -502,7 +533,7 @@ impl Map {
                 }
                 libc::EINVAL if first => return self.drain_singly(each),
                 0 | libc::ENOENT | libc::ENOSPC => {}
-                _ => return Err(error(self.what("drain"), errno(code))),
+                _ => return Err(Error::new(self.what("drain"), errno(code))),
             }
             let pairs = keys.chunks_exact(self.key_size).zip(values.chunks_exact(self.value_size));
             for (k, v) in pairs.take(count as usize) {
@@ -562,7 +593,7 @@ impl Map {
         match -code {
             0 => Ok(Some(next)),
             libc::ENOENT => Ok(None),
-            _ => Err(error(self.what("walk"), errno(code))),
+            _ => Err(Error::new(self.what("walk"), errno(code))),
         }
     }
 
@@ -570,7 +601,7 @@ impl Map {
         if (size_of::<K>(), size_of::<V>()) == (self.key_size, self.value_size) {
             return Ok(());
         }
-        Err(error(self.what("use wrong types on"), io::ErrorKind::InvalidInput.into()))
+        Err(Error::new(self.what("use wrong types on"), io::ErrorKind::InvalidInput.into()))
     }
 }
 
@@ -606,18 +637,172 @@ mod tests {
 
     #[test]
     fn rust_mirrors_the_structs_of_the_programs() {
-        let object = Object::open("iomonitor", crate::modules::iomonitor::elf()).unwrap();
+        let object = Object::open("iomonitor", crate::modules::iomonitor::elf(), None).unwrap();
+        let peek = Object::open("peek", crate::ebpf::layout::elf(), None).unwrap();
         for (name, size, fields) in abi::layouts() {
-            let (c_size, members) = layout(&object, name).unwrap_or_else(|| panic!("struct {name} is not in the BTF"));
+            let found = layout(&object, name).or_else(|| layout(&peek, name));
+            let (c_size, members) = found.unwrap_or_else(|| panic!("struct {name} is not in the BTF"));
             assert_eq!(size, c_size, "size of {name}");
             let fields: Vec<_> = fields.into_iter().map(|(f, o)| (f.to_owned(), o)).collect();
             assert_eq!(fields, members, "fields of {name}");
         }
     }
 
+    fn maps(object: &Object) -> Vec<*mut sys::bpf_map> {
+        // SAFETY: the object is live; a null map starts the walk, each next one belongs to the object.
+        let next = |map| unsafe { sys::bpf_object__next_map(object.0.as_ptr(), map) };
+        let first = next(ptr::null());
+        std::iter::successors(Some(first), |map| Some(next(*map))).take_while(|map| !map.is_null()).collect()
+    }
+
+    /// Programs of an object, before they are relocated for a kernel.
+    fn programs(object: &Object) -> Vec<(String, u32, &[sys::bpf_insn])> {
+        let mut all = Vec::new();
+        let mut prog = ptr::null_mut();
+        loop {
+            // SAFETY: the object is live; a null program starts the walk. Name and instructions belong to it.
+            unsafe {
+                prog = sys::bpf_object__next_program(object.0.as_ptr(), prog);
+                if prog.is_null() {
+                    return all;
+                }
+                let name = CStr::from_ptr(sys::bpf_program__name(prog)).to_str().unwrap().to_owned();
+                let count = sys::bpf_program__insn_cnt(prog) as usize;
+                all.push((
+                    name,
+                    sys::bpf_program__type(prog),
+                    slice::from_raw_parts(sys::bpf_program__insns(prog), count),
+                ));
+            }
+        }
+    }
+
+    /// Whether an instruction can be reached from itself.
+    fn has_loop(insns: &[sys::bpf_insn]) -> bool {
+        #[derive(Clone, Copy, PartialEq)]
+        enum State {
+            New,
+            OnPath,
+            Done,
+        }
+        let targets = |at: usize| -> Vec<usize> {
+            let insn = &insns[at];
+            let (class, operation) = (u32::from(insn.code) & 7, u32::from(insn.code) & 0xf0);
+            let next = at + if class == sys::BPF_LD { 2 } else { 1 };
+            let jump = next.wrapping_add_signed(insn.off.into());
+            match (class, operation) {
+                (sys::BPF_JMP, sys::BPF_EXIT) => vec![],
+                (sys::BPF_JMP, sys::BPF_JA) => vec![jump],
+                (sys::BPF_JMP, sys::BPF_CALL) => vec![next],
+                (sys::BPF_JMP, _) => vec![next, jump],
+                _ => vec![next],
+            }
+        };
+        let mut states = vec![State::New; insns.len()];
+        let mut path = vec![(0, targets(0))];
+        states[0] = State::OnPath;
+        while let Some((at, left)) = path.last_mut() {
+            match left.pop() {
+                None => {
+                    states[*at] = State::Done;
+                    path.pop();
+                }
+                Some(next) if states[next] == State::OnPath => return true,
+                Some(next) if states[next] == State::New => {
+                    states[next] = State::OnPath;
+                    path.push((next, targets(next)));
+                }
+                Some(_) => {}
+            }
+        }
+        false
+    }
+
+    #[test]
+    fn a_loop_is_not_just_a_jump_back() {
+        let insn = |code, off| sys::bpf_insn { code, off, ..Default::default() };
+        let [ja, jeq, exit] = [sys::BPF_JA, sys::BPF_JEQ, sys::BPF_EXIT].map(|op| (sys::BPF_JMP | op) as u8);
+        assert!(!has_loop(&[insn(ja, 1), insn(exit, 0), insn(jeq, -2), insn(exit, 0)]));
+        assert!(has_loop(&[insn(ja, 1), insn(exit, 0), insn(jeq, -3), insn(exit, 0)]));
+    }
+
+    /// There is no such kernel to boot here, so that its rules are checked by hand: linux/bpf.h of 4.14, and its
+    /// verifier, which knows no loops.
+    #[test]
+    fn linux_4_14_knows_all_that_the_programs_without_btf_use() {
+        const KINDS: [u32; 2] = [sys::BPF_PROG_TYPE_KPROBE, sys::BPF_PROG_TYPE_TRACEPOINT];
+        const HELPERS: [u32; 10] = [
+            sys::BPF_FUNC_map_lookup_elem,
+            sys::BPF_FUNC_map_update_elem,
+            sys::BPF_FUNC_map_delete_elem,
+            sys::BPF_FUNC_probe_read,
+            sys::BPF_FUNC_probe_read_kernel, // before 5.5 libbpf puts the former in its place
+            sys::BPF_FUNC_ktime_get_ns,
+            sys::BPF_FUNC_get_current_pid_tgid,
+            sys::BPF_FUNC_get_current_comm,
+            sys::BPF_FUNC_get_current_task,
+            sys::BPF_FUNC_current_task_under_cgroup,
+        ];
+        let objects = [crate::modules::iomonitor::elf_no_btf(), crate::ebpf::layout::elf()];
+        for object in objects.map(|elf| Object::open("old", elf, None).unwrap()) {
+            let all = programs(&object);
+            assert!(!all.is_empty());
+            for (name, kind, insns) in all {
+                assert!(KINDS.contains(&kind), "{name} is of type {kind}");
+                assert!(insns.len() <= 4096, "{name} has {} instructions", insns.len());
+                assert!(!has_loop(insns), "{name} has a loop");
+                let mut at = 0;
+                while let Some(insn) = insns.get(at) {
+                    let (code, source) = (u32::from(insn.code), insn.src_reg());
+                    let (class, operation, mode) = (code & 7, code & 0xf0, code & 0xe0);
+                    let known = match class {
+                        // A constant of 64 bits, which takes the room of two; a map's address when relocated.
+                        sys::BPF_LD => code == sys::BPF_LD | sys::BPF_IMM | sys::BPF_DW && source == 0,
+                        sys::BPF_LDX | sys::BPF_ST => mode == sys::BPF_MEM,
+                        // Of the atomic operations only the addition.
+                        sys::BPF_STX => mode == sys::BPF_MEM || mode == sys::BPF_ATOMIC && insn.imm == 0,
+                        sys::BPF_ALU | sys::BPF_ALU64 => insn.off == 0 && operation <= sys::BPF_END,
+                        sys::BPF_JMP if operation == sys::BPF_CALL => {
+                            source == 0 && HELPERS.contains(&(insn.imm as u32))
+                        }
+                        sys::BPF_JMP => operation <= sys::BPF_JSLE,
+                        _ => false, // jumps on 32 bits
+                    };
+                    assert!(known, "instruction {at} of {name}: {code:#x}, {source}, {}, {}", insn.off, insn.imm);
+                    at += if class == sys::BPF_LD { 2 } else { 1 };
+                }
+            }
+            for map in maps(&object) {
+                // SAFETY: a map of the live object.
+                let kind = unsafe { sys::bpf_map__type(map) };
+                assert!(kind <= sys::BPF_MAP_TYPE_HASH_OF_MAPS, "a map of type {kind}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_map_is_emptied_with_batches_and_without() {
+        if os::capabilities() & (1 << 21) == 0 || !os::has_btf() {
+            println!("SKIPPED a_map_is_emptied_with_batches_and_without: needs root and BTF");
+            return;
+        }
+        let object = Object::prepare("drain", crate::modules::iomonitor::elf(), None).unwrap();
+        let map = object.map("procs_a").unwrap();
+        for batches in [true, false] {
+            for tgid in 0..1000 {
+                let row = abi::ProcRow { fadvise_calls: tgid.into(), ..Default::default() };
+                map.update(abi::ProcKey { tgid, start: 7 }.bytes(), row.bytes()).unwrap();
+            }
+            let mut sum = (0, 0);
+            let each = |_: abi::ProcKey, row: abi::ProcRow| sum = (sum.0 + 1, sum.1 + row.fadvise_calls);
+            if batches { map.drain(each) } else { map.drain_singly(each) }.unwrap();
+            assert_eq!((sum, map.is_empty().unwrap()), ((1000, 499_500), true));
+        }
+    }
+
     #[test]
     fn what_is_no_object_is_an_error_with_libbpfs_words() {
-        let e = Object::prepare("junk", b"this is no ELF file").err().unwrap();
+        let e = Object::prepare("junk", b"this is no ELF file", None).err().unwrap();
         assert!(e.to_string().starts_with("open BPF object junk"), "{e}");
         assert!(!e.log.is_empty());
     }

@@ -127,13 +127,47 @@ fn mount_tracefs() -> io::Result<()> {
 
 /// The number by which perf knows a tracepoint.
 pub fn tracepoint_id(category: &str, name: &str) -> io::Result<u64> {
+    let text = tracepoint_file(category, name, "id")?;
+    let bad = || io::Error::new(io::ErrorKind::InvalidData, format!("id of {category}:{name}: {text:?}"));
+    text.trim().parse().map_err(|_| bad())
+}
+
+fn tracepoint_file(category: &str, name: &str, file: &str) -> io::Result<String> {
     let dir = tracefs().ok_or_else(|| {
         let why = no_tracefs();
         io::Error::new(why.kind(), format!("no tracefs: {why}"))
     })?;
-    let path = dir.join("events").join(category).join(name).join("id");
-    let text = fs::read_to_string(&path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
-    text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {text:?}", path.display())))
+    let path = dir.join("events").join(category).join(name).join(file);
+    fs::read_to_string(&path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+}
+
+/// A field of what a tracepoint hands over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TracepointField {
+    /// Its name.
+    pub name: String,
+    /// Where it begins, in bytes.
+    pub offset: usize,
+    /// Its bytes.
+    pub size: usize,
+}
+
+/// The fields of a tracepoint, as this kernel describes them.
+pub fn tracepoint_fields(category: &str, name: &str) -> io::Result<Vec<TracepointField>> {
+    tracepoint_file(category, name, "format").map(|text| fields_of(&text))
+}
+
+/// The fields in a `format` file of tracefs: `field:unsigned char order; offset:36; size:1; signed:0;`, a line each.
+fn fields_of(format: &str) -> Vec<TracepointField> {
+    let field = |line: &str| {
+        let mut parts = line.trim().split(';').map(str::trim);
+        let declaration = parts.next()?.strip_prefix("field:")?;
+        let number = |part: Option<&str>, name: &str| part?.strip_prefix(name)?.parse().ok();
+        let (offset, size) = (number(parts.next(), "offset:")?, number(parts.next(), "size:")?);
+        let name = declaration.split([' ', '*']).next_back()?.split('[').next()?;
+        Some(TracepointField { name: name.to_owned(), offset, size })
+    };
+    format.lines().filter_map(field).collect()
 }
 
 /// Runs the loaded program `prog` at the tracepoint with this id, until the descriptor is closed.
@@ -145,12 +179,18 @@ pub fn perf_tracepoint(id: u64, prog: &OwnedFd) -> io::Result<OwnedFd> {
     perf_event(attr, prog)
 }
 
-/// Runs `prog` when the kernel function `name` is entered, until the descriptor is closed. 4.17+: the kind of
-/// event is not in perf's fixed list, sysfs tells it.
+/// perf's number for kprobes, which is not in its fixed list.
+const KPROBE_TYPE: &str = "/sys/bus/event_source/devices/kprobe/type";
+
+/// Whether perf knows kprobes by itself (4.17+): before, they are events of tracefs.
+pub fn perf_has_kprobes() -> bool {
+    Path::new(KPROBE_TYPE).exists()
+}
+
+/// Runs `prog` when the kernel function `name` is entered, until the descriptor is closed.
 pub fn perf_kprobe(name: &CStr, prog: &OwnedFd) -> io::Result<OwnedFd> {
-    let kind = "/sys/bus/event_source/devices/kprobe/type";
-    let unsupported = |e| io::Error::new(io::ErrorKind::Unsupported, format!("no kprobes in this kernel: {kind}: {e}"));
-    let text = fs::read_to_string(kind).map_err(unsupported)?;
+    let kind = KPROBE_TYPE;
+    let text = fs::read_to_string(kind)?;
     // SAFETY: all-zero is a valid perf_event_attr.
     let mut attr: libbpf_sys::perf_event_attr = unsafe { mem::zeroed() };
     attr.type_ =
@@ -159,11 +199,20 @@ pub fn perf_kprobe(name: &CStr, prog: &OwnedFd) -> io::Result<OwnedFd> {
     perf_event(attr, prog)
 }
 
-/// An event at the return of a kernel function, defined in tracefs. perf's own has room for as many calls under
-/// way as there are CPUs, and misses the others in silence: only here can room be asked for. The definition goes
-/// when this is dropped; what a killed agent left behind costs nothing, and the next one clears it.
-pub struct ReturnEvent {
+/// An event at the entry or at the return of a kernel function, defined in tracefs. The definition goes when this is
+/// dropped; what a killed agent left behind costs nothing, and the next one clears it.
+pub struct FunctionEvent {
     name: String,
+}
+
+/// Where in a function.
+#[derive(Debug, Clone, Copy)]
+pub enum Place {
+    /// When it is called.
+    Entry,
+    /// When it is done. perf's own event has room for as many calls under way as there are CPUs, and misses the others
+    /// in silence: only in tracefs can room be asked for.
+    Return,
 }
 
 /// Group of our events in tracefs; their names end in the process id.
@@ -171,12 +220,16 @@ const EVENT_GROUP: &str = "ebpf_sidecar";
 /// Calls of one function that may be under way.
 const CALLS_UNDER_WAY: u32 = 1024;
 
-impl ReturnEvent {
+impl FunctionEvent {
     /// Defines it for the function `function`.
-    pub fn define(function: &str) -> io::Result<Self> {
+    pub fn define(function: &str, place: Place) -> io::Result<Self> {
         Self::clear_left_behind();
-        let name = format!("{function}_{}", std::process::id()).replace('.', "_");
-        Self::write(&format!("r{CALLS_UNDER_WAY}:{EVENT_GROUP}/{name} {function}"))?;
+        let (kind, letter) = match place {
+            Place::Entry => ("p".to_owned(), 'p'),
+            Place::Return => (format!("r{CALLS_UNDER_WAY}"), 'r'),
+        };
+        let name = format!("{letter}_{function}_{}", std::process::id()).replace('.', "_");
+        Self::write(&format!("{kind}:{EVENT_GROUP}/{name} {function}"))?;
         Ok(Self { name })
     }
 
@@ -187,7 +240,8 @@ impl ReturnEvent {
 
     fn list() -> io::Result<PathBuf> {
         let list = tracefs().ok_or_else(no_tracefs)?.join("kprobe_events");
-        let unsupported = || io::Error::new(io::ErrorKind::Unsupported, "no kprobes in this kernel");
+        let none = "no kprobes in this kernel: neither perf nor tracefs (kprobe_events) has them";
+        let unsupported = || io::Error::new(io::ErrorKind::Unsupported, none);
         if list.exists() { Ok(list) } else { Err(unsupported()) }
     }
 
@@ -205,7 +259,7 @@ impl ReturnEvent {
 
     fn clear_left_behind() {
         let list = Self::list().and_then(fs::read_to_string).unwrap_or_default();
-        // `r1024:ebpf_sidecar/NAME_PID FUNCTION`
+        // `r1024:ebpf_sidecar/r_NAME_PID FUNCTION`
         for event in list.lines().filter_map(|l| l.split_once(&format!(":{EVENT_GROUP}/"))?.1.split(' ').next()) {
             let of = event.rsplit_once('_').map(|(_, pid)| Path::new("/proc").join(pid));
             if of.is_some_and(|process| !process.exists()) {
@@ -215,7 +269,7 @@ impl ReturnEvent {
     }
 }
 
-impl Drop for ReturnEvent {
+impl Drop for FunctionEvent {
     fn drop(&mut self) {
         if let Err(e) = Self::write(&format!("-:{EVENT_GROUP}/{}", self.name)) {
             log::warn!("the event {EVENT_GROUP}/{} stays in tracefs: {e}", self.name);
@@ -371,6 +425,33 @@ pub fn capabilities() -> u64 {
     u64::from_str_radix(hex.trim(), 16).unwrap_or(0)
 }
 
+/// A file that lies in memory alone, and goes with its last descriptor.
+pub fn memory_file(name: &CStr) -> io::Result<fs::File> {
+    // SAFETY: a C string.
+    let fd = check(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })?;
+    // SAFETY: a fresh descriptor, ours alone.
+    Ok(unsafe { fs::File::from_raw_fd(fd) })
+}
+
+/// Flags of an open file, as open(2) takes them.
+pub fn file_flags(file: &fs::File) -> io::Result<u32> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) }).map(|flags| flags as u32)
+}
+
+/// Adds O_NONBLOCK to them.
+pub fn set_nonblocking(file: &fs::File) -> io::Result<()> {
+    let flags = file_flags(file)? as libc::c_int | libc::O_NONBLOCK;
+    // SAFETY: no pointers.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags) }).map(drop)
+}
+
+/// Gives the current thread another name.
+pub fn rename_thread(name: &CStr) -> io::Result<()> {
+    // SAFETY: a C string.
+    check(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) }).map(drop)
+}
+
 /// Gives memory that was freed back to the kernel. glibc keeps the high-water mark of loading otherwise.
 pub fn trim_heap() {
     #[cfg(target_env = "gnu")]
@@ -418,6 +499,20 @@ mod tests {
         ] {
             assert_eq!(preemptible(models, build, release, cmdline), expected, "{models:?} {build} {cmdline:?}");
         }
+    }
+
+    #[test]
+    fn fields_of_tracepoints_are_read() {
+        let format = "name: mm_filemap_add_to_page_cache\nID: 600\nformat:\n\
+            \tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;\n\n\
+            \tfield:unsigned long pfn;\toffset:8;\tsize:8;\tsigned:0;\n\
+            \tfield:char oldcomm[16];\toffset:12;\tsize:16;\tsigned:0;\n\
+            \tfield:const char * name;\toffset:40;\tsize:8;\tsigned:0;\n\
+            \tfield:odd;\toffset:x;\n\
+            \nprint fmt: \"dev %d:%d\", ((unsigned int) ((REC->s_dev) >> 20))\n";
+        let field = |name: &str, offset, size| TracepointField { name: name.into(), offset, size };
+        let expected = [field("common_type", 0, 2), field("pfn", 8, 8), field("oldcomm", 12, 16), field("name", 40, 8)];
+        assert_eq!(fields_of(format), expected);
     }
 
     #[test]

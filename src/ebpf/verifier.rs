@@ -2,6 +2,8 @@
 
 /// Words of the verifier (in lower case), and what they mean with what to do. The first that occurs is taken.
 const MEANINGS: &[(&[&str], &str)] = &[
+    // What libbpf puts in the place of an access to a field that it does not find.
+    (&["#195896080"], "it reads a field that this kernel does not have, or that could not be found without BTF"),
     (
         &["unknown func", "invalid func", "kernel function", "not found in kernel", "program of this type cannot use"],
         "this kernel lacks what the program uses: nothing to do if the probe is attached in another way, \

@@ -4,18 +4,20 @@
 //! `ebpf/abi.rs`, an entry in [`PROBES`], the metrics in `metrics/catalogue.rs`, and their values in
 //! `IoMonitor::statistics` and [`families`].
 
-use std::cell::LazyCell;
+use std::cell::{Cell, LazyCell};
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use super::processes::Processes;
+use super::processes::{self, Processes};
+use super::rows::Rows;
 use super::{Module, Sample};
 use crate::config::{self, AttachMode, Scope, Switch};
 use crate::ebpf::abi::{self, COMM_LEN, Plain, ProcKey, ProcRow, Settings, Stall, Totals};
-use crate::ebpf::object::{Error, KernelBtf, Link, Map, Object, Program};
+use crate::ebpf::layout::Layout;
+use crate::ebpf::object::{Aligned, Error, KernelBtf, Link, Map, Object, Program};
 use crate::ebpf::os;
 use crate::metrics::catalogue as m;
 use crate::metrics::histogram::Histogram;
@@ -26,16 +28,18 @@ use crate::metrics::snapshot::{
 /// The name of this module in the configuration.
 pub const NAME: &str = "iomonitor";
 
-/// The compiled programs; libelf reads them in place, so they are aligned as an ELF image wants.
 static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/iomonitor.bpf.o")));
+static OBJECT_NO_BTF: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/iomonitor-nobtf.bpf.o")));
 
 /// The compiled programs.
 pub fn elf() -> &'static [u8] {
     &OBJECT.0
 }
 
-#[repr(C, align(8))]
-struct Aligned<T: ?Sized>(T);
+/// Those of them that need no BTF of the kernel, for kernels of 4.14 and newer.
+pub fn elf_no_btf() -> &'static [u8] {
+    &OBJECT_NO_BTF.0
+}
 
 /// Something to observe, and the ways of attaching to it, best first.
 struct Probe {
@@ -96,6 +100,8 @@ enum Hook {
     Tracepoint(&'static str, &'static str),
     /// As the other, but left out where the kernel has no such function.
     IfThere(&'static Hook),
+    /// As the first, but another program and hook where the kernel has no such function.
+    Else(&'static Hook, &'static str, &'static Hook),
 }
 
 impl Hook {
@@ -106,16 +112,29 @@ impl Hook {
             Self::FunctionEntry(_) | Self::FunctionExit(_) => (5, 12),
             Self::RawTracepoint(_) | Self::Tracepoint("syscalls", _) => (7, 0),
             Self::Kprobe(_) | Self::Kretprobe(_) | Self::Tracepoint(..) => return false,
-            Self::IfThere(hook) => return hook.misses_events(kernel),
+            Self::IfThere(hook) | Self::Else(hook, ..) => return hook.misses_events(kernel),
         };
         kernel.preemptible && kernel.version >= since
     }
 }
 
-/// The only way of a probe, through raw tracepoints: pairs of program and tracepoint.
-macro_rules! raw {
-    ($($program:literal => $tracepoint:literal),+) => {
-        Way::new("raw_tracepoint", None, &[$(($program, Hook::RawTracepoint($tracepoint))),+])
+/// The ways of a probe through tracepoints of one category: pairs of what its programs' names end in and tracepoint.
+macro_rules! tracepoints {
+    ($category:literal, $($name:literal => $tracepoint:literal),+) => {
+        tracepoints!($category, || None, $($name => $tracepoint),+)
+    };
+    ($category:literal, $ruled_out:expr, $($name:literal => $tracepoint:literal),+) => {
+        &[
+            // The cheaper one: no record is made.
+            Way {
+                ruled_out: $ruled_out,
+                ..Way::new("raw_tracepoint", None, &[$((concat!("raw_", $name), Hook::RawTracepoint($tracepoint))),+])
+            },
+            Way {
+                ruled_out: $ruled_out,
+                ..Way::new("tracepoint", None, &[$((concat!("tp_", $name), Hook::Tracepoint($category, $tracepoint))),+])
+            },
+        ]
     };
 }
 
@@ -173,7 +192,7 @@ static PROBES: &[Probe] = &[
                     "kprobe",
                     KPROBE,
                     &[
-                        ("kprobe_read", Hook::Kprobe(READ_FUNCTIONS)),
+                        ("kprobe_read", Hook::Else(&Hook::Kprobe(READ_FUNCTIONS), "kprobe_read_iter", &READ_ITER)),
                         ("kprobe_splice", Hook::IfThere(&Hook::Kprobe(SPLICE_FUNCTIONS))),
                     ],
                 ),
@@ -181,21 +200,27 @@ static PROBES: &[Probe] = &[
             ],
         )
     },
-    Probe::new(CACHE_FILL, &[raw!("raw_fill" => "mm_filemap_add_to_page_cache")]),
-    Probe::new(CACHE_EVICT, &[raw!("raw_evict" => "mm_filemap_delete_from_page_cache")]),
-    Probe::new(RECLAIM_SCAN, &[Way { ruled_out: silent_scans, ..raw!("raw_scan" => "mm_vmscan_lru_shrink_inactive") }]),
+    Probe::new(CACHE_FILL, tracepoints!("filemap", "fill" => "mm_filemap_add_to_page_cache")),
+    Probe::new(CACHE_EVICT, tracepoints!("filemap", "evict" => "mm_filemap_delete_from_page_cache")),
+    Probe::new(RECLAIM_SCAN, tracepoints!("vmscan", silent_scans, "scan" => "mm_vmscan_lru_shrink_inactive")),
     // The end first: a stall whose begin is seen must not miss its end.
     Probe::new(
         DIRECT_RECLAIM,
-        &[
-            raw!("raw_direct_out" => "mm_vmscan_direct_reclaim_end", "raw_direct_in" => "mm_vmscan_direct_reclaim_begin"),
-        ],
+        tracepoints!(
+            "vmscan",
+            "direct_out" => "mm_vmscan_direct_reclaim_end",
+            "direct_in" => "mm_vmscan_direct_reclaim_begin"
+        ),
     ),
     Probe::new(
         MEMCG_RECLAIM,
-        &[raw!("raw_memcg_out" => "mm_vmscan_memcg_reclaim_end", "raw_memcg_in" => "mm_vmscan_memcg_reclaim_begin")],
+        tracepoints!(
+            "vmscan",
+            "memcg_out" => "mm_vmscan_memcg_reclaim_end",
+            "memcg_in" => "mm_vmscan_memcg_reclaim_begin"
+        ),
     ),
-    Probe::new(KSWAPD, &[raw!("raw_kswapd" => "mm_vmscan_kswapd_wake")]),
+    Probe::new(KSWAPD, tracepoints!("vmscan", "kswapd" => "mm_vmscan_kswapd_wake")),
 ];
 
 const FENTRY: Option<AttachMode> = Some(AttachMode::Fentry);
@@ -210,6 +235,8 @@ fn silent_scans() -> Option<&'static str> {
 const FADVISE_FUNCTIONS: &[&str] = &["ksys_fadvise64_64"];
 /// The second was its name in 4.18 to 5.11.
 const READ_FUNCTIONS: &[&str] = &["filemap_read", "generic_file_buffered_read"];
+/// What has them inlined before 4.18.
+const READ_ITER: Hook = Hook::Kprobe(&["generic_file_read_iter"]);
 /// sendfile and splice, from 6.5 on; before, they came through the former.
 const SPLICE_FUNCTIONS: &[&str] = &["filemap_splice_read"];
 
@@ -236,11 +263,7 @@ struct Attached {
     /// Detached in this order when dropped.
     running: Vec<Running>,
     totals: Map,
-    procs: Map,
-    /// The two maps that take turns behind `procs`, the one in use first.
-    halves: [Map; 2],
-    /// Whether the one not in use may hold rows.
-    undrained: bool,
+    rows: Rows,
     stalls: Map,
 }
 
@@ -386,13 +409,13 @@ impl Module for IoMonitor {
     /// Swapping the maps of processes waits for an RCU grace period: some milliseconds asleep. It comes
     /// before the totals are read, so that each call in the rows taken is in the totals too.
     fn prepare(&mut self) -> Result<(), Error> {
-        self.attached.as_mut().map_or(Ok(()), Attached::swap_processes)
+        self.attached.as_mut().map_or(Ok(()), |a| a.rows.swap())
     }
 
     fn collect(&mut self) -> Result<Sample, Error> {
         let Some(attached) = &mut self.attached else { return Ok(Sample::default()) };
         let totals = attached.totals(&self.base)?;
-        let interval = attached.drain_processes()?;
+        let interval = attached.rows.take()?;
         let mut stalling = Vec::new();
         attached.stalls.for_each(|_: u64, s: Stall| stalling.push(s.proc))?;
         let missed = attached.missed()?;
@@ -433,28 +456,6 @@ impl Attached {
         }
         Ok(Family::labelled(&m::EVENTS_MISSED, by_probe))
     }
-
-    /// Has the programs write to the other map, unless they wrote nothing to this one.
-    fn swap_processes(&mut self) -> Result<(), Error> {
-        let [in_use, idle] = &mut self.halves;
-        if in_use.is_empty()? {
-            return Ok(());
-        }
-        self.procs.set_fd(idle.as_fd())?;
-        std::mem::swap(in_use, idle);
-        self.undrained = true;
-        Ok(())
-    }
-
-    /// Takes the rows out of the map that is not in use.
-    fn drain_processes(&mut self) -> Result<Vec<(ProcKey, ProcRow)>, Error> {
-        let mut rows = Vec::new();
-        if self.undrained {
-            self.halves[1].drain(|key, row| rows.push((key, row)))?;
-            self.undrained = false;
-        }
-        Ok(rows)
-    }
 }
 
 /// The failed ways of a probe, as a text.
@@ -471,12 +472,24 @@ fn percent(part: u64, whole: u64) -> Option<f64> {
 /// Loads the object and attaches each probe in the first way that works.
 fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Error> {
     let begin = Instant::now();
-    let object = Object::prepare(NAME, elf())?;
+    let (object, layout) = prepare(config.ebpf.btf)?;
     log::debug!("BPF object prepared in {:.6} s", begin.elapsed().as_secs_f64());
-    apply_scope(&object, &config.scope)?;
+    let mut settings = scope_settings(&object, &config.scope)?;
+    if let Some(layout) = &layout {
+        (settings.regs_offset, settings.vmemmap) = (layout.regs_offset, layout.vmemmap);
+    }
+    write_settings(&object, &settings)?;
     let begin = Instant::now();
     let kernel = Kernel::running();
-    let loader = Loader { object: &object, btf: LazyCell::new(KernelBtf::load) };
+    let loader = Loader {
+        object: &object,
+        no_btf: layout.is_some().then_some(match config.ebpf.btf {
+            Switch::Off => "collector.ebpf.btf is off",
+            _ => "this kernel has none",
+        }),
+        btf: LazyCell::new(KernelBtf::load),
+        settings: Cell::new(settings),
+    };
     let mut running = Vec::new();
     let mut probes = Vec::new();
     for probe in PROBES.iter().filter(|p| config.probes.contains(&p.name)) {
@@ -497,9 +510,7 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     let attached = Attached {
         running,
         totals: object.map("totals")?,
-        procs: object.map("procs")?,
-        halves: [object.map("procs_a")?, object.map("procs_b")?],
-        undrained: false,
+        rows: Rows::new(&object, os::version_of(&os::kernel_release()), processes::is_alive_here())?,
         stalls: object.map("stalls")?,
     };
     drop(object);
@@ -534,12 +545,43 @@ fn ladder(
     (ways, passed_over)
 }
 
+/// The programs for this kernel; where it does not describe its types, or is not to be asked, with what was found
+/// out about them.
+fn prepare(btf: Switch) -> Result<(Object, Option<Layout>), Error> {
+    let described = match btf {
+        Switch::Auto => os::has_btf(),
+        Switch::On => true,
+        Switch::Off => false,
+    };
+    if described {
+        return Ok((Object::prepare(NAME, elf(), None)?, None));
+    }
+    let layout = Layout::find()?;
+    let object = Object::prepare(NAME, elf_no_btf(), Some(&layout.btf()?))?;
+    Ok((object, Some(layout)))
+}
+
 struct Loader<'a> {
     object: &'a Object,
+    /// Why the kernel's own description of its types is not used, if it is not.
+    no_btf: Option<&'static str>,
     btf: LazyCell<Result<KernelBtf, Error>>,
+    /// As the programs have them.
+    settings: Cell<Settings>,
 }
 
 impl Loader<'_> {
+    /// Tells the programs where page frames are described, if they do not know yet.
+    fn tell_frames(&self) -> Result<(), Error> {
+        let mut settings = self.settings.get();
+        if settings.vmemmap == 0 {
+            settings.vmemmap = Layout::find()?.vmemmap;
+            write_settings(self.object, &settings)?;
+            self.settings.set(settings);
+        }
+        Ok(())
+    }
+
     /// Attaches a probe in the first way that works, and adds its programs to those running.
     fn attach_probe(
         &self,
@@ -590,6 +632,12 @@ impl Loader<'_> {
     }
 
     fn attach_one(&self, name: &str, hook: &Hook) -> Result<Option<(Program, Link)>, Error> {
+        if let Some(why) = self.no_btf
+            && !self.object.has_program(name)
+        {
+            let log = format!("it needs the kernel's BTF: {why}");
+            return Err(Error { what: format!("load program {name}"), cause: io::ErrorKind::Unsupported.into(), log });
+        }
         let at_symbol = |functions: &[&str], attach: fn(&Program, &str) -> Result<Link, Error>| {
             let program = self.object.load(name, None)?;
             let absent = |r: &Result<Link, Error>| r.as_ref().is_err_and(|e| e.cause.kind() == io::ErrorKind::NotFound);
@@ -617,9 +665,19 @@ impl Loader<'_> {
                 (program, link)
             }
             Hook::Tracepoint(category, tracepoint) => {
+                // Those of files name a page by its frame.
+                if *category == "filemap" {
+                    self.tell_frames()?;
+                }
                 let program = self.object.load(name, None)?;
                 let link = program.attach_tracepoint(category, tracepoint)?;
                 (program, link)
+            }
+            Hook::Else(hook, other, or) => {
+                return match self.attach_one(name, hook) {
+                    Err(e) if e.cause.kind() == io::ErrorKind::NotFound => self.attach_one(other, or),
+                    first => first,
+                };
             }
             Hook::IfThere(hook) => {
                 return match self.attach_one(name, hook) {
@@ -652,8 +710,8 @@ fn kernel_function(functions: &[&str]) -> Result<String, Error> {
     Err(no_function(functions))
 }
 
-/// Tells the programs whom to count.
-fn apply_scope(object: &Object, scope: &Scope) -> Result<(), Error> {
+/// What tells the programs whom to count.
+fn scope_settings(object: &Object, scope: &Scope) -> Result<Settings, Error> {
     let mut settings = Settings { page_shift: os::page_size().ilog2(), scope: abi::SCOPE_HOST, ..Default::default() };
     match scope {
         Scope::Host => {}
@@ -675,6 +733,10 @@ fn apply_scope(object: &Object, scope: &Scope) -> Result<(), Error> {
             settings.comm[..n].copy_from_slice(&name.as_bytes()[..n]);
         }
     }
+    Ok(settings)
+}
+
+fn write_settings(object: &Object, settings: &Settings) -> Result<(), Error> {
     object.map("settings")?.update(&0u32.to_ne_bytes(), settings.bytes())
 }
 

@@ -3,6 +3,7 @@
 
 pub mod iomonitor;
 pub mod processes;
+pub mod rows;
 
 use crate::ebpf::object::Error;
 use crate::metrics::snapshot::{Family, IoStats, ProbeStatus};

@@ -30,7 +30,7 @@ struct Row {
 }
 
 /// Whether a process still runs; `None` if that cannot be told.
-type IsAlive = fn(&ProcKey) -> Option<bool>;
+pub type IsAlive = fn(&ProcKey) -> Option<bool>;
 
 /// The rows.
 pub struct Processes {
@@ -44,7 +44,7 @@ pub struct Processes {
 
 impl Default for Processes {
     fn default() -> Self {
-        Self::new(if in_initial_pid_namespace() { is_alive } else { |_| None })
+        Self::new(is_alive_here())
     }
 }
 
@@ -142,6 +142,11 @@ impl Processes {
 fn comm_text(comm: &[u8]) -> String {
     let end = comm.iter().position(|b| *b == 0).unwrap_or(comm.len());
     String::from_utf8_lossy(&comm[..end]).into_owned()
+}
+
+/// How to tell whether a process still runs, from where the agent is.
+pub fn is_alive_here() -> IsAlive {
+    if in_initial_pid_namespace() { is_alive } else { |_| None }
 }
 
 /// Process ids of the kernel side are those of the initial pid namespace: in another, /proc speaks of other

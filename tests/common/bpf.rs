@@ -6,6 +6,9 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ebpf_sidecar::ebpf::layout;
+use ebpf_sidecar::modules::iomonitor;
+
 use super::sys::{self, Kind};
 
 /// An object in the kernel. Links have no name.
@@ -31,7 +34,8 @@ pub fn existing() -> Objects {
 /// Whether the agent has an object of this name, which the kernel has cut at 15 bytes.
 fn ours(name: String) -> bool {
     let symbol = [b"\0", name.as_bytes()].concat();
-    !name.is_empty() && ebpf_sidecar::modules::iomonitor::elf().windows(symbol.len()).any(|w| w == symbol)
+    let objects = [iomonitor::elf(), iomonitor::elf_no_btf(), layout::elf()];
+    !name.is_empty() && objects.iter().any(|elf| elf.windows(symbol.len()).any(|w| w == symbol))
 }
 
 /// What the process holds: through its descriptors, and the maps of its programs.

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub mod bpf;
+pub mod btf;
 pub mod prometheus;
 pub mod sys;
 
@@ -165,8 +166,10 @@ impl Agent {
             .stdout(Stdio::null())
             .stderr(File::create(&log).unwrap());
         // The same tests run in every mode that a kernel has.
-        if let Some(mode) = std::env::var_os("TEST_ATTACH") {
-            command.env("EBPF_SIDECAR_COLLECTOR_EBPF_ATTACH", mode);
+        for (test, key) in [("TEST_ATTACH", "ATTACH"), ("TEST_BTF", "BTF")] {
+            if let Some(mode) = std::env::var_os(test) {
+                command.env(format!("EBPF_SIDECAR_COLLECTOR_EBPF_{key}"), mode);
+            }
         }
         for (name, value) in settings {
             command.env(format!("EBPF_SIDECAR_{name}"), value);

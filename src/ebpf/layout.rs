@@ -1,0 +1,669 @@
+//! Where the fields lie that the programs look into, on a kernel that does not describe its types (no BTF).
+//!
+//! Found out by looking, through bpf/peek.bpf.c, at the kernel's objects of one thread and two files of our own, of
+//! which we know what is in them: a name, ids, sizes, the system call that the thread is in. What was found for the
+//! first file has to hold for the second. The fields of tracepoints are those of tracefs (`events/…/format`). All
+//! of it is then written as BTF, for libbpf to take where it would take the kernel's.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::thread;
+
+use super::abi::{COMM_LEN, Peek, Plain};
+use super::object::{Aligned, Error, Link, Map, Object, Program};
+use super::os;
+
+static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/peek.bpf.o")));
+
+/// The compiled programs.
+pub fn elf() -> &'static [u8] {
+    &OBJECT.0
+}
+
+/// What is known of the kernel's structs.
+#[derive(Debug, Default)]
+pub struct Layout {
+    structs: BTreeMap<&'static str, Struct>,
+    /// Where the registers lie, in a task's stack, that were saved when the task's system call entered the kernel.
+    pub regs_offset: u64,
+    /// Address of the `struct page` of page frame 0.
+    pub vmemmap: u64,
+}
+
+/// A struct as far as it is known.
+#[derive(Debug, Default)]
+struct Struct {
+    size: usize,
+    fields: BTreeMap<&'static str, (usize, Kind)>,
+}
+
+/// What a field is. libbpf wants that to agree with what the programs take it for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// An integer of so many bytes.
+    Int(usize),
+    Pointer,
+    /// An array of so many integers of so many bytes.
+    Array(usize, usize),
+}
+
+impl Kind {
+    fn size(self) -> usize {
+        match self {
+            Kind::Int(size) => size,
+            Kind::Pointer => 8,
+            Kind::Array(n, size) => n * size,
+        }
+    }
+}
+
+/// The structs that tracepoints hand over, by the kernel's name for them: a tracepoint that does, and the fields used.
+const RECORDS: &[(&str, (&str, &str), &[&str])] = &[
+    ("trace_event_raw_mm_filemap_op_page_cache", ("filemap", "mm_filemap_add_to_page_cache"), &["pfn", "order"]),
+    (
+        "trace_event_raw_mm_vmscan_lru_shrink_inactive",
+        ("vmscan", "mm_vmscan_lru_shrink_inactive"),
+        &["nr_scanned", "nr_reclaimed"],
+    ),
+    (
+        "trace_event_raw_mm_vmscan_direct_reclaim_end_template",
+        ("vmscan", "mm_vmscan_direct_reclaim_end"),
+        &["nr_reclaimed"],
+    ),
+];
+
+/// The registers saved at the entry of a system call: part of the kernel's interface (asm/ptrace.h).
+#[cfg(target_arch = "x86_64")]
+mod regs {
+    use super::Kind;
+
+    pub const SIZE: usize = 21 * 8;
+    pub const FIELDS: &[(&str, usize, Kind)] = &[
+        ("r10", 7 * 8, Kind::Int(8)),
+        ("ax", 10 * 8, Kind::Int(8)),
+        ("cx", 11 * 8, Kind::Int(8)),
+        ("dx", 12 * 8, Kind::Int(8)),
+        ("si", 13 * 8, Kind::Int(8)),
+        ("di", 14 * 8, Kind::Int(8)),
+        ("orig_ax", 15 * 8, Kind::Int(8)),
+    ];
+    /// Words with the system call's number and its first two arguments.
+    pub const CALL: [usize; 3] = [15, 14, 13];
+}
+#[cfg(target_arch = "aarch64")]
+mod regs {
+    use super::Kind;
+
+    pub const SIZE: usize = 36 * 8;
+    pub const FIELDS: &[(&str, usize, Kind)] =
+        &[("regs", 0, Kind::Array(31, 8)), ("orig_x0", 34 * 8, Kind::Int(8)), ("syscallno", 35 * 8, Kind::Int(4))];
+    pub const CALL: [usize; 3] = [8, 34, 1];
+}
+
+/// Bytes of a `task_struct` that are looked through; it is longer, but what matters is not at its end.
+const TASK: usize = 8192;
+/// Sizes that the stack of a task has on some machine.
+const STACKS: [usize; 4] = [16 << 10, 32 << 10, 64 << 10, 8 << 10];
+/// Bytes at its top among which the saved registers are looked for.
+const TOP: usize = 512;
+/// `PR_SET_NAME`.
+const SET_NAME: u64 = libc::PR_SET_NAME as u64;
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+
+impl Layout {
+    /// Finds it. Takes some milliseconds, and tracefs.
+    pub fn find() -> Result<Self, Error> {
+        let look = || {
+            let kernel = Kernel::new(Object::prepare("peek", elf(), None)?)?;
+            let known = [KnownFile::new(1234, false).map_err(failed)?, KnownFile::new(2345, true).map_err(failed)?];
+            let mut layout = Self::default();
+            let explored = layout.explore(&kernel, &known);
+            explored.map_err(|what| failed(io::Error::other(format!("{what} not found"))))?;
+            // Only kprobes need what this adds.
+            if let Err(e) = kernel.read_arguments(&mut layout) {
+                log::debug!("struct kiocb and struct iov_iter stay unknown: {e}");
+            }
+            Ok(layout)
+        };
+        // In a thread of its own, since it takes other names.
+        let mut layout = thread::scope(|scope| {
+            let looking = thread::Builder::new().spawn_scoped(scope, look).map_err(failed)?;
+            looking.join().unwrap_or_else(|_| Err(failed(io::Error::other("it panicked"))))
+        })?;
+        for &(name, offset, kind) in regs::FIELDS {
+            layout.add("pt_regs", name, offset, kind);
+        }
+        layout.structs.entry("pt_regs").or_default().size = regs::SIZE;
+        for &(record, (category, name), fields) in RECORDS {
+            // Without it, the programs that read it are refused, and the others are not.
+            let format = os::tracepoint_fields(category, name).unwrap_or_default();
+            for &field in fields {
+                if let Some(f) = format.iter().find(|f| f.name == field) {
+                    layout.add(record, field, f.offset, Kind::Int(f.size));
+                }
+            }
+        }
+        Ok(layout)
+    }
+
+    /// Where a field lies in its struct, in bytes; `None` if it is not known.
+    pub fn offset(&self, of: &str, field: &str) -> Option<usize> {
+        self.structs.get(of)?.fields.get(field).map(|(offset, _)| *offset)
+    }
+
+    /// Every struct and field that is known, with its offset in bytes.
+    pub fn fields(&self) -> impl Iterator<Item = (&'static str, &'static str, usize)> {
+        self.structs.iter().flat_map(|(name, s)| s.fields.iter().map(|(field, (offset, _))| (*name, *field, *offset)))
+    }
+
+    fn add(&mut self, of: &'static str, field: &'static str, offset: usize, kind: Kind) {
+        let s = self.structs.entry(of).or_default();
+        s.size = s.size.max(offset + kind.size());
+        s.fields.insert(field, (offset, kind));
+    }
+
+    /// Looks at the current thread and at two files; says what it could not find.
+    fn explore(&mut self, kernel: &Kernel, known: &[KnownFile; 2]) -> Result<(), &'static str> {
+        let me = kernel.ask(0).ok_or("the current task")?;
+        let task = kernel.read(me.task, TASK).ok_or("the current task")?;
+        let (tgid, tid) = ((me.thread >> 32) as u32, me.thread as u32);
+        let ids = |tid: u32| [tid.to_ne_bytes(), tgid.to_ne_bytes()].concat();
+        let comm = task.place(kernel.name.to_bytes_with_nul(), 1).ok_or("task_struct.comm")?;
+
+        // The main thread is its own leader.
+        let leads = |pid, place, leader| {
+            kernel.read(at(leader, pid), 8).is_some_and(|b| b.bytes == ids(tgid))
+                && kernel.word(at(leader, place)) == Some(leader)
+        };
+        let leader_after = |pid| {
+            let (place, leader) = task.pointers(pid..comm).find(|&(place, p)| leads(pid, place, p))?;
+            Some((pid, place, leader))
+        };
+        let (pid, group_leader, leader) =
+            task.places(&ids(tid), 4).find_map(leader_after).ok_or("task_struct.group_leader")?;
+
+        // In hundredths of a second; of the two clocks with the same time the later one goes on in suspend.
+        let start: u64 = stat_field("/proc/self/stat", 22).ok_or("the process's start time")?;
+        let leader = kernel.read(leader, TASK).ok_or("the main task")?;
+        let started = leader.words(pid..comm).filter(|(_, ns)| ns / 10_000_000 == start).last();
+        let (start, _) = started.ok_or("task_struct.start_boottime")?;
+
+        let (stack, regs_offset) = task
+            .pointers(0..256)
+            .find_map(|(place, p)| Some((place, kernel.saved_regs(p)?)))
+            .ok_or("task_struct.stack")?;
+        self.regs_offset = regs_offset;
+        // They change: looked at once more.
+        let flags: u32 = stat_field("/proc/thread-self/stat", 9).ok_or("the thread's flags")?;
+        let after = stack + 8;
+        let flags = kernel.read(at(me.task, after), 32).and_then(|m| m.place(&flags.to_ne_bytes(), 4));
+        let flags = after + flags.ok_or("task_struct.flags")?;
+
+        for (name, offset, kind) in [
+            ("comm", comm, Kind::Array(COMM_LEN, 1)),
+            ("pid", pid, Kind::Int(4)),
+            ("tgid", pid + 4, Kind::Int(4)),
+            ("group_leader", group_leader, Kind::Pointer),
+            ("start_boottime", start, Kind::Int(8)),
+            ("stack", stack, Kind::Pointer),
+            ("flags", flags, Kind::Int(4)),
+        ] {
+            self.add("task_struct", name, offset, kind);
+        }
+        self.explore_files(kernel, &task.range(comm..comm + 512), comm, known)
+    }
+
+    /// From a part of the current task, which begins at `begin` in it, to the pages of two files.
+    fn explore_files(
+        &mut self,
+        kernel: &Kernel,
+        task: &Memory,
+        begin: usize,
+        known: &[KnownFile; 2],
+    ) -> Result<(), &'static str> {
+        // Constant as long as these structs exist: the descriptors' number and their table, the mode, the owner.
+        for (of, field, offset, kind) in [
+            ("fdtable", "max_fds", 0, Kind::Int(4)),
+            ("fdtable", "fd", 8, Kind::Pointer),
+            ("inode", "i_mode", 0, Kind::Int(2)),
+            ("address_space", "host", 0, Kind::Pointer),
+        ] {
+            self.add(of, field, offset, kind);
+        }
+        let found = kernel.descriptors(task, known).ok_or("task_struct.files")?;
+        self.add("task_struct", "files", begin + found.task, Kind::Pointer);
+        self.add("files_struct", "fdt", found.fdt, Kind::Pointer);
+        self.add("file", "f_inode", found.inode, Kind::Pointer);
+        let [file, file2] = found.files;
+        let [(inode, memory), (inode2, memory2)] = found.inodes;
+        let has_flags = |place: &usize| file2.range(*place..*place + 4).bytes == known[1].flags.to_ne_bytes();
+        let flags = file.places(&known[0].flags.to_ne_bytes(), 4).find(has_flags).ok_or("file.f_flags")?;
+        self.add("file", "f_flags", flags, Kind::Int(4));
+
+        let is_size = |place: &usize| memory2.word(*place) == Some(known[1].size);
+        let size = memory.place(&known[0].size.to_ne_bytes(), 8).filter(is_size).ok_or("inode.i_size")?;
+        self.add("inode", "i_size", size, Kind::Int(8));
+
+        let magic = |sb| kernel.read(sb, 256)?.place(&TMPFS_MAGIC.to_ne_bytes(), 8);
+        let (sb, magic) =
+            memory.pointers(0..256).find_map(|(place, p)| Some((place, magic(p)?))).ok_or("super_block.s_magic")?;
+        self.add("inode", "i_sb", sb, Kind::Pointer);
+        self.add("super_block", "s_magic", magic, Kind::Int(8));
+
+        // A file of one page: its mapping has, near its beginning, the address of that page, which has its own.
+        let page_of = |inode: u64, memory: &Memory| {
+            let is_mapping = |p| kernel.word(p) == Some(inode);
+            let (place, mapping) = memory.pointers(0..256).find(|&(_, p)| is_mapping(p))?;
+            let pages = kernel.read(mapping, 64)?;
+            let found = pages.pointers(8..64).find_map(|(_, page)| {
+                let memory = kernel.read(page, 64)?;
+                Some((page, memory.place(&mapping.to_ne_bytes(), 8)?))
+            });
+            found.map(|(page, mapping_at)| (place, page, mapping_at))
+        };
+        let (place, page, mapping) = page_of(inode, &memory).ok_or("page.mapping")?;
+        let second = page_of(inode2, &memory2).filter(|p| (p.0, p.2) == (place, mapping)).ok_or("page.mapping")?;
+        self.add("page", "mapping", mapping, Kind::Pointer);
+        // Two frames tell the size of one description.
+        let [frame, frame2] = kernel.frames(known).ok_or("page frame")?;
+        let (pages, frames) = (second.1.wrapping_sub(page) as i64, frame2.wrapping_sub(frame) as i64);
+        let size = pages.checked_div(frames).filter(|size| (32..=256).contains(size) && size * frames == pages);
+        let size = size.ok_or("size of struct page")? as usize;
+        self.structs.entry("page").or_default().size = size;
+        self.vmemmap = page.wrapping_sub(frame.wrapping_mul(size as u64));
+        Ok(())
+    }
+
+    /// As BTF, in a file that lives as long as its descriptor: see Documentation/bpf/btf.rst in the kernel's tree.
+    pub fn btf(&self) -> Result<File, Error> {
+        let write = || {
+            let mut file = os::memory_file(c"ebpf-sidecar-btf")?;
+            file.write_all(&Btf::encode(&self.structs))?;
+            Ok(file)
+        };
+        write().map_err(|e| Error::new("write BTF", e))
+    }
+}
+
+fn failed(cause: io::Error) -> Error {
+    Error::new("find the fields of the kernel's structs without BTF", cause)
+}
+
+// ---- looking ----
+
+/// A way into the kernel's memory.
+struct Kernel {
+    object: Object,
+    questions: Map,
+    name: CString,
+    /// Where its half of the address space begins.
+    half: u64,
+    _looking: (Program, Link),
+}
+
+impl Kernel {
+    fn new(object: Object) -> Result<Self, Error> {
+        // A random number that std makes for each of these, in as many digits as a name has.
+        let random = RandomState::new().hash_one(0);
+        let name = CString::new(&format!("{random:016x}")[1..]).unwrap_or_default();
+        let program = object.load("peek_memory", None)?;
+        let link = program.attach_tracepoint("task", "task_rename")?;
+        let questions = object.map("questions")?;
+        let mut kernel = Self { questions, object, name, half: u64::MAX, _looking: (program, link) };
+        // The first call gives the thread the name by which the second is known.
+        kernel.ask(0);
+        kernel.half = kernel.ask(0).map_or(u64::MAX, |a| kernel_half(a.task));
+        Ok(kernel)
+    }
+
+    /// What the kernel answers; `None` if it did not.
+    fn ask(&self, address: u64) -> Option<Peek> {
+        self.question(address)?;
+        os::rename_thread(&self.name).ok()?;
+        self.answer()
+    }
+
+    fn question(&self, address: u64) -> Option<()> {
+        let mut question = Peek { address, ..Default::default() };
+        let name = self.name.to_bytes();
+        question.name.get_mut(..name.len())?.copy_from_slice(name);
+        self.questions.update(&0u32.to_ne_bytes(), question.bytes()).ok()
+    }
+
+    fn answer(&self) -> Option<Peek> {
+        let mut answer = Vec::new();
+        self.questions.lookup(&0u32.to_ne_bytes(), &mut answer).ok()?;
+        Peek::read(&answer).filter(|a| a.task != 0 || a.answered != 0)
+    }
+
+    /// The memory from `address` on: `len` bytes, or fewer if the rest cannot be read; `None` if none can.
+    fn read(&self, address: u64, len: usize) -> Option<Memory> {
+        let mut memory = Memory { bytes: Vec::with_capacity(len), kernel: self.half };
+        while memory.bytes.len() < len {
+            let Some(part) = self.ask(at(address, memory.bytes.len())).filter(|a| a.answered == 1) else {
+                break;
+            };
+            memory.bytes.extend(self.memory(&part.memory).bytes);
+        }
+        memory.bytes.truncate(len);
+        Some(memory).filter(|m| !m.bytes.is_empty())
+    }
+
+    fn word(&self, address: u64) -> Option<u64> {
+        self.read(address, 8)?.word(0)
+    }
+
+    /// The way from a part of the current task to the inodes of two open files.
+    fn descriptors(&self, task: &Memory, known: &[KnownFile; 2]) -> Option<Descriptors> {
+        let is = |known: &KnownFile, inode| Some((inode, self.read(inode, 256).filter(|m| known.is_inode(m))?));
+        for (files, p) in task.pointers(0..task.bytes.len()) {
+            let Some(memory) = self.read(p, 128) else { continue };
+            for (fdt, p) in memory.pointers(0..memory.bytes.len()) {
+                let open = |known: &KnownFile| self.read(self.file(p, known.fd())?, 256);
+                let (Some(first), Some(second)) = (open(&known[0]), open(&known[1])) else { continue };
+                let found = first.pointers(0..first.bytes.len()).find_map(|(inode, address)| {
+                    let inodes = [is(&known[0], address)?, is(&known[1], second.word(inode)?)?];
+                    Some((inode, inodes))
+                });
+                if let Some((inode, inodes)) = found {
+                    return Some(Descriptors { task: files, fdt, inode, files: [first, second], inodes });
+                }
+            }
+        }
+        None
+    }
+
+    /// The open file behind a descriptor, if `fdt` is the table of descriptors.
+    fn file(&self, fdt: u64, fd: u32) -> Option<u64> {
+        let table = self.read(fdt, 16)?;
+        let max = table.word(0)? as u32;
+        // A table has room for a multiple of 64.
+        if !max.is_multiple_of(64) || fd >= max || !is_pointer(table.word(8)?, self.half) {
+            return None;
+        }
+        self.word(at(table.word(8)?, fd as usize * 8)).filter(|f| is_pointer(*f, self.half))
+    }
+
+    /// Where, in the stack at this address, the registers lie that were saved at our own call; `None` if it is not
+    /// the stack.
+    fn saved_regs(&self, stack: u64) -> Option<u64> {
+        if !stack.is_multiple_of(4096) {
+            return None;
+        }
+        let call = [libc::SYS_prctl as u64, SET_NAME, self.name.as_ptr() as u64];
+        STACKS.iter().find_map(|size| {
+            let begin = size - TOP;
+            let top = self.read(at(stack, begin), TOP)?;
+            let is_call = |place: &usize| regs::CALL.iter().zip(call).all(|(i, w)| top.word(place + i * 8) == Some(w));
+            (0..=TOP - regs::SIZE).step_by(8).find(is_call).map(|place| (begin + place) as u64)
+        })
+    }
+
+    /// Numbers of the page frames in which two files lie: told when they lose their pages.
+    fn frames(&self, known: &[KnownFile; 2]) -> Option<[u64; 2]> {
+        let (category, name) = ("filemap", "mm_filemap_delete_from_page_cache");
+        let format = os::tracepoint_fields(category, name).ok()?;
+        let pfn = format.iter().find(|f| f.name == "pfn" && f.size == 8)?.offset;
+        let program = self.object.load("peek_record", None).ok()?;
+        let _link = program.attach_tracepoint(category, name).ok()?;
+        let frame = |known: &KnownFile| {
+            self.question(0)?;
+            known.file.set_len(0).ok()?;
+            self.memory(&self.answer()?.memory).word(pfn)
+        };
+        Some([frame(&known[0])?, frame(&known[1])?])
+    }
+
+    fn memory(&self, words: &[u64]) -> Memory {
+        Memory { bytes: words.iter().flat_map(|w| w.to_ne_bytes()).collect(), kernel: self.half }
+    }
+
+    /// Finds what a read passes on, at a function that every kernel calls for a file in memory.
+    fn read_arguments(&self, layout: &mut Layout) -> Result<(), Error> {
+        let program = self.object.load("peek_arguments", None)?;
+        let _link = program.attach_kprobe("shmem_file_read_iter")?;
+        let known = KnownFile::new(3456, false).map_err(failed)?;
+        let (pos, len) = (567u64, 321usize);
+        let answer = self.question(0).and_then(|()| {
+            known.file.read_at(&mut vec![0; len], pos).ok()?;
+            self.answer()
+        });
+        let nothing = || Error::new("look at a read of a file in memory", io::ErrorKind::NotFound.into());
+        let memory = answer.ok_or_else(nothing)?.memory;
+        let (iocb, iter) = (self.memory(&memory[..16]), self.memory(&memory[16..]));
+        let is_file = |p: u64| {
+            self.read(self.word(at(p, layout.offset("file", "f_inode")?))?, 256).map(|inode| known.is_inode(&inode))
+        };
+        let file = iocb.pointers(0..64).find(|&(_, p)| is_file(p) == Some(true));
+        let found = file.and_then(|(file, _)| {
+            Some((file, iocb.place(&pos.to_ne_bytes(), 8)?, iter.range(0..64).place(&len.to_ne_bytes(), 8)?))
+        });
+        let (file, pos, count) = found.ok_or_else(nothing)?;
+        layout.add("kiocb", "ki_filp", file, Kind::Pointer);
+        layout.add("kiocb", "ki_pos", pos, Kind::Int(8));
+        layout.add("iov_iter", "count", count, Kind::Int(8));
+        Ok(())
+    }
+}
+
+/// Where two open files are found.
+struct Descriptors {
+    /// In the part of the task, its files; in these, their table; in a file, its inode.
+    task: usize,
+    fdt: usize,
+    inode: usize,
+    files: [Memory; 2],
+    /// Addresses and memory of the inodes.
+    inodes: [(u64, Memory); 2],
+}
+
+/// The address `offset` bytes after another.
+fn at(address: u64, offset: usize) -> u64 {
+    address.wrapping_add(offset as u64)
+}
+
+/// A piece of the kernel's memory.
+struct Memory {
+    bytes: Vec<u8>,
+    /// Where the kernel's half of the address space begins.
+    kernel: u64,
+}
+
+impl Memory {
+    fn word(&self, at: usize) -> Option<u64> {
+        let bytes = self.bytes.get(at..at + 8)?;
+        bytes.try_into().ok().map(u64::from_ne_bytes)
+    }
+
+    /// A part of it; what is not there is left out.
+    fn range(&self, range: Range<usize>) -> Memory {
+        let end = range.end.min(self.bytes.len());
+        Memory { bytes: self.bytes.get(range.start..end).unwrap_or_default().to_vec(), kernel: self.kernel }
+    }
+
+    /// Its aligned words with their places.
+    fn words(&self, range: Range<usize>) -> impl Iterator<Item = (usize, u64)> {
+        let from = range.start.next_multiple_of(8);
+        (from..range.end).step_by(8).filter_map(|at| Some((at, self.word(at)?)))
+    }
+
+    /// Those of them that can be addresses in the kernel.
+    fn pointers(&self, range: Range<usize>) -> impl Iterator<Item = (usize, u64)> {
+        self.words(range).filter(|(_, word)| is_pointer(*word, self.kernel))
+    }
+
+    /// Where these bytes stand, among the multiples of `step`.
+    fn places(&self, bytes: &[u8], step: usize) -> impl Iterator<Item = usize> {
+        (0..self.bytes.len()).step_by(step).filter(move |at| self.bytes[*at..].starts_with(bytes))
+    }
+
+    /// The first of those places.
+    fn place(&self, bytes: &[u8], step: usize) -> Option<usize> {
+        self.places(bytes, step).next()
+    }
+}
+
+/// Whether `word` can be the address of an object in the kernel, whose half of the address space begins at `kernel`,
+/// and is no error number.
+fn is_pointer(word: u64, kernel: u64) -> bool {
+    (kernel..u64::MAX - 4095).contains(&word)
+}
+
+/// Where the kernel's half of the address space begins, of which this is an address: that depends on the levels of its
+/// page tables. What lies in no half is not even asked for, since some kernels warn of that.
+fn kernel_half(address: u64) -> u64 {
+    match cfg!(target_arch = "x86_64") {
+        true if address >= 0xffff << 48 => 0x1_ffff << 47,
+        true => 0xff << 56,
+        false => 0xfff << 52,
+    }
+}
+
+/// Field `number`, from 1 on, of a stat file in /proc; only after the name of the task, which may hold anything.
+fn stat_field<T: std::str::FromStr>(path: &str, number: usize) -> Option<T> {
+    let text = fs::read_to_string(path).ok()?;
+    let (_, rest) = text.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
+}
+
+/// A file in memory, of one page.
+struct KnownFile {
+    file: File,
+    mode: u16,
+    ino: u64,
+    size: u64,
+    flags: u32,
+}
+
+impl KnownFile {
+    fn new(size: usize, nonblocking: bool) -> io::Result<Self> {
+        let mut file = os::memory_file(c"ebpf-sidecar-known")?;
+        file.write_all(&vec![1; size])?;
+        if nonblocking {
+            os::set_nonblocking(&file)?;
+        }
+        let (m, flags) = (file.metadata()?, os::file_flags(&file)?);
+        Ok(Self { mode: m.mode() as u16, ino: m.ino(), size: m.size(), flags, file })
+    }
+
+    fn fd(&self) -> u32 {
+        self.file.as_raw_fd() as u32
+    }
+
+    /// Whether this is the memory of its inode.
+    fn is_inode(&self, memory: &Memory) -> bool {
+        memory.bytes.starts_with(&self.mode.to_ne_bytes())
+            && [self.ino, self.size].iter().all(|w| memory.place(&w.to_ne_bytes(), 8).is_some())
+    }
+}
+
+// ---- BTF ----
+
+/// Types and their names, encoded.
+#[derive(Default)]
+struct Btf {
+    types: Vec<u8>,
+    count: u32,
+    strings: Vec<u8>,
+}
+
+impl Btf {
+    const MAGIC: u16 = 0xeb9f;
+    const HEADER: u32 = 24;
+    const INT: u32 = 1;
+    const PTR: u32 = 2;
+    const ARRAY: u32 = 3;
+    const STRUCT: u32 = 4;
+
+    fn encode(structs: &BTreeMap<&'static str, Struct>) -> Vec<u8> {
+        let mut btf = Self { strings: vec![0], ..Default::default() };
+        let pointer = btf.add("", Self::PTR, 0, 0, &[]);
+        let ints: BTreeMap<usize, u32> = [1, 2, 4, 8]
+            .map(|size| (size, btf.add(&format!("u{}", size * 8), Self::INT, 0, size as u32, &[size as u32 * 8])))
+            .into();
+        for (name, s) in structs {
+            let mut members = Vec::new();
+            for (field, (offset, kind)) in &s.fields {
+                let int = |size| ints.get(size).copied();
+                let id = match kind {
+                    Kind::Pointer => Some(pointer),
+                    Kind::Int(size) => int(size),
+                    Kind::Array(n, size) => {
+                        int(size).map(|of| btf.add("", Self::ARRAY, 0, 0, &[of, ints[&4], *n as u32]))
+                    }
+                };
+                // One of an unheard-of size has no type, and is left out.
+                let Some(id) = id else { continue };
+                members.extend([btf.string(field), id, *offset as u32 * 8]);
+            }
+            btf.add(name, Self::STRUCT, members.len() as u32 / 3, s.size as u32, &members);
+        }
+        let (types, strings) = (btf.types.len() as u32, btf.strings.len() as u32);
+        let mut bytes = Self::MAGIC.to_ne_bytes().to_vec();
+        bytes.extend([1, 0]); // version, flags
+        bytes.extend([Self::HEADER, 0, types, types, strings].iter().flat_map(|w| w.to_ne_bytes()));
+        bytes.extend(btf.types);
+        bytes.extend(btf.strings);
+        bytes
+    }
+
+    /// Adds a type with `n` members, and returns its number.
+    fn add(&mut self, name: &str, kind: u32, n: u32, size: u32, rest: &[u32]) -> u32 {
+        let head = [self.string(name), kind << 24 | n, size];
+        self.types.extend(head.iter().chain(rest).flat_map(|w| w.to_ne_bytes()));
+        self.count += 1;
+        self.count
+    }
+
+    fn string(&mut self, s: &str) -> u32 {
+        if s.is_empty() {
+            return 0;
+        }
+        let at = self.strings.len() as u32;
+        self.strings.extend(s.bytes().chain([0]));
+        at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn addresses_of_either_number_of_levels() {
+        let of = |task| move |word| is_pointer(word, kernel_half(task));
+        let four = of(0xffff_8881_0023_4000);
+        assert!(four(0xffff_8000_0000_0000) && four(0xffff_ffff_8100_0000));
+        assert!(!four(0xff2c_7a59_829e_0000), "no address at all there");
+        let five = of(0xff2c_7a59_829e_0000);
+        assert!(five(0xff11_0000_0000_0000) && five(0xffff_ffff_8100_0000));
+        for no_address in [0, 0x7fff_ffff_f000, u64::MAX, -14i64 as u64] {
+            assert!(!four(no_address) && !five(no_address), "{no_address:x}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_found_in_memory() {
+        let memory = Memory { bytes: (0..20).chain(0..20).collect(), kernel: 0 };
+        assert_eq!(memory.places(&[4, 5], 4).collect::<Vec<_>>(), [4, 24]);
+        assert_eq!(memory.place(&[5], 4), None);
+        assert_eq!(memory.place(&[19, 1], 1), None);
+        assert_eq!(memory.word(33), None);
+        assert_eq!(memory.range(36..80).bytes, [16, 17, 18, 19]);
+        assert_eq!(memory.words(1..24).map(|(place, _)| place).collect::<Vec<_>>(), [8, 16]);
+    }
+
+    #[test]
+    fn fields_of_stat_files_are_counted_from_the_name_on() {
+        assert_eq!(stat_field("/proc/self/stat", 4), Some(std::os::unix::process::parent_id()));
+        assert_eq!(stat_field::<u64>("/proc/self/stat", 999), None);
+        assert_eq!(stat_field::<u64>("/proc/self/none", 4), None);
+    }
+}
