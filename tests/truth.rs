@@ -879,7 +879,8 @@ fn reclaim_in_a_memory_cgroup() {
     let stalls = d.of("ebpf_memory_direct_reclaim_seconds_count");
     let seconds = d.of("ebpf_memory_direct_reclaim_seconds_sum");
     assert!(stalls > 0.0 && seconds > 0.0 && seconds < wall, "{stalls} stalls of {seconds} s in {wall} s");
-    assert_eq!(d.after.get("ebpf_memory_direct_reclaim_processes"), 0.0, "two intervals after");
+    // The first interval that is settled may have begun before the end.
+    assert_eq!(agent.settled().get("ebpf_memory_direct_reclaim_processes"), 0.0, "intervals after");
     assert_eq!(d.after.get("ebpf_sidecar_events_lost_total{map=\"stalls\"}"), 0.0);
 }
 

@@ -640,9 +640,11 @@ impl Loader<'_> {
         }
         let at_symbol = |functions: &[&str], attach: fn(&Program, &str) -> Result<Link, Error>| {
             let program = self.object.load(name, None)?;
-            let absent = |r: &Result<Link, Error>| r.as_ref().is_err_and(|e| e.cause.kind() == io::ErrorKind::NotFound);
+            // In the words of perf, and of tracefs.
+            let kinds = [io::ErrorKind::NotFound, io::ErrorKind::InvalidInput];
+            let absent = |r: &Result<Link, Error>| r.as_ref().is_err_and(|e| kinds.contains(&e.cause.kind()));
             let by_name = functions.iter().map(|f| attach(&program, f)).find(|r| !absent(r));
-            // Reading all symbols takes a while: only for one that the compiler has given a suffix.
+            // Reading all symbols takes a while: only for one that the compiler has given a suffix, or that is not there.
             let link = match by_name {
                 Some(link) => link?,
                 None => attach(&program, &kernel_function(functions)?)?,
