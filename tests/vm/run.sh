@@ -10,8 +10,8 @@ cd "$(dirname "$0")/../.."
 export PATH=$PATH:/usr/sbin:/sbin # mkfs.ext4
 kernels=${*:-5.10 6.1 6.12 7.2}
 out=${CARGO_TARGET_DIR:-target}/vm
-last_start=1500                          # seconds after which no machine is started any more
-export VM_TIMEOUT=${VM_TIMEOUT:-480}     # and for each
+last_start=${VM_LAST_START:-1800}    # seconds after which no machine is started any more
+export VM_TIMEOUT=${VM_TIMEOUT:-480} # and that each may take
 rm -rf "$out/bin" "$out/table.txt"
 mkdir -p "$out/bin"
 
