@@ -10,8 +10,8 @@ cd "$(dirname "$0")/../.."
 export PATH=$PATH:/usr/sbin:/sbin # mkfs.ext4
 kernels=${*:-5.10 6.1 6.12 7.2}
 out=${CARGO_TARGET_DIR:-target}/vm
-last_start=1500                          # seconds after which no machine is started any more
-export VM_TIMEOUT=${VM_TIMEOUT:-480}     # and for each
+last_start=${VM_LAST_START:-1800}    # seconds after which no machine is started any more
+export VM_TIMEOUT=${VM_TIMEOUT:-480} # and that each may take
 rm -rf "$out/bin" "$out/table.txt"
 mkdir -p "$out/bin"
 
@@ -29,11 +29,11 @@ done
 VM_PROGRAMS=$(echo "$out"/bin/*)
 export VM_PROGRAMS
 
-# What a kernel is booted for. fentry, kprobe, tracepoint: the ground truth with that way of attaching alone. auto: what
-# the agent does by default and with few privileges. lru_gen: reclaim under the multi-generational LRU, which is on in
+# What a kernel is booted for. fentry, kprobe, tracepoint: the ground truth with that way of attaching alone. nobtf: the
+# same with the kernel's BTF ignored. auto: what the agent does by default and with few privileges. lru_gen: reclaim under the multi-generational LRU, which is on in
 # Debian's later kernels anyway.
 modes_of() {
-    local modes="fentry kprobe tracepoint auto" mode
+    local modes="fentry kprobe tracepoint nobtf auto" mode
     [ "$1" != 6.1 ] || modes+=" lru_gen"
     for mode in $modes; do
         [[ " ${VM_MODES:-$modes} " != *" $mode "* ]] || echo "$mode"
@@ -53,6 +53,7 @@ job_of() {
         echo 'echo 7 >/sys/kernel/mm/lru_gen/enabled || exit 1'
         echo 'truth --test-threads=1 --show-output reclaim kswapd evictions'
         ;;
+    nobtf) echo 'TEST_BTF=off truth --test-threads=1 --show-output' ;;
     *) echo "TEST_ATTACH=$1 truth --test-threads=1 --show-output" ;;
     esac
 }
