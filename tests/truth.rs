@@ -174,7 +174,7 @@ fn opening_many_cold_files() {
             assert!(hits.swap(now, Ordering::Relaxed) <= now, "the hits fell");
         }
     });
-    let filled: usize = files.iter().map(TestFile::resident).sum();
+    let filled = common::resident(&files);
     assert_eq!(d.attempts(n as f64), n as f64, "{}", d.moved());
     assert_eq!(d.misses(), filled as f64, "{}", d.moved());
 }

@@ -542,15 +542,32 @@ impl TestFile {
         sys::fadvise(self.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED).unwrap();
     }
 
-    /// Pages in the page cache.
+    /// Pages in the page cache, once those under way are there.
     pub fn resident(&self) -> usize {
-        sys::Mapping::of(&self.file).resident().iter().filter(|r| **r).count()
+        resident(std::slice::from_ref(self))
     }
 
     /// A descriptor with a readahead state of its own.
     pub fn reopen(&self) -> File {
         File::open(&self.path).unwrap()
     }
+}
+
+/// Pages of these files in the page cache. mincore() leaves out those that readahead has added and the disk not yet
+/// filled: it is asked until its answer stays the same.
+pub fn resident(files: &[TestFile]) -> usize {
+    let count = || -> usize {
+        let pages = |f: &TestFile| sys::Mapping::of(&f.file).resident().iter().filter(|r| **r).count();
+        files.iter().map(pages).sum()
+    };
+    let (mut last, mut same) = (count(), 0);
+    while same < 3 {
+        thread::sleep(Duration::from_millis(20));
+        let now = count();
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+    }
+    last
 }
 
 impl Drop for TestFile {
