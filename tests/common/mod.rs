@@ -561,8 +561,8 @@ pub fn resident(files: &[TestFile]) -> usize {
         files.iter().map(pages).sum()
     };
     let (mut last, mut same) = (count(), 0);
-    while same < 3 {
-        thread::sleep(Duration::from_millis(20));
+    while same < 10 {
+        thread::sleep(Duration::from_millis(30));
         let now = count();
         same = if now == last { same + 1 } else { 0 };
         last = now;
