@@ -30,8 +30,8 @@ VM_PROGRAMS=$(echo "$out"/bin/*)
 export VM_PROGRAMS
 
 # What a kernel is booted for. fentry, kprobe, tracepoint: the ground truth with that way of attaching alone. nobtf: the
-# same with the kernel's BTF ignored. auto: what the agent does by default and with few privileges. lru_gen: reclaim under the multi-generational LRU, which is on in
-# Debian's later kernels anyway.
+# same with the kernel's BTF ignored. auto: what the agent does by default and with few privileges. lru_gen: reclaim under
+# the multi-generational LRU, which is on in Debian's later kernels anyway.
 modes_of() {
     local modes="fentry kprobe tracepoint nobtf auto" mode
     [ "$1" != 6.1 ] || modes+=" lru_gen"
@@ -46,7 +46,8 @@ job_of() {
     case $1 in
     auto) echo 'agent --test-threads=1 --show-output --exact by_default_it_attaches_in_the_best_way' \
         'check_examines_everything_and_leaves_nothing without_privilege_it_says_which_and_how' \
-        'the_fewest_capabilities a_refused_program_is_explained_wherever_one_looks || failed=1'
+        'the_fewest_capabilities a_refused_program_is_explained_wherever_one_looks' \
+        'without_btf_it_says_why_not_in_a_better_way || failed=1'
         echo 'ebpf_sidecar --test-threads=1 --show-output refusals_of_this_kernel || failed=1'
         echo '[ -z "$failed" ]' ;;
     lru_gen)
