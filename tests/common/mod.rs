@@ -533,7 +533,7 @@ impl TestFile {
     pub fn cold(name: &str, len: usize) -> Self {
         let f = Self::new(name, len);
         f.drop_cache();
-        assert_eq!(f.resident(), 0, "{name} is still in the page cache");
+        assert_eq!(cached(std::slice::from_ref(&f)), 0, "{name} is still in the page cache");
         f
     }
 
@@ -556,18 +556,19 @@ impl TestFile {
 /// Pages of these files in the page cache. mincore() leaves out those that readahead has added and the disk not yet
 /// filled: it is asked until its answer stays the same.
 pub fn resident(files: &[TestFile]) -> usize {
-    let count = || -> usize {
-        let pages = |f: &TestFile| sys::Mapping::of(&f.file).resident().iter().filter(|r| **r).count();
-        files.iter().map(pages).sum()
-    };
-    let (mut last, mut same) = (count(), 0);
+    let (mut last, mut same) = (cached(files), 0);
     while same < 10 {
         thread::sleep(Duration::from_millis(30));
-        let now = count();
+        let now = cached(files);
         same = if now == last { same + 1 } else { 0 };
         last = now;
     }
     last
+}
+
+fn cached(files: &[TestFile]) -> usize {
+    let pages = |f: &TestFile| sys::Mapping::of(&f.file).resident().iter().filter(|r| **r).count();
+    files.iter().map(pages).sum()
 }
 
 impl Drop for TestFile {
