@@ -1,10 +1,10 @@
 #!/bin/bash
 # The tests of the kernel on other kernels, in emulated machines, and one table of them:
 #   run.sh [KERNEL...]        5.10, 6.1, 6.12 and 7.2 without arguments
-# Each kernel boots once for each mode (see modes_of), two machines at a time or VM_PARALLEL. VM_MODES="kprobe auto" runs
-# only those; VM_OVERHEAD names the kernels whose overhead is checked beside (tests/vm/overhead.sh). The table goes to
-# stdout and to target/vm/table.txt, the consoles to target/vm/KERNEL-MODE.log. Exit status 1 if anything failed; what
-# cannot be done on this machine is said in a line that begins with SKIPPED.
+# Each kernel boots once for each mode (see modes_of), three machines at a time or VM_PARALLEL, since they wait now and
+# then. VM_MODES="kprobe auto" runs only those; VM_OVERHEAD names the kernels whose overhead is checked beside
+# (tests/vm/overhead.sh). The table goes to stdout and to target/vm/table.txt, the consoles to target/vm/KERNEL-MODE.log.
+# Exit status 1 if anything failed; what cannot be done on this machine is said in a line that begins with SKIPPED.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PATH=$PATH:/usr/sbin:/sbin # mkfs.ext4
@@ -30,10 +30,15 @@ VM_PROGRAMS=$(echo "$out"/bin/*)
 export VM_PROGRAMS
 
 # What a kernel is booted for. fentry, kprobe, tracepoint: the ground truth with that way of attaching alone. nobtf: the
-# same with the kernel's BTF ignored. auto: what the agent does by default and with few privileges. lru_gen: reclaim under
-# the multi-generational LRU, which is on in Debian's later kernels anyway.
+# same with the kernel's BTF ignored, on the oldest and the newest unless VM_MODES names it. auto: what the agent does by
+# default and with few privileges. lru_gen: reclaim under the multi-generational LRU, which is on in Debian's later kernels
+# anyway.
 modes_of() {
-    local modes="fentry kprobe tracepoint nobtf auto" mode
+    local modes="fentry kprobe tracepoint auto" mode
+    case $1 in
+    5.10 | 7.2) modes+=" nobtf" ;;
+    *) [[ " ${VM_MODES:-} " != *" nobtf "* ]] || modes+=" nobtf" ;;
+    esac
     [ "$1" != 6.1 ] || modes+=" lru_gen"
     for mode in $modes; do
         [[ " ${VM_MODES:-$modes} " != *" $mode "* ]] || echo "$mode"
@@ -87,7 +92,7 @@ trap 'for job in $(jobs -p); do kill -- -"$job" 2>/dev/null || :; done' EXIT
 trap 'exit 1' INT TERM
 # begin NAME COMMAND...: waits for a place. How it went is judged by its log.
 begin() {
-    while [ "$(jobs -rp | wc -l)" -ge "${VM_PARALLEL:-2}" ]; do wait -n || :; done
+    while [ "$(jobs -rp | wc -l)" -ge "${VM_PARALLEL:-3}" ]; do wait -n || :; done
     if [ $SECONDS -gt $last_start ]; then
         echo "NOT STARTED: out of time" >"$out/$1.log"
         return
