@@ -135,7 +135,7 @@ fn reads_of_any_size_from_more_threads_than_cpus() {
                 scope.spawn(move || {
                     let mut random = Random(seed);
                     let mut buf = vec![0u8; 2 * MIB];
-                    for _ in 0..common::sized(400, 60) {
+                    for _ in 0..common::sized(400, 40) {
                         let at = random.below(FILE - 1);
                         let most = [100, 10_000, 2 * MIB][random.below(3)];
                         let len = (1 + random.below(most)).min(FILE - at);
@@ -161,7 +161,7 @@ fn reads_of_any_size_from_more_threads_than_cpus() {
 fn opening_many_cold_files() {
     need_bpf!("opening_many_cold_files");
     let s = Scoped::start(&[]);
-    let n = common::sized(300, 50);
+    let n = common::sized(300, 30);
     let files: Vec<_> = (0..n).map(|i| TestFile::cold(&format!("many{i}"), 64 * 1024)).collect();
     // Absent where read attempts are.
     let count = |m: &Metrics| m.0.get("ebpf_cache_hits_total").copied().unwrap_or_default() as u64;
@@ -706,7 +706,7 @@ fn draining_loses_nothing() {
     need_bpf!("draining_loses_nothing");
     let s = Scoped::start(&[("COLLECTOR_INTERVAL", "20ms")]);
     let f = TestFile::new("million", PAGE);
-    let calls: u64 = common::sized(1_000_000, 200_000);
+    let calls: u64 = common::sized(1_000_000, 100_000);
     s.agent.settled();
     let before = rows_of(&s.agent, std::process::id());
     let (d, _) = s.agent.during(|| {

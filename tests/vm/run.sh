@@ -30,15 +30,11 @@ VM_PROGRAMS=$(echo "$out"/bin/*)
 export VM_PROGRAMS
 
 # What a kernel is booted for. fentry, kprobe, tracepoint: the ground truth with that way of attaching alone. nobtf: the
-# same with the kernel's BTF ignored, on the oldest and the newest unless VM_MODES names it. auto: what the agent does by
-# default and with few privileges. lru_gen: reclaim under the multi-generational LRU, which is on in Debian's later kernels
-# anyway.
+# same with the kernel's BTF ignored, on the oldest unless VM_MODES names it. auto: what the agent does by default and
+# with few privileges. lru_gen: reclaim under the multi-generational LRU, which is on in Debian's later kernels anyway.
 modes_of() {
     local modes="fentry kprobe tracepoint auto" mode
-    case $1 in
-    5.10 | 7.2) modes+=" nobtf" ;;
-    *) [[ " ${VM_MODES:-} " != *" nobtf "* ]] || modes+=" nobtf" ;;
-    esac
+    [[ $1 != 5.10 && " ${VM_MODES:-} " != *" nobtf "* ]] || modes+=" nobtf"
     [ "$1" != 6.1 ] || modes+=" lru_gen"
     for mode in $modes; do
         [[ " ${VM_MODES:-$modes} " != *" $mode "* ]] || echo "$mode"
