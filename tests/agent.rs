@@ -473,6 +473,15 @@ const NO_TRACEFS: &str =
 const TRACEFS: &str = "mount -t tmpfs none /sys/kernel/debug; mount -t tracefs tracefs /sys/kernel/tracing || \
                        ls /sys/kernel/tracing/events >/dev/null";
 
+/// Whether fadvise is attached by the tracepoint that tracefs has; else it tells that `test` is skipped.
+fn needs_tracefs(modes: &[(String, Option<String>)], test: &str) -> bool {
+    let needs = modes.iter().all(|(name, mode)| name != "fadvise" || mode.as_deref() == Some("tracepoint"));
+    if !needs {
+        common::skipped(test, "fadvise does not need tracefs on this kernel");
+    }
+    needs
+}
+
 /// The agent without tracefs and without CAP_SYS_ADMIN: fadvise, which needs a tracepoint by number, is missing;
 /// CAP_BPF and CAP_PERFMON suffice for the rest.
 #[test]
@@ -484,8 +493,7 @@ fn degraded_without_tracefs() {
     let mounts = tracing_mounts();
     let whole = Agent::start(&[]);
     let modes = probes(&health(&whole));
-    if modes.iter().any(|(name, mode)| name == "fadvise" && mode.as_deref() != Some("tracepoint")) {
-        common::skipped("degraded_without_tracefs", "fadvise does not need tracefs on this kernel");
+    if !needs_tracefs(&modes, "degraded_without_tracefs") {
         return;
     }
     for uid in [0, NOBODY] {
@@ -539,8 +547,7 @@ fn what_tracefs_takes() {
     need_bpf!("what_tracefs_takes");
     let _alone = alone();
     let modes = probes(&health(&Agent::start(&[])));
-    if modes.iter().any(|(name, mode)| name == "fadvise" && mode.as_deref() != Some("tracepoint")) {
-        common::skipped("what_tracefs_takes", "fadvise does not need tracefs on this kernel");
+    if !needs_tracefs(&modes, "what_tracefs_takes") {
         return;
     }
     if tracing_mounts().iter().any(|m| m.contains("tracefs") && (m.contains("mode=") || m.contains("gid="))) {

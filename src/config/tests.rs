@@ -646,5 +646,5 @@ fn hostile_yaml_ends_soon() {
         assert!(message.len() < 2000, "{shown}: {} bytes of message", message.len());
     }
     let took = Duration::from_nanos(spent() - before);
-    assert!(took < Duration::from_secs(60), "{took:?}"); // an expansion of all the aliases would take years
+    assert!(took < Duration::from_secs(20), "{took:?}"); // an expansion of all the aliases would take years
 }

@@ -527,9 +527,7 @@ fn kernel_half(address: u64) -> u64 {
 
 /// Field `number`, from 1 on, of a stat file in /proc; only after the name of the task, which may hold anything.
 fn stat_field<T: std::str::FromStr>(path: &str, number: usize) -> Option<T> {
-    let text = fs::read_to_string(path).ok()?;
-    let (_, rest) = text.rsplit_once(')')?;
-    rest.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
+    os::stat_field(&fs::read_to_string(path).ok()?, number)
 }
 
 /// A file in memory, of one page.

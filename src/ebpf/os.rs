@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// 0, or the errno of the call that returned -1.
@@ -346,12 +347,24 @@ pub fn version_of(release: &str) -> (u32, u32) {
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
+/// Major and minor number of the running kernel.
+pub fn kernel_version() -> (u32, u32) {
+    version_of(&kernel_release())
+}
+
+/// A field of the text of a `/proc/PID/stat`, counted from 1 as in proc(5): one of those behind the name, from 3 on.
+pub fn stat_field<T: FromStr>(stat: &str, number: usize) -> Option<T> {
+    // The name, in parentheses, may hold anything.
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
+}
+
 /// Whether reclaim scans without telling: the multi-generational LRU does, before 6.7.
 pub fn scans_are_silent() -> bool {
     // Bits of features in use, in hexadecimal; the lowest is the LRU itself.
     let enabled = fs::read_to_string("/sys/kernel/mm/lru_gen/enabled").unwrap_or_default();
     let bits = u32::from_str_radix(enabled.trim().trim_start_matches("0x"), 16).unwrap_or(0);
-    bits & 1 == 1 && version_of(&kernel_release()) < (6, 7)
+    bits & 1 == 1 && kernel_version() < (6, 7)
 }
 
 /// Whether a thread can be preempted while it runs in the kernel.
@@ -360,7 +373,7 @@ pub fn is_preemptible() -> bool {
     preemptible(
         &read("/sys/kernel/debug/sched/preempt"),
         &read("/proc/sys/kernel/version"),
-        version_of(&kernel_release()),
+        kernel_version(),
         &read("/proc/cmdline"),
     )
 }
@@ -402,7 +415,7 @@ pub fn memlock_is_limited() -> bool {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: a live struct.
     let code = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
-    version_of(&kernel_release()) < (5, 11) && code == 0 && limit.rlim_cur != libc::RLIM_INFINITY
+    kernel_version() < (5, 11) && code == 0 && limit.rlim_cur != libc::RLIM_INFINITY
 }
 
 /// Whether tracefs is mounted and this process may not read it.

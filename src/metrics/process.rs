@@ -5,6 +5,7 @@ use std::time::UNIX_EPOCH;
 
 use super::catalogue as m;
 use super::snapshot::{Family, Value};
+use crate::ebpf::os;
 
 /// Ticks a second in which /proc counts CPU time and start times (USER_HZ, 100 on x86-64 and arm64).
 const USER_HZ: f64 = 100.0;
@@ -12,13 +13,11 @@ const USER_HZ: f64 = 100.0;
 /// The `process_*` metrics; what cannot be read is left out.
 pub fn families() -> Vec<Family> {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // The name, in parentheses, may hold anything; the numbers of proc(5) begin with field 3 after it.
-    let fields: Vec<&str> = stat.rsplit_once(')').map_or(vec![], |(_, f)| f.split_ascii_whitespace().collect());
-    let field = |n: usize| fields.get(n - 3)?.parse::<u64>().ok();
+    let field = |n| os::stat_field::<u64>(&stat, n);
     let seconds = |n| field(n).map(|ticks| ticks as f64 / USER_HZ);
     let float = |metric, v: Option<f64>| v.map(|v| Family::single(metric, Value::Float(v)));
     let int = |metric, v: Option<u64>| v.map(|v| Family::single(metric, Value::Int(v)));
-    let page = crate::ebpf::os::page_size();
+    let page = os::page_size();
     [
         float(&m::PROCESS_CPU, seconds(14).zip(seconds(15)).map(|(user, system)| user + system)),
         int(&m::PROCESS_RESIDENT, field(24).map(|pages| pages * page)),

@@ -86,7 +86,7 @@ struct Kernel {
 
 impl Kernel {
     fn running() -> Self {
-        Self { version: os::version_of(&os::kernel_release()), preemptible: os::is_preemptible() }
+        Self { version: os::kernel_version(), preemptible: os::is_preemptible() }
     }
 }
 
@@ -510,7 +510,7 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     let attached = Attached {
         running,
         totals: object.map("totals")?,
-        rows: Rows::new(&object, os::version_of(&os::kernel_release()), processes::is_alive_here())?,
+        rows: Rows::new(&object, kernel.version, processes::is_alive_here())?,
         stalls: object.map("stalls")?,
     };
     drop(object);

@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use crate::ebpf::abi::{MAX_PROCS, ProcKey, ProcRow, START_SHIFT};
+use crate::ebpf::os;
 use crate::metrics::snapshot::ProcessRow;
 
 /// Rows kept.
@@ -159,8 +160,7 @@ fn in_initial_pid_namespace() -> bool {
 /// same id.
 fn is_alive(key: &ProcKey) -> Option<bool> {
     let Ok(stat) = fs::read_to_string(format!("/proc/{}/stat", key.tgid)) else { return Some(false) };
-    // The name, in parentheses, may hold anything; start time is the 20th field after it.
-    let started = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse::<u64>().ok()?;
+    let started = os::stat_field::<u64>(&stat, 22)?;
     let (first, last) = (start(started * TICK_NS), start(started * TICK_NS + TICK_NS - 1));
     Some(key.start.wrapping_sub(first) <= last.wrapping_sub(first))
 }
@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn liveness_of_this_process() {
         let stat = fs::read_to_string("/proc/self/stat").unwrap();
-        let ticks: u64 = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().nth(19).unwrap().parse().unwrap();
+        let ticks: u64 = os::stat_field(&stat, 22).unwrap();
         let me = ProcKey { tgid: std::process::id(), start: start(ticks * TICK_NS + 123) };
         assert_eq!(is_alive(&me), Some(true));
         assert_eq!(is_alive(&ProcKey { start: 0, ..me }), Some(false), "an earlier process of this id");
