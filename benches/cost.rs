@@ -161,6 +161,7 @@ fn spawn_logging(port: u16) -> Child {
         .args(["--log-level", "debug"])
         .env("EBPF_SIDECAR_SERVER_HTTP_ADDRESS", "127.0.0.1")
         .env("EBPF_SIDECAR_SERVER_HTTP_PORT", port.to_string())
+        .env("EBPF_SIDECAR_SERVER_GRPC_PORT", common::free_port().to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -184,7 +184,12 @@ mod tests {
             ("::ffff:0.0.0.0", "127.0.0.1:8080"),
             ("10.1.2.3", "10.1.2.3:8080"),
         ] {
-            let http = Http { address: configured.parse().unwrap(), port: 8080, metrics_path: "/metrics".into() };
+            let http = Http {
+                address: configured.parse().unwrap(),
+                port: 8080,
+                metrics_path: "/metrics".into(),
+                hosts: Vec::new(),
+            };
             assert_eq!(local(&http).to_string(), asked);
         }
     }

@@ -3,8 +3,7 @@
 //! Two threads: `http-front` (`server::front`) talks to the clients, `http` answers what it passes on. Both
 //! read the newest snapshot only; neither waits for the collector.
 
-use std::fmt;
-use std::io::{self, Cursor, ErrorKind};
+use std::io::Cursor;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,6 +14,7 @@ use tiny_http::{Header, Method, Request, Response};
 
 use super::front;
 use super::inner::Inner;
+use super::listen::StartError;
 use crate::ebpf::poll;
 use crate::metrics::snapshot::{Snapshot, SnapshotCell};
 
@@ -65,47 +65,6 @@ impl From<String> for Rendered {
 /// Turns a snapshot into a page. All but [`Page::Health`] are rendered once per snapshot.
 pub type Render = Box<dyn Fn(Page, &Snapshot) -> Rendered + Send>;
 
-/// Why the server could not start.
-#[derive(Debug)]
-pub enum StartError {
-    /// The address could not be listened on.
-    Listen(SocketAddr, io::Error),
-    /// Sockets or threads of its own could not be had.
-    Setup(io::Error),
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (address, error) = match self {
-            StartError::Listen(address, error) => (address, error),
-            StartError::Setup(error) => return write!(f, "cannot start the HTTP server: {error}"),
-        };
-        write!(f, "cannot listen for HTTP on {} port {}: ", address.ip(), address.port())?;
-        match error.kind() {
-            ErrorKind::AddrInUse => write!(
-                f,
-                "the port is in use; stop what uses it (ss -ltnp 'sport = :{}' names it) or set another server.http.port",
-                address.port()
-            ),
-            ErrorKind::PermissionDenied => {
-                write!(f, "not permitted; set server.http.port to 1024 or above, or grant CAP_NET_BIND_SERVICE")
-            }
-            ErrorKind::AddrNotAvailable => {
-                write!(f, "this machine has no such address; set server.http.address to one that `ip address` shows")
-            }
-            _ => write!(f, "{error}; set another server.http.address or server.http.port"),
-        }
-    }
-}
-
-impl std::error::Error for StartError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            StartError::Listen(_, error) | StartError::Setup(error) => Some(error),
-        }
-    }
-}
-
 /// The running server. Dropping it stops it.
 #[derive(Debug)]
 pub struct HttpServer {
@@ -149,15 +108,16 @@ pub fn start(
     cell: SnapshotCell,
     render: Render,
 ) -> Result<HttpServer, StartError> {
-    let listen = |e| StartError::Listen(address, e);
+    let listen = |e| StartError::Listen { server: "HTTP", keys: "server.http", address, error: e };
+    let setup = |e| StartError::Setup("HTTP", e);
     let listener = TcpListener::bind(address).map_err(listen)?;
     poll::set_backlog(&listener, BACKLOG).map_err(listen)?;
     poll::set_send_buffer(&listener, SEND_BUFFER).map_err(listen)?;
     listener.set_nonblocking(true).map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
 
-    let (wake, woken) = UnixStream::pair().map_err(StartError::Setup)?;
-    let inner = Inner::start().map_err(StartError::Setup)?;
+    let (wake, woken) = UnixStream::pair().map_err(setup)?;
+    let inner = Inner::start().map_err(setup)?;
     let (servers, received) = mpsc::channel::<Arc<Inner>>();
     let mut routes = Routes { metrics_path: metrics_path.to_owned(), cell, render, cache: Cache::default() };
 
@@ -167,11 +127,11 @@ pub fn start(
             answer_all(&inner, &mut routes);
         }
     });
-    server.threads.push(answer.map_err(StartError::Setup)?);
+    server.threads.push(answer.map_err(setup)?);
     let front =
         thread::Builder::new().name("http-front".into()).spawn(move || front::run(&listener, &woken, inner, &servers));
     // On failure the closure is gone, and with it the sender that the first thread waits for.
-    server.threads.push(front.map_err(StartError::Setup)?);
+    server.threads.push(front.map_err(setup)?);
     Ok(server)
 }
 
@@ -337,19 +297,6 @@ mod tests {
             (",;=;q,;;", false),
         ] {
             assert_eq!(prefers_openmetrics(accept), open, "{accept}");
-        }
-    }
-
-    #[test]
-    fn a_start_error_says_where_and_what_to_do() {
-        let address = "127.0.0.1:80".parse().unwrap();
-        for (kind, words) in [
-            (ErrorKind::AddrInUse, "ss -ltnp"),
-            (ErrorKind::PermissionDenied, "CAP_NET_BIND_SERVICE"),
-            (ErrorKind::AddrNotAvailable, "server.http.address"),
-        ] {
-            let text = StartError::Listen(address, kind.into()).to_string();
-            assert!(text.contains("127.0.0.1 port 80") && text.contains(words), "{text}");
         }
     }
 }
