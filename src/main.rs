@@ -18,6 +18,7 @@ use ebpf_sidecar::health::Status;
 use ebpf_sidecar::metrics::snapshot::{Snapshot, SnapshotCell};
 use ebpf_sidecar::modules::Module;
 use ebpf_sidecar::modules::iomonitor::IoMonitor;
+use ebpf_sidecar::server::gateway::Gateway;
 use ebpf_sidecar::server::grpc;
 use ebpf_sidecar::server::http::{self, Page, Rendered};
 use ebpf_sidecar::systemd::{Pulse, Systemd};
@@ -121,7 +122,9 @@ fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
     })?;
     let api = Arc::new(Api::new(collector.snapshots(), collector.control(), config.server.allow_configure));
     let address = SocketAddr::new(config.server.http.address, config.server.http.port);
-    let http = http::start(address, &config.server.http.metrics_path, collector.snapshots(), Box::new(render))
+    let path = &config.server.http.metrics_path;
+    let gateway = Gateway::new(Arc::clone(&api), config.server.http.hosts.clone());
+    let http = http::start(address, path, collector.snapshots(), Box::new(render), Some(gateway))
         .map_err(|e| fail(FAILED, e))?;
     log::info!("HTTP: http://{address}{} /health /api/v1/stats", config.server.http.metrics_path);
     let grpc = grpc::start(&config.server.grpc, api).map_err(|e| fail(FAILED, e))?;

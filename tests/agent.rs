@@ -840,7 +840,8 @@ fn usage(agent: &Agent) -> (usize, u64, u64) {
 #[test]
 fn a_short_interval_does_not_make_it_grow() {
     need_bpf!("a_short_interval_does_not_make_it_grow");
-    let s = Scoped::start(&[("COLLECTOR_INTERVAL", "20ms")]);
+    // The history grows until it is as long as configured.
+    let s = Scoped::start(&[("COLLECTOR_INTERVAL", "20ms"), ("COLLECTOR_HISTORY", "500ms")]);
     let f = TestFile::new("short", common::MIB);
     let work = |seconds| {
         let end = Instant::now() + Duration::from_secs(seconds);

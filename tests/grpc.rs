@@ -4,9 +4,10 @@ mod common;
 #[path = "common/grpc.rs"]
 mod grpc;
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -349,6 +350,154 @@ fn turning_it_off_and_on_leaks_nothing() {
     assert_eq!(used(), before);
     let grown = agent.rss_kib().saturating_sub(rss);
     assert!(grown <= 1024, "{grown} KiB more after {cycles} cycles");
+}
+
+// ---- the same over HTTP ----
+
+/// Sends a request to change the agent.
+fn post(port: u16, headers: &str, body: &str) -> common::Response {
+    let head = format!(
+        "POST /api/v1/ebpf/modules/configure HTTP/1.1\r\nConnection: close\r\n{headers}Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    common::request(port, &head).unwrap()
+}
+
+const JSON: &str = "Host: localhost:8080\r\nContent-Type: application/json\r\n";
+
+#[test]
+fn http_says_the_same() {
+    need_bpf!("http_says_the_same");
+    let agent = Agent::start(&[]);
+    let client = Client::new(agent.grpc_port);
+    configure(&client, true, r#"{"interval":"1h"}"#);
+    fn parse<M: protobuf::MessageFull>(agent: &Agent, path: &str) -> M {
+        let answer = agent.get(&format!("/api/v1/ebpf/{path}"));
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        assert!(answer.head.contains("Content-Type: application/json"), "{}", answer.head);
+        protobuf_json_mapping::parse_from_str(&answer.body).unwrap_or_else(|e| panic!("{path}: {e}: {}", answer.body))
+    }
+    // As text: NaN is not equal to itself. Maps have no order.
+    fn same<M: protobuf::MessageFull>(ours: &M, theirs: &M) {
+        let json =
+            |m: &M| -> Value { serde_json::from_str(&protobuf_json_mapping::print_to_string(m).unwrap()).unwrap() };
+        assert_eq!(json(ours), json(theirs));
+    }
+    let metrics: rpc::GetMetricsResponse = parse(&agent, "metrics");
+    same(&metrics, &get_metrics(&client));
+    let filtered: rpc::GetMetricsResponse = parse(&agent, "metrics?modules=iomonitor&label_filters[cause]=read");
+    assert_eq!(filtered.total_metrics, 1, "{filtered}");
+    let request = rpc::GetIOStatsRequest { include_process_stats: true, ..Default::default() };
+    same::<rpc::GetIOStatsResponse>(
+        &parse(&agent, "io/stats?include_process_stats=true"),
+        &client.call(name::GET_IO_STATS, &request),
+    );
+    let mut status: rpc::GetModuleStatusResponse = parse(&agent, "modules/status");
+    let mut theirs: rpc::GetModuleStatusResponse =
+        client.call(name::GET_MODULE_STATUS, &rpc::GetModuleStatusRequest::default());
+    for s in [&mut status, &mut theirs] {
+        s.system_status.mut_or_insert_default().uptime_seconds = 0;
+    }
+    same(&status, &theirs);
+    let health: rpc::GetHealthResponse = parse(&agent, "health?include_diagnostics=true");
+    assert!(health.message.contains("; fadvise: "), "{health}");
+
+    for (path, status) in [
+        ("metrics?modules=net", 404),
+        ("metrics?modulez=x", 400),
+        ("metrics?time_range.start=2026-01-01T00:00:00Z&time_range.end=2026-01-01T00:00:00Z", 400),
+        ("io/stats?pids=x", 400),
+        ("metrics/stream?interval_seconds=0", 400),
+        ("none", 404),
+    ] {
+        let answer = agent.get(&format!("/api/v1/ebpf/{path}"));
+        let body: Value = serde_json::from_str(&answer.body).unwrap();
+        assert_eq!((answer.status, body["code"].as_u64()), (status, Some(u64::from(status))), "{path}: {body}");
+        assert!(body["message"].is_string());
+    }
+}
+
+#[test]
+fn http_changes_the_agent_for_those_who_may() {
+    need_bpf!("http_changes_the_agent_for_those_who_may");
+    let agent = Agent::start(&[("SERVER_HTTP_HOSTS", "agent.example")]);
+    let off = r#"{"module":"iomonitor","enabled":false}"#;
+    for (headers, status) in [
+        ("Host: evil.example\r\nContent-Type: application/json\r\n", 403),
+        ("Host: localhost\r\nContent-Type: application/json\r\nOrigin: null\r\n", 403),
+        ("Host: localhost\r\nContent-Type: application/json\r\nOrigin: \u{e9}\r\n", 403),
+        ("Host: localhost\r\nContent-Type: text/plain\r\n", 400),
+        ("Host: localhost\r\n", 400),
+    ] {
+        let answer = post(agent.port, headers, off);
+        assert_eq!(answer.status, status, "{headers}: {}", answer.body);
+    }
+    for (body, status) in [("", 400), ("{", 400), (r#"{"x":1}"#, 400), (r#"{"module":"net"}"#, 404)] {
+        assert_eq!(post(agent.port, JSON, body).status, status, "{body}");
+    }
+    assert!(agent.metrics().0.contains_key("ebpf_fadvise_calls_total"), "nothing was changed");
+    let answer = post(agent.port, "Host: Agent.example:8080\r\nContent-Type: application/json; charset=utf-8\r\n", off);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let body: Value = serde_json::from_str(&answer.body).unwrap();
+    assert!(body["success"] == true && body["status"].get("running").is_none(), "{body}");
+    assert!(!agent.metrics().0.contains_key("ebpf_fadvise_calls_total"));
+    let on = r#"{"module":"iomonitor","enabled":true,"configJson":"{\"interval\":\"1s\"}"}"#;
+    assert_eq!(post(agent.port, JSON, on).status, 200);
+    assert!(agent.metrics().0.contains_key("ebpf_fadvise_calls_total"));
+}
+
+/// Asks for the stream over HTTP; reads its head.
+fn http_stream(port: u16) -> (u16, BufReader<TcpStream>) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let head = "GET /api/v1/ebpf/metrics/stream?interval_seconds=1 HTTP/1.0\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut stream = BufReader::new(stream);
+    let mut status = String::new();
+    stream.read_line(&mut status).unwrap();
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        assert!(stream.read_line(&mut line).unwrap() > 0);
+    }
+    (status[9..12].parse().unwrap(), stream)
+}
+
+#[test]
+fn http_streams_lines_to_sixteen_clients() {
+    need_bpf!("http_streams_lines_to_sixteen_clients");
+    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "200ms")]);
+    let begun = Instant::now();
+    let mut streams: Vec<_> = (0..16).map(|_| http_stream(agent.port)).collect();
+    assert!(streams.iter().all(|(status, _)| *status == 200));
+    let mut next = |i: usize| -> u64 {
+        let mut line = String::new();
+        streams[i].1.read_line(&mut line).unwrap();
+        let line: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        line["result"]["metricSet"]["sequence"].as_str().unwrap().parse().unwrap()
+    };
+    let sequences = [next(0), next(0), next(0)];
+    assert!(sequences[0] < sequences[1] && sequences[1] < sequences[2], "{sequences:?}");
+    assert!(begun.elapsed() >= Duration::from_millis(1900));
+    assert!((0..16).all(|i| next(i) > 0));
+    assert_eq!(http_stream(agent.port).0, 503);
+    assert_eq!(agent.get("/health").status, 200, "others are served");
+    streams.truncate(15);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while http_stream(agent.port).0 != 200 {
+        assert!(Instant::now() < deadline, "the place of a client that has left is not free");
+        thread::sleep(Duration::from_millis(20));
+    }
+    // HTTP/1.1 has chunks; curl takes them apart.
+    let url = format!("http://127.0.0.1:{}/api/v1/ebpf/metrics/stream?interval_seconds=3600", agent.port);
+    let curl = Command::new("curl").args(["-sN", "--max-time", "2", &url]).output();
+    match curl {
+        Ok(output) => {
+            let line: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(line["result"]["metricSet"]["moduleName"], "iomonitor");
+        }
+        Err(e) => common::skipped("http_streams_lines_to_sixteen_clients", &format!("curl: {e}")),
+    }
 }
 
 // ---- what clients cannot break ----

@@ -5,6 +5,7 @@
 //! checked requests (`request`) to a tiny_http that nobody else can reach (`inner`).
 
 mod front;
+pub mod gateway;
 pub mod grpc;
 pub mod http;
 mod inner;
