@@ -1,5 +1,7 @@
 //! gRPC clients: grpcio's, and one that speaks HTTP/2 by hand and so can misbehave.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 use std::fmt::Display;
 use std::future::Future;
 use std::io::Write;
