@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ebpf_sidecar::server::grpc::stubs::called;
 use futures_util::StreamExt;
@@ -85,6 +85,27 @@ impl<R> Reader<R> {
     pub fn next(&mut self) -> Option<grpcio::Result<R>> {
         block_on(self.0.next())
     }
+}
+
+/// When each stream's messages came, so many of each, all streams at the same time.
+pub async fn arrivals<R>(streams: &mut [Reader<R>], messages: usize) -> Vec<Vec<Instant>> {
+    let mut came = vec![Vec::new(); streams.len()];
+    std::future::poll_fn(|cx| {
+        for (stream, came) in streams.iter_mut().zip(&mut came) {
+            while came.len() < messages {
+                match stream.0.poll_next_unpin(cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(message) => {
+                        assert!(message.is_some_and(|m| m.is_ok()), "a stream ended");
+                        came.push(Instant::now());
+                    }
+                }
+            }
+        }
+        if came.iter().all(|c| c.len() == messages) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    came
 }
 
 /// Drives a future in this thread.
