@@ -20,4 +20,5 @@ pub mod preflight;
 pub mod server;
 pub mod systemd;
 pub mod time;
+pub mod top;
 pub mod version;

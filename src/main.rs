@@ -23,7 +23,7 @@ use ebpf_sidecar::server::grpc;
 use ebpf_sidecar::server::http::{self, Page, Rendered};
 use ebpf_sidecar::systemd::{Pulse, Systemd};
 use ebpf_sidecar::time::rfc3339;
-use ebpf_sidecar::{healthcheck, manual, pod, preflight, version};
+use ebpf_sidecar::{healthcheck, manual, pod, preflight, top, version};
 
 /// How long `health` waits: less than probes of containers usually do.
 const HEALTH_LIMIT: Duration = Duration::from_secs(3);
@@ -59,10 +59,26 @@ fn dispatch() -> Result<(), u8> {
         Command::Health => {
             let address = match cli.address {
                 Some(address) => address,
-                None => healthcheck::local(&load_config(&cli)?.server.http),
+                None => {
+                    let http = load_config(&cli)?.server.http;
+                    healthcheck::local(http.address, http.port)
+                }
             };
             let line = healthcheck::ask(address, HEALTH_LIMIT).map_err(|e| fail(FAILED, e))?;
             say(&format!("{line}\n"))
+        }
+        Command::Top => {
+            let address = match cli.address {
+                Some(address) => address,
+                None => {
+                    let grpc = load_config(&cli)?.server.grpc;
+                    if grpc.tls.enabled {
+                        return Err(fail(FAILED, "top speaks no TLS, which server.grpc.tls.enabled asks for"));
+                    }
+                    healthcheck::local(grpc.address, grpc.port)
+                }
+            };
+            top::run(address, cli.once).map_err(|e| fail(FAILED, e))
         }
         Command::Check => {
             let (report, would_run) = preflight::check(&load(&cli)?);

@@ -500,6 +500,39 @@ fn http_streams_lines_to_sixteen_clients() {
     }
 }
 
+#[test]
+fn top_shows_rates() {
+    need_bpf!("top_shows_rates");
+    let s = Scoped::start(&[]);
+    let file = TestFile::new("top", MIB);
+    let address = format!("127.0.0.1:{}", s.agent.grpc_port);
+    let top =
+        common::command().args(["top", "--address", &address]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut top = common::Killed(top);
+    while top.0.try_wait().unwrap().is_none() {
+        read_all(&file.file, MIB);
+        sys::fadvise(file.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
+        thread::sleep(Duration::from_millis(10));
+    }
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut top.0.stdout.take().unwrap(), &mut text).unwrap();
+    let value = |name: &str| -> f64 {
+        let line = text.lines().find(|l| l.trim_start().starts_with(name)).unwrap_or_else(|| panic!("{name}: {text}"));
+        line.split_whitespace().rev().nth(1).unwrap().parse().unwrap_or_else(|_| panic!("{line}"))
+    };
+    assert!(value("fadvise calls") > 1.0, "{text}");
+    // No probe for reads on some kernels.
+    if s.agent.metrics().0.contains_key("ebpf_cache_read_attempts_total") {
+        assert!(value("pages read") > 256.0 && value("hit rate") > 90.0, "{text}");
+    }
+    assert!(text.contains(&std::process::id().to_string()) && !text.contains('\x1b'), "{text}");
+
+    drop(s);
+    let o = common::output(&["top", "--once", "--address", &address], &[]);
+    let said = String::from_utf8_lossy(&o.stderr);
+    assert!(o.status.code() == Some(1) && said.contains(&address) && said.contains("does not answer"), "{said}");
+}
+
 // ---- what clients cannot break ----
 
 #[test]
