@@ -91,7 +91,7 @@ fn lateness(agent: &Agent) -> f64 {
         let first = arrivals[0];
         let schedule = (1..arrivals.len()).map(move |n| first + Duration::from_secs(n as u64));
         let late = |(at, due): (Instant, Instant)| at.saturating_duration_since(due).as_secs_f64() * 1e3;
-        arrivals[1..].to_vec().into_iter().zip(schedule).map(late).collect::<Vec<_>>()
+        arrivals[1..].iter().copied().zip(schedule).map(late).collect::<Vec<_>>()
     })
     .collect();
     percentile_99(late)
