@@ -569,7 +569,8 @@ fn clients_that_stall_or_vanish_leave_nothing() {
     let rounds: Vec<(u64, u64)> = (0..5).map(|_| round()).collect();
     let ((threads_2, rss_2), (threads_5, rss_5)) = (rounds[1], rounds[4]);
     assert!(threads_5 <= threads_2 + 1, "{rounds:?}");
-    assert!(rss_5 <= rss_2 + rss_2 / 20, "{rounds:?}");
+    // Fewer than a KiB for each of the 3600 clients between: what is left is the allocator's.
+    assert!(rss_5 <= rss_2 + 3600, "{rounds:?}");
     println!("threads and KiB resident after each round: {rounds:?}");
 }
 
