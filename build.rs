@@ -1,4 +1,4 @@
-//! Compiles bpf/*.bpf.c with clang and stamps the build with the git commit and time.
+//! Compiles bpf/*.bpf.c with clang, makes Rust of proto/, and stamps the build with the git commit and time.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +13,7 @@ fn main() {
     // For kernels that do not describe their types, which are the old ones: the oldest instruction set.
     compile_bpf("iomonitor.bpf.c", &out.join("iomonitor-nobtf.bpf.o"), &["-DNO_BTF", "-mcpu=v1"]);
     compile_bpf("peek.bpf.c", &out.join("peek.bpf.o"), &["-mcpu=v1"]);
+    generate_messages();
     stamp();
 }
 
@@ -65,6 +66,24 @@ fn compile_bpf(source: &str, object: &Path, options: &[&str]) {
     }
     // Without DWARF the object is a third of the size; BTF stays. Not worth failing for.
     let _ = Command::new(env::var("LLVM_STRIP").unwrap_or_else(|_| "llvm-strip".into())).arg("-g").arg(object).status();
+}
+
+/// The messages of the gRPC API; src/api/mod.rs includes them.
+fn generate_messages() {
+    println!("cargo::rerun-if-changed=proto");
+    let result = protobuf_codegen::Codegen::new()
+        .pure()
+        .include("proto")
+        .inputs([
+            "proto/banyandb/ebpf/v1/metrics.proto",
+            "proto/banyandb/ebpf/v1/rpc.proto",
+            "proto/grpc/health/v1/health.proto",
+        ])
+        .cargo_out_dir("proto")
+        .run();
+    if let Err(e) = result {
+        fail(&format!("proto/ could not be turned into Rust: {e}"));
+    }
 }
 
 fn stamp() {

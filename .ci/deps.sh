@@ -9,13 +9,15 @@ fail() {
 }
 
 case "${1-}" in
-build) # libelf, inside libbpf-sys, is built with the autotools; clang and llvm-strip make the BPF object
-    debian="clang llvm make gcc g++ pkg-config autoconf automake libtool flex bison gawk gettext autopoint"
-    alpine="clang llvm make gcc g++ pkgconf autoconf automake libtool flex bison gawk gettext gettext-dev
+build) # libelf, inside libbpf-sys, is built with the autotools; clang and llvm-strip make the BPF object; gRPC is built
+    # with cmake and g++, OpenSSL with perl
+    debian="clang llvm make cmake gcc g++ perl pkg-config autoconf automake libtool flex bison gawk gettext autopoint"
+    alpine="clang llvm make cmake gcc g++ perl pkgconf autoconf automake libtool flex bison gawk gettext gettext-dev
         musl-dev linux-headers argp-standalone musl-fts-dev musl-obstack-dev"
     ;;
-test) # promtool and a Prometheus to scrape with; file systems on loop devices; what units, completions and manual are for
-    debian="prometheus e2fsprogs util-linux curl systemd zsh fish man-db python3-venv"
+test) # promtool and a Prometheus to scrape with; file systems on loop devices; what units, completions and manual are for;
+    # a gRPC client that is not ours
+    debian="prometheus e2fsprogs util-linux curl systemd zsh fish man-db python3 python3-venv"
     alpine="prometheus e2fsprogs util-linux curl bash zsh fish man-db python3"
     ;;
 vm) # an emulator, and what goes into the machine

@@ -1,12 +1,16 @@
 //! `make bench`: what the agent costs, and how fast it is, measured on the real kernel with the release binary
 //! and printed as one table. Nothing fails here: a busy machine makes a number large, not wrong.
 //!
-//! `cargo bench --bench cost -- start cpu` runs those parts alone (start, cpu, collect, scrape, overhead).
+//! `cargo bench --bench cost -- start cpu` runs those parts alone (start, cpu, collect, scrape, grpc, overhead).
 //! BENCH_MINUTES (0.5) is how long the agent runs under load before its memory is read. BENCH_BASELINE may
 //! name other builds of the agent (separated by colons): the overhead is then measured with these as well.
 
+#[path = "../tests/common/grpc.rs"]
+mod client;
 #[path = "../tests/common/mod.rs"]
 mod common;
+#[path = "cost/grpc.rs"]
+mod grpc;
 #[path = "cost/overhead.rs"]
 mod overhead;
 #[path = "cost/sys.rs"]
@@ -42,6 +46,7 @@ const PARTS: &[(&str, Part)] = &[
     ("cpu", cpu_and_memory_rows),
     ("collect", collection_rows),
     ("scrape", scrape_rows),
+    ("grpc", grpc::rows),
     ("overhead", overhead::rows),
 ];
 
@@ -161,6 +166,7 @@ fn spawn_logging(port: u16) -> Child {
         .args(["--log-level", "debug"])
         .env("EBPF_SIDECAR_SERVER_HTTP_ADDRESS", "127.0.0.1")
         .env("EBPF_SIDECAR_SERVER_HTTP_PORT", port.to_string())
+        .env("EBPF_SIDECAR_SERVER_GRPC_PORT", common::free_port().to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

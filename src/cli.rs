@@ -25,6 +25,7 @@ pub(crate) const COMMANDS: &[CommandInfo] = &[
     command(Command::Run, "run", "Run the agent until SIGTERM or SIGINT; the default"),
     command(Command::Check, "check", "Tell whether this host can run it, and how each probe would attach"),
     command(Command::Health, "health", "Ask the running agent: exit 0 if it is healthy or degraded, else 1"),
+    command(Command::Top, "top", "Show what the running agent counts, every 2 seconds"),
     command(Command::Config, "config", "Print the effective configuration, secrets masked"),
     command(Command::Version, "version", "Print version, commit, build time and libbpf version"),
     CommandInfo {
@@ -78,9 +79,16 @@ pub(crate) const OPTIONS: &[OptionInfo] = &[
         value: Some("IP:PORT"),
         values: &[],
         help: &[
-            "health: whom to ask, else the HTTP server of the",
-            "configuration, on loopback if it has every address",
+            "health, top: whom to ask, else the HTTP or gRPC server",
+            "of the configuration, on loopback if it has every one",
         ],
+    },
+    OptionInfo {
+        short: None,
+        long: "once",
+        value: None,
+        values: &[],
+        help: &["top: end after one table, over two collections"],
     },
     OptionInfo { short: Some('h'), long: "help", value: None, values: &[], help: &["Print this help"] },
     OptionInfo {
@@ -136,6 +144,8 @@ pub enum Command {
     Check,
     /// Ask a running agent for its health.
     Health,
+    /// Show what a running agent counts.
+    Top,
     /// Print the effective configuration.
     Config,
     /// Print the completion script of a shell.
@@ -155,8 +165,10 @@ pub struct Cli {
     pub config: Option<PathBuf>,
     /// How much to log, if named.
     pub log_level: Option<LevelFilter>,
-    /// Whom to ask for health, if named; only with [`Command::Health`].
+    /// Whom to ask, if named; only with [`Command::Health`] and [`Command::Top`].
     pub address: Option<SocketAddr>,
+    /// One table is enough; only with [`Command::Top`].
+    pub once: bool,
     /// The argument of the command: one of those that it takes, or `None` if it takes none.
     pub argument: Option<&'static str>,
 }
@@ -183,6 +195,7 @@ impl From<lexopt::Error> for CliError {
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> {
     let mut parser = lexopt::Parser::from_args(args);
     let (mut command, mut argument, mut config, mut log_level, mut address) = (None, None, None, None, None);
+    let mut once = false;
     while let Some(arg) = parser.next()? {
         let end = match arg {
             Short('h') | Long("help") => Some(Command::Help),
@@ -190,12 +203,13 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> 
             _ => None,
         };
         if let Some(command) = end {
-            return Ok(Cli { command, config, log_level, address, argument });
+            return Ok(Cli { command, config, log_level, address, once, argument });
         }
         match arg {
             Short('c') | Long("config") => config = Some(PathBuf::from(parser.value()?)),
             Long("log-level") => log_level = Some(parse_level(&parser.value()?.to_string_lossy())?),
             Long("address") => address = Some(parse_address(&parser.value()?.to_string_lossy())?),
+            Long("once") => once = true,
             Value(text) => match (command, argument) {
                 (None, _) => command = Some(parse_command(&text.to_string_lossy())?),
                 (Some(c), None) if !c.argument.is_empty() => {
@@ -220,14 +234,17 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> 
         return Err(CliError(format!("{} needs an argument; allowed: {}", c.name, c.argument.join(", "))));
     }
     let command = command.map_or(Command::Run, |c| c.command);
-    if address.is_some() && command != Command::Health {
+    if once && command != Command::Top {
+        return Err(CliError("--once goes with the command top only".into()));
+    }
+    if address.is_some() && command != Command::Health && command != Command::Top {
         return Err(CliError(
-            "--address goes with the command health only; a server's address is a key of the \
+            "--address goes with the commands health and top only; a server's address is a key of the \
             configuration: EBPF_SIDECAR_SERVER_HTTP_ADDRESS"
                 .into(),
         ));
     }
-    Ok(Cli { command, config, log_level, address, argument })
+    Ok(Cli { command, config, log_level, address, once, argument })
 }
 
 fn parse_command(name: &str) -> Result<&'static CommandInfo, CliError> {
@@ -270,6 +287,7 @@ mod tests {
             config: config.map(PathBuf::from),
             log_level,
             address: None,
+            once: false,
             argument: None,
         };
         for (line, expected) in [
@@ -306,8 +324,9 @@ mod tests {
             ("completions", ["completions", "needs an argument", "bash, zsh, fish"]),
             ("completions csh", ["completions", "\"csh\"", "bash, zsh, fish"]),
             ("completions bash zsh", ["unexpected", "\"zsh\"", "one command"]),
+            ("health --once", ["--once", "top only", ""]),
             ("health --address localhost", ["--address", "\"localhost\"", "allowed: an IP address and a port"]),
-            ("--address 127.0.0.1:80", ["--address", "command health only", "EBPF_SIDECAR_SERVER_HTTP_ADDRESS"]),
+            ("--address 127.0.0.1:80", ["--address", "health and top only", "EBPF_SIDECAR_SERVER_HTTP_ADDRESS"]),
         ] {
             let message = parse_words(line).unwrap_err().to_string();
             for part in parts {
@@ -337,7 +356,8 @@ mod tests {
             };
             for option in o.short.map(|s| format!("-{s}")).into_iter().chain([format!("--{}", o.long)]) {
                 assert!(help.contains(&option), "{option}");
-                let words = ["health", &option].into_iter().chain(value).map(OsString::from);
+                let command = if o.long == "once" { "top" } else { "health" };
+                let words = [command, &option].into_iter().chain(value).map(OsString::from);
                 assert!(parse(words).is_ok(), "{option}");
             }
         }

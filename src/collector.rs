@@ -1,5 +1,6 @@
 //! The collector: one thread that has each module read the kernel's counters every interval, and publishes
-//! what they found as one immutable snapshot.
+//! what they found as one immutable snapshot. The same thread enables, disables and changes modules, so that no
+//! collection ever meets a module that is being changed.
 
 use std::any::Any;
 use std::io;
@@ -7,57 +8,117 @@ use std::panic::{self, AssertUnwindSafe};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
+use crossbeam::channel::{self, Receiver, Sender};
 
 use crate::ebpf::object::{self, Error};
 use crate::metrics::catalogue as m;
 use crate::metrics::histogram::Histogram;
-use crate::metrics::process;
 use crate::metrics::snapshot::{Family, IoStats, ModuleStatus, Series, Snapshot, SnapshotCell, Value};
-use crate::modules::Module;
+use crate::metrics::{grpc, process};
+use crate::modules::{Module, ModuleSettings};
 use crate::version;
 
-/// The running collector. Dropping it without [`Collector::stop`] ends the thread too, at its next tick.
+/// Changes that may wait for the collector.
+const CHANGES_MAX: usize = 4;
+
+/// The running collector. Dropping it without [`Collector::stop`] ends the thread too, without waiting for it.
 pub struct Collector {
     stop: Sender<()>,
     thread: JoinHandle<()>,
     cell: SnapshotCell,
+    control: Control,
+}
+
+/// A change of a running module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Its name.
+    pub module: String,
+    /// The state wanted.
+    pub enabled: bool,
+    /// Time between collections, if it is to change.
+    pub interval: Option<Duration>,
+    /// The module's settings.
+    pub settings: ModuleSettings,
+}
+
+/// What became of a [`Change`].
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// It is in effect.
+    Done(ModuleStatus),
+    /// The module could not be attached so; what was in effect before is again, if it could be.
+    Failed(String, ModuleStatus),
+    /// There is no such module.
+    NoModule,
+    /// Too many changes wait already, or the collector has ended.
+    Busy,
+}
+
+/// Called in the collector's thread with what became of a change.
+pub type Reply = Box<dyn FnOnce(Outcome) + Send>;
+
+/// Where changes are asked for.
+#[derive(Clone)]
+pub struct Control(Sender<(Change, Reply)>);
+
+impl Control {
+    /// Has the collector make `change` and call `reply`, which is dropped uncalled if the collector ends before.
+    pub fn request(&self, change: Change, reply: Reply) {
+        if let Err(e) = self.0.try_send((change, reply)) {
+            let (_, reply) = e.into_inner();
+            reply(Outcome::Busy);
+        }
+    }
 }
 
 impl Collector {
-    /// Starts the modules, takes the first snapshot, then one every `interval`, in a thread of its own.
-    /// `scope` is how the outputs name it. An error: nothing of a module could be attached.
-    pub fn start(mut modules: Vec<Box<dyn Module>>, interval: Duration, scope: String) -> Result<Self, Error> {
+    /// Starts the modules, takes the first snapshot, then one every `interval`, in a thread of its own. `scope` is
+    /// how the outputs name it; snapshots are kept for `history`. An error: nothing of a module could be attached.
+    pub fn start(
+        modules: Vec<Box<dyn Module>>,
+        interval: Duration,
+        scope: String,
+        history: Duration,
+    ) -> Result<Self, Error> {
         let started = Instant::now();
-        for module in &mut modules {
+        let mut slots = Vec::new();
+        for mut module in modules {
             module.start()?;
+            slots.push(Slot { module, enabled: true, running: true, error: None, collected: None });
         }
-        let mut state = State { modules, errors: 0, durations: Histogram::default() };
+        let mut state = State { slots, interval, scope, errors: 0, durations: Histogram::default() };
         let nothing = Snapshot {
             sequence: 0,
             collected_at: SystemTime::now(),
             collected_instant: started,
             started,
             interval,
-            scope,
+            scope: String::new(),
             io: IoStats::default(),
             families: Vec::new(),
             modules: Vec::new(),
             last_error: None,
         };
-        let cell = SnapshotCell::new(state.collect(&nothing));
+        let cell = SnapshotCell::with_history(state.collect(&nothing), history);
         let (stop, stopped) = channel::bounded(0);
+        let (control, changes) = channel::bounded(CHANGES_MAX);
         let publish = cell.clone();
         let thread = thread::Builder::new()
             .name("collector".into())
-            .spawn(move || state.run(interval, &publish, &stopped))
+            .spawn(move || state.run(&publish, &stopped, &changes))
             .map_err(|cause| Error { what: "start the collector thread".into(), cause, log: String::new() })?;
-        Ok(Self { stop, thread, cell })
+        Ok(Self { stop, thread, cell, control: Control(control) })
     }
 
     /// Where the snapshots appear.
     pub fn snapshots(&self) -> SnapshotCell {
         self.cell.clone()
+    }
+
+    /// Where changes of its modules are asked for.
+    pub fn control(&self) -> Control {
+        self.control.clone()
     }
 
     /// Detaches everything and ends the thread.
@@ -68,24 +129,118 @@ impl Collector {
 }
 
 struct State {
-    modules: Vec<Box<dyn Module>>,
+    slots: Vec<Slot>,
+    interval: Duration,
+    scope: String,
     errors: u64,
     durations: Histogram,
 }
 
-impl State {
-    fn run(mut self, interval: Duration, publish: &SnapshotCell, stopped: &Receiver<()>) {
-        let mut next = Instant::now() + interval;
-        // The channel carries nothing: it closes when the collector is to stop.
-        while stopped.recv_deadline(next) == Err(RecvTimeoutError::Timeout) {
-            log::debug!("tick late by {:.6} s", next.elapsed().as_secs_f64());
-            let snapshot = self.collect(&publish.load());
-            publish.store(snapshot);
-            // A tick that was missed (the machine slept) is not made up for.
-            next = (next + interval).max(Instant::now());
+/// A module and what is known of it.
+struct Slot {
+    module: Box<dyn Module>,
+    enabled: bool,
+    running: bool,
+    error: Option<String>,
+    collected: Option<SystemTime>,
+}
+
+impl Slot {
+    fn start(&mut self) -> Result<(), String> {
+        // A bug in attaching must not end the collector.
+        let started = panic::catch_unwind(AssertUnwindSafe(|| self.module.start()));
+        let started = started.map_err(|p| panic_text(&*p)).and_then(|r| r.map_err(|e| e.to_string()));
+        self.running = started.is_ok();
+        self.error = started.clone().err();
+        started
+    }
+
+    fn stop(&mut self) {
+        if let Err(p) = panic::catch_unwind(AssertUnwindSafe(|| self.module.stop())) {
+            log::error!("module {}: {}", self.module.name(), panic_text(&*p));
         }
-        for module in self.modules.iter_mut().rev() {
-            module.stop();
+        self.running = false;
+    }
+
+    fn status(&self) -> ModuleStatus {
+        ModuleStatus {
+            name: self.module.name(),
+            enabled: self.enabled,
+            running: self.running,
+            last_error: self.error.clone(),
+            last_collected: self.collected,
+            metric_count: 0,
+            families: 0..0,
+            probes: self.module.probes(),
+        }
+    }
+}
+
+impl State {
+    fn run(mut self, publish: &SnapshotCell, stopped: &Receiver<()>, changes: &Receiver<(Change, Reply)>) {
+        let mut next = Instant::now() + self.interval;
+        loop {
+            channel::select! {
+                // This channel carries nothing: it closes when the collector is to stop.
+                recv(stopped) -> _ => break,
+                recv(changes) -> change => {
+                    let Ok((change, reply)) = change else { break };
+                    let outcome = self.change(&change, publish);
+                    next = Instant::now() + self.interval;
+                    reply(outcome);
+                }
+                default(next.saturating_duration_since(Instant::now())) => {
+                    log::debug!("tick late by {:.6} s", next.elapsed().as_secs_f64());
+                    publish.store(self.collect(&publish.load()));
+                    // A tick that was missed (the machine slept) is not made up for.
+                    next = (next + self.interval).max(Instant::now());
+                }
+            }
+        }
+        for slot in self.slots.iter_mut().rev() {
+            slot.stop();
+        }
+    }
+
+    /// Makes a change, and publishes a snapshot that shows it.
+    fn change(&mut self, change: &Change, publish: &SnapshotCell) -> Outcome {
+        let Some(slot) = self.slots.iter_mut().find(|s| s.module.name() == change.module) else {
+            return Outcome::NoModule;
+        };
+        let (was_running, was_enabled) = (slot.running, slot.enabled);
+        let changes_module = change.settings != ModuleSettings::default();
+        let mut failure = None;
+        if !change.enabled {
+            slot.stop();
+            slot.error = None;
+        } else if !was_running || changes_module {
+            slot.stop();
+            let before = slot.module.configure(&change.settings);
+            if let Err(why) = slot.start() {
+                slot.module.configure(&before);
+                if was_running && let Err(again) = slot.start() {
+                    log::error!("module {}: the state before could not be restored: {again}", change.module);
+                }
+                failure = Some(why);
+            }
+        }
+        match &failure {
+            // What was wanted before is wanted still.
+            Some(_) => slot.enabled = was_enabled,
+            None => {
+                slot.enabled = change.enabled;
+                self.interval = change.interval.unwrap_or(self.interval);
+                if let Some(scope) = &change.settings.scope {
+                    self.scope = scope.to_string();
+                }
+            }
+        }
+        publish.store(self.collect(&publish.load()));
+        let status = publish.load().modules.iter().find(|m| m.name == change.module).cloned();
+        match (status, failure) {
+            (None, _) => Outcome::NoModule,
+            (Some(status), None) => Outcome::Done(status),
+            (Some(status), Some(why)) => Outcome::Failed(why, status),
         }
     }
 
@@ -101,8 +256,8 @@ impl State {
 
     fn try_collect(&mut self, last: &Snapshot) -> Result<Snapshot, Error> {
         let waiting = Instant::now();
-        for module in &mut self.modules {
-            module.prepare()?;
+        for slot in self.slots.iter_mut().filter(|s| s.running) {
+            slot.module.prepare()?;
         }
         let begin = Instant::now();
         let collected_at = SystemTime::now();
@@ -111,20 +266,26 @@ impl State {
             collected_at,
             collected_instant: begin,
             started: last.started,
-            interval: last.interval,
-            scope: last.scope.clone(),
+            interval: self.interval,
+            scope: self.scope.clone(),
             io: IoStats::default(),
             families: Vec::new(),
             modules: Vec::new(),
             last_error: None,
         };
-        for module in &mut self.modules {
-            let sample = module.collect()?;
+        for slot in &mut self.slots {
+            if !slot.running {
+                next.modules.push(slot.status());
+                continue;
+            }
+            let sample = slot.module.collect()?;
+            slot.collected = Some(collected_at);
+            slot.error = None;
+            let start = next.families.len();
             next.modules.push(ModuleStatus {
-                name: module.name(),
-                running: module.probes().iter().any(|p| p.mode.is_some()),
                 metric_count: sample.families.iter().map(|f| f.series.len()).sum(),
-                probes: module.probes(),
+                families: start..start + sample.families.len(),
+                ..slot.status()
             });
             if let Some(io) = sample.io {
                 next.io = io;
@@ -144,6 +305,11 @@ impl State {
         log::error!("collection {} failed: {why}", last.sequence + 1);
         let mut next = last.clone();
         next.sequence += 1;
+        for (module, slot) in next.modules.iter_mut().zip(&self.slots) {
+            (module.enabled, module.running) = (slot.enabled, slot.running);
+            module.probes = slot.module.probes();
+            module.last_error = if slot.running { Some(why.clone()) } else { slot.error.clone() };
+        }
         next.last_error = Some(why);
         let own = self.own_families(&next);
         next.families.retain(|f| !own.iter().any(|o| o.metric.name == f.metric.name));
@@ -167,6 +333,7 @@ impl State {
             Family::single(&m::COLLECT_SECONDS, Value::Histogram(self.durations.clone())),
             Family::single(&m::COLLECT_ERRORS, Value::Int(self.errors)),
         ];
+        own.extend(grpc::COUNTS.families());
         own.extend(process::families());
         own
     }
@@ -180,6 +347,7 @@ fn panic_text(payload: &(dyn Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Scope;
     use crate::metrics::snapshot::ProbeStatus;
     use crate::modules::Sample;
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -201,6 +369,9 @@ mod tests {
         fn stop(&mut self) {
             self.stopped.fetch_add(1, Ordering::SeqCst);
         }
+        fn configure(&mut self, _: &ModuleSettings) -> ModuleSettings {
+            ModuleSettings::default()
+        }
         fn prepare(&mut self) -> Result<(), Error> {
             Ok(())
         }
@@ -217,6 +388,10 @@ mod tests {
         }
     }
 
+    fn start(module: impl Module + 'static, interval: Duration) -> Collector {
+        Collector::start(vec![Box::new(module)], interval, "host".into(), Duration::ZERO).unwrap()
+    }
+
     fn int(s: &Snapshot, metric: &m::Metric) -> u64 {
         match s.families.iter().find(|f| f.metric.name == metric.name).map(|f| &f.series[0].value) {
             Some(Value::Int(n)) => *n,
@@ -228,7 +403,7 @@ mod tests {
     fn a_tick_that_fails_is_counted_and_the_next_one_works() {
         let stopped = Arc::new(AtomicU64::new(0));
         let flaky = Flaky { calls: 0, stopped: stopped.clone() };
-        let collector = Collector::start(vec![Box::new(flaky)], Duration::from_millis(5), "host".into()).unwrap();
+        let collector = start(flaky, Duration::from_millis(5));
         let cell = collector.snapshots();
         let seen = Mutex::new(Vec::new());
         while cell.load().sequence < 5 {
@@ -252,5 +427,89 @@ mod tests {
         let end = cell.load().sequence;
         thread::sleep(Duration::from_millis(30));
         assert_eq!(cell.load().sequence, end, "the thread has ended");
+    }
+
+    /// Counts its collections, and cannot be attached to one scope.
+    struct Scoped {
+        scope: Scope,
+        attached: bool,
+        collections: u64,
+    }
+
+    impl Module for Scoped {
+        fn name(&self) -> &'static str {
+            "scoped"
+        }
+        fn start(&mut self) -> Result<(), Error> {
+            self.attached = self.scope != Scope::Comm("bad".into());
+            let refused = Error { what: "attach".into(), cause: io::ErrorKind::NotFound.into(), log: String::new() };
+            if self.attached { Ok(()) } else { Err(refused) }
+        }
+        fn stop(&mut self) {
+            self.attached = false;
+        }
+        fn configure(&mut self, settings: &ModuleSettings) -> ModuleSettings {
+            let scope = settings.scope.clone().map(|new| std::mem::replace(&mut self.scope, new));
+            ModuleSettings { scope, read_latency: None }
+        }
+        fn prepare(&mut self) -> Result<(), Error> {
+            assert!(self.attached);
+            Ok(())
+        }
+        fn collect(&mut self) -> Result<Sample, Error> {
+            self.collections += 1;
+            let count = Family::single(&m::KSWAPD_WAKEUPS, Value::Int(self.collections));
+            Ok(Sample { io: None, families: vec![count] })
+        }
+        fn probes(&self) -> Vec<ProbeStatus> {
+            vec![ProbeStatus { name: "p", mode: self.attached.then_some("test"), failures: Vec::new() }]
+        }
+    }
+
+    fn ask(collector: &Collector, change: Change) -> Outcome {
+        let (reply, outcome) = channel::bounded(1);
+        collector.control().request(change, Box::new(move |o| reply.send(o).unwrap()));
+        outcome.recv().unwrap()
+    }
+
+    #[test]
+    fn a_module_is_disabled_changed_and_enabled_again() {
+        let hour = Duration::from_secs(3600);
+        let collector = start(Scoped { scope: Scope::Host, attached: false, collections: 0 }, hour);
+        let cell = collector.snapshots();
+        let change = |enabled, scope: Option<Scope>, interval| Change {
+            module: "scoped".into(),
+            enabled,
+            interval,
+            settings: ModuleSettings { scope, read_latency: None },
+        };
+        assert_eq!(int(&cell.load(), &m::KSWAPD_WAKEUPS), 1);
+
+        let Outcome::Done(status) = ask(&collector, change(false, None, None)) else { panic!() };
+        assert_eq!((status.enabled, status.running, status.metric_count), (false, false, 0));
+        assert!(status.last_collected.is_some() && status.last_error.is_none());
+        assert_eq!(cell.load().sequence, 2);
+        assert!(cell.load().families.iter().all(|f| f.metric.name != m::KSWAPD_WAKEUPS.name), "its metrics are gone");
+
+        let minute = Duration::from_secs(60);
+        let comm = Scope::Comm("banyand".into());
+        let Outcome::Done(status) = ask(&collector, change(true, Some(comm), Some(minute))) else { panic!() };
+        assert_eq!((status.enabled, status.running, status.metric_count), (true, true, 1));
+        assert_eq!((cell.load().interval, cell.load().scope.as_str()), (minute, "comm:banyand"));
+        assert_eq!(int(&cell.load(), &m::KSWAPD_WAKEUPS), 2, "it goes on where it was");
+
+        let bad = change(true, Some(Scope::Comm("bad".into())), Some(hour));
+        let Outcome::Failed(why, status) = ask(&collector, bad.clone()) else { panic!() };
+        assert!(why.contains("attach"), "{why}");
+        assert!(status.enabled && status.running, "the scope before is in effect");
+        assert_eq!((cell.load().interval, cell.load().scope.as_str()), (minute, "comm:banyand"));
+
+        ask(&collector, change(false, None, None));
+        let Outcome::Failed(_, status) = ask(&collector, bad) else { panic!() };
+        assert!(!status.enabled && !status.running && status.last_error.is_some());
+
+        let unknown = Change { module: "none".into(), ..change(true, None, None) };
+        assert!(matches!(ask(&collector, unknown), Outcome::NoModule));
+        collector.stop().unwrap();
     }
 }

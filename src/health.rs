@@ -39,13 +39,16 @@ pub fn stale_after(interval: Duration) -> Duration {
 pub fn assess(snapshot: &Snapshot, now: Instant) -> Health {
     let age = now.saturating_duration_since(snapshot.collected_instant);
     let limit = stale_after(snapshot.interval);
-    let probes: Vec<&ProbeStatus> = snapshot.modules.iter().flat_map(|m| &m.probes).collect();
+    // Who disabled a module wants no restart for it: that is degraded.
+    let (enabled, disabled): (Vec<_>, Vec<_>) = snapshot.modules.iter().partition(|m| m.enabled);
+    let probes: Vec<&ProbeStatus> = enabled.iter().flat_map(|m| &m.probes).collect();
     let missing: Vec<&ProbeStatus> = probes.iter().copied().filter(|p| p.mode.is_none()).collect();
     let stale = age > limit;
-    let blind = missing.len() == probes.len();
+    let blind = missing.len() == probes.len() && (!enabled.is_empty() || disabled.is_empty());
 
     let mut wrong = Vec::new();
-    if probes.is_empty() {
+    wrong.extend(disabled.iter().map(|m| format!("module {} was disabled by ConfigureModule", m.name)));
+    if probes.is_empty() && blind {
         wrong.push("no module is running".to_string());
     } else if blind {
         wrong.push(format!("no probe is attached: {}", with_reasons(&missing)));
@@ -145,6 +148,17 @@ mod tests {
         let health = after(&snapshot, Duration::ZERO);
         assert_eq!(health.status, Status::Unhealthy);
         assert_eq!(health.message, "no probe is attached: fadvise, cache_fill (tracepoint: no such file)");
+    }
+
+    #[test]
+    fn degraded_with_a_disabled_module() {
+        let mut snapshot = example::snapshot();
+        snapshot.modules[0].enabled = false;
+        snapshot.modules[0].probes.iter_mut().for_each(|p| p.mode = None);
+        let health = after(&snapshot, Duration::ZERO);
+        assert_eq!(health.status, Status::Degraded);
+        assert_eq!(health.message, "module iomonitor was disabled by ConfigureModule");
+        assert_eq!(after(&snapshot, Duration::from_secs(60)).status, Status::Unhealthy, "but for being stuck");
     }
 
     #[test]

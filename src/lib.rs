@@ -4,6 +4,7 @@
 //! Data flows one way: BPF programs → kernel maps → [`collector`] → [`metrics::snapshot`] → [`export`] and
 //! [`server`]. Nothing downstream calls back.
 
+pub mod api;
 pub mod cli;
 pub mod collector;
 pub mod config;
@@ -19,4 +20,5 @@ pub mod preflight;
 pub mod server;
 pub mod systemd;
 pub mod time;
+pub mod top;
 pub mod version;

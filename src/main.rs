@@ -5,8 +5,10 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use ebpf_sidecar::api::Api;
 use ebpf_sidecar::cli::{self, Cli, Command};
 use ebpf_sidecar::collector::Collector;
 use ebpf_sidecar::config::{self, Config, ExportKind, ModuleName};
@@ -16,10 +18,12 @@ use ebpf_sidecar::health::Status;
 use ebpf_sidecar::metrics::snapshot::{Snapshot, SnapshotCell};
 use ebpf_sidecar::modules::Module;
 use ebpf_sidecar::modules::iomonitor::IoMonitor;
+use ebpf_sidecar::server::gateway::Gateway;
+use ebpf_sidecar::server::grpc;
 use ebpf_sidecar::server::http::{self, Page, Rendered};
 use ebpf_sidecar::systemd::{Pulse, Systemd};
 use ebpf_sidecar::time::rfc3339;
-use ebpf_sidecar::{healthcheck, manual, pod, preflight, version};
+use ebpf_sidecar::{healthcheck, manual, pod, preflight, top, version};
 
 /// How long `health` waits: less than probes of containers usually do.
 const HEALTH_LIMIT: Duration = Duration::from_secs(3);
@@ -55,10 +59,26 @@ fn dispatch() -> Result<(), u8> {
         Command::Health => {
             let address = match cli.address {
                 Some(address) => address,
-                None => healthcheck::local(&load_config(&cli)?.server.http),
+                None => {
+                    let http = load_config(&cli)?.server.http;
+                    healthcheck::local(http.address, http.port)
+                }
             };
             let line = healthcheck::ask(address, HEALTH_LIMIT).map_err(|e| fail(FAILED, e))?;
             say(&format!("{line}\n"))
+        }
+        Command::Top => {
+            let address = match cli.address {
+                Some(address) => address,
+                None => {
+                    let grpc = load_config(&cli)?.server.grpc;
+                    if grpc.tls.enabled {
+                        return Err(fail(FAILED, "top speaks no TLS, which server.grpc.tls.enabled asks for"));
+                    }
+                    healthcheck::local(grpc.address, grpc.port)
+                }
+            };
+            top::run(address, cli.once).map_err(|e| fail(FAILED, e))
         }
         Command::Check => {
             let (report, would_run) = preflight::check(&load(&cli)?);
@@ -111,14 +131,20 @@ fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
 
     let scope = config.collector.scope.to_string();
     log::info!("counting {} every {:?}", preflight::scope_words(&config.collector), config.collector.interval);
-    let collector = Collector::start(modules(config), config.collector.interval, scope.clone()).map_err(|e| {
+    let (interval, history) = (config.collector.interval, config.collector.history);
+    let collector = Collector::start(modules(config), interval, scope.clone(), history).map_err(|e| {
         let hint = preflight::missing_privilege(false).map(|h| format!("\n{h}")).unwrap_or_default();
         fail(FAILED, format!("{e}{hint}"))
     })?;
+    let api = Arc::new(Api::new(collector.snapshots(), collector.control(), config.server.allow_configure));
     let address = SocketAddr::new(config.server.http.address, config.server.http.port);
-    let http = http::start(address, &config.server.http.metrics_path, collector.snapshots(), Box::new(render))
+    let path = &config.server.http.metrics_path;
+    let gateway = Gateway::new(Arc::clone(&api), config.server.http.hosts.clone());
+    let http = http::start(address, path, collector.snapshots(), Box::new(render), Some(gateway))
         .map_err(|e| fail(FAILED, e))?;
     log::info!("HTTP: http://{address}{} /health /api/v1/stats", config.server.http.metrics_path);
+    let grpc = grpc::start(&config.server.grpc, api).map_err(|e| fail(FAILED, e))?;
+    log::info!("gRPC: {} {}", grpc.address(), if config.server.grpc.tls.enabled { "with TLS" } else { "without TLS" });
 
     let systemd = Systemd::from_env();
     systemd.ready(&format!("counting {scope}; http://{address}"));
@@ -126,6 +152,7 @@ fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
         .map_err(|e| fail(FAILED, format!("cannot wait for signals: {e}")))?;
     log::info!("{signal}: stopping");
     systemd.stopping();
+    drop(grpc);
     http.stop();
     collector.stop().map_err(|e| fail(FAILED, format!("the collector had failed: {e}")))
 }
@@ -170,6 +197,8 @@ fn start_log(level: log::LevelFilter) {
         .filter_level(level)
         // Its accept thread ends by design, and would call that an error (server/inner.rs).
         .filter_module("tiny_http", log::LevelFilter::Off)
+        // At debug level gRPC tells of every step.
+        .filter_module("grpcio", level.min(log::LevelFilter::Warn))
         .format(|out, record| writeln!(out, "{} {:5} {}", rfc3339(SystemTime::now()), record.level(), record.args()))
         .init();
 }

@@ -5,11 +5,12 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
-use crate::config::{Collector, Config, Pod, Switch};
+use crate::config::{self, Collector, Config, Pod, Switch};
 use crate::ebpf::os;
 use crate::modules::Module;
 use crate::modules::iomonitor::IoMonitor;
 use crate::pod;
+use crate::server::grpc::tls;
 
 /// A capability as the agent may lack it: the name behind `CAP_`, its bit (linux/capability.h), and what for.
 struct Capability(&'static str, u32, &'static str);
@@ -93,10 +94,18 @@ pub fn check(config: &Config) -> (String, bool) {
             report.note("cgroup v2", "not mounted: collector.scope.cgroup cannot be used, collector.scope.comm can")
         }
     }
-    let http = SocketAddr::new(config.server.http.address, config.server.http.port);
-    match TcpListener::bind(http) {
-        Ok(_) => report.line(true, "HTTP port", format!("{http} is free")),
-        Err(e) => report.line(false, "HTTP port", format!("{http}: {e}")),
+    let config::Server { grpc, http, .. } = &config.server;
+    for (what, address, port) in [("HTTP port", http.address, http.port), ("gRPC port", grpc.address, grpc.port)] {
+        let address = SocketAddr::new(address, port);
+        match TcpListener::bind(address) {
+            Ok(_) => report.line(true, what, format!("{address} is free")),
+            Err(e) => report.line(false, what, format!("{address}: {e}")),
+        }
+    }
+    match tls::check(&grpc.tls) {
+        Ok(false) => {}
+        Ok(true) => report.line(true, "certificates", "can be used"),
+        Err(e) => report.line(false, "certificates", e),
     }
 
     report.line(true, "scope", scope_words(&config.collector));

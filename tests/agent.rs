@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use common::bpf::{self, assert_gone, assert_nothing_left_since};
 use common::{
-    Agent, Cgroup, Killed, Scoped, TempDir, TestFile, alone, command, free_port, output, output_of, sys, text, wait_for,
+    Agent, Cgroup, Killed, Scoped, TempDir, TestFile, alone, command, free_port, free_ports, output, output_of, sys,
+    text, wait_for,
 };
 
 /// SIGTERM and SIGINT stop it within this: the bound.
@@ -51,8 +52,8 @@ fn check_examines_everything_and_leaves_nothing() {
     need_bpf!("check_examines_everything_and_leaves_nothing");
     let _alone = alone();
     let (before, mounts) = (bpf::existing(), tracing_mounts());
-    let port = free_port().to_string();
-    let o = output(&["check"], &[("SERVER_HTTP_PORT", &port)]);
+    let [port, grpc_port] = free_ports().map(|p| p.to_string());
+    let o = output(&["check"], &[("SERVER_HTTP_PORT", &port), ("SERVER_GRPC_PORT", &grpc_port)]);
     assert_eq!(tracing_mounts(), mounts);
     assert_nothing_left_since(&before);
     let lines = report(&o);
@@ -64,7 +65,7 @@ fn check_examines_everything_and_leaves_nothing() {
     for what in ["BTF", "tracefs", "capabilities", "cgroup v2", "scope"] {
         assert!(!words(what).is_empty());
     }
-    assert!(words("HTTP port").contains(&port));
+    assert!(words("HTTP port").contains(&port) && words("gRPC port").contains(&grpc_port));
 
     // As it says, so the agent does.
     let agent = Agent::start(&[]);
@@ -82,11 +83,17 @@ fn check_names_the_port_that_is_taken() {
     need_bpf!("check_names_the_port_that_is_taken");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let o = output(&["check"], &[("SERVER_HTTP_PORT", &port), ("SERVER_HTTP_ADDRESS", "127.0.0.1")]);
-    let failed: Vec<_> = report(&o).into_iter().filter(|l| l.0 == "FAIL").collect();
-    assert_eq!(o.status.code(), Some(1));
-    assert!(failed.len() == 1 && failed[0].1 == "HTTP port", "{failed:?}");
-    assert!(failed[0].2.contains(&format!("127.0.0.1:{port}")) && failed[0].2.contains("in use"), "{failed:?}");
+    let free = free_port().to_string();
+    for (http, grpc, what) in [(&port, &free, "HTTP port"), (&free, &port, "gRPC port")] {
+        let address = "127.0.0.1";
+        let http = [("SERVER_HTTP_PORT", http.as_str()), ("SERVER_HTTP_ADDRESS", address)];
+        let grpc = [("SERVER_GRPC_PORT", grpc.as_str()), ("SERVER_GRPC_ADDRESS", address)];
+        let o = output(&["check"], &[http, grpc].concat());
+        let failed: Vec<_> = report(&o).into_iter().filter(|l| l.0 == "FAIL").collect();
+        assert_eq!(o.status.code(), Some(1));
+        assert!(failed.len() == 1 && failed[0].1 == what, "{failed:?}");
+        assert!(failed[0].2.contains(&format!("127.0.0.1:{port}")) && failed[0].2.contains("in use"), "{failed:?}");
+    }
 }
 
 #[test]
@@ -691,7 +698,8 @@ fn signals_stop_it_while_it_starts() {
 /// Sends the signal some milliseconds after the agent takes it; returns how long it took to end.
 fn stop_starting(signal: i32, delay: u64) -> Duration {
     let mut c = command();
-    c.env("EBPF_SIDECAR_SERVER_HTTP_PORT", free_port().to_string()).stderr(Stdio::piped());
+    let [http, grpc] = free_ports().map(|p| p.to_string());
+    c.env("EBPF_SIDECAR_SERVER_HTTP_PORT", http).env("EBPF_SIDECAR_SERVER_GRPC_PORT", grpc).stderr(Stdio::piped());
     let mut child = Killed(c.spawn().unwrap());
     let child = &mut child.0;
     let bit = 1 << (signal - 1);
@@ -736,13 +744,21 @@ fn a_second_one_on_the_same_port_ends_and_leaves_nothing() {
     let _alone = alone();
     let first = Agent::start(&[]);
     let before = bpf::existing();
-    let port = first.port.to_string();
-    let o = output(&[], &[("SERVER_HTTP_PORT", &port), ("SERVER_HTTP_ADDRESS", "127.0.0.1")]);
-    let said = String::from_utf8_lossy(&o.stderr);
-    assert_eq!(o.status.code(), Some(1), "{said}");
-    let last = said.lines().last().unwrap();
-    assert!(last.starts_with("ebpf-sidecar: ") && last.contains(&port) && last.contains("in use"), "{said}");
-    assert_nothing_left_since(&before);
+    let [free_http, free_grpc] = free_ports();
+    for (http, grpc, taken, what) in
+        [(first.port, free_grpc, first.port, "HTTP"), (free_http, first.grpc_port, first.grpc_port, "gRPC")]
+    {
+        let (http, grpc) = (http.to_string(), grpc.to_string());
+        let http = [("SERVER_HTTP_PORT", http.as_str()), ("SERVER_HTTP_ADDRESS", "127.0.0.1")];
+        let grpc = [("SERVER_GRPC_PORT", grpc.as_str()), ("SERVER_GRPC_ADDRESS", "127.0.0.1")];
+        let o = output(&[], &[http, grpc].concat());
+        let said = String::from_utf8_lossy(&o.stderr);
+        assert_eq!(o.status.code(), Some(1), "{said}");
+        let last = said.lines().last().unwrap();
+        let words = format!("ebpf-sidecar: cannot listen for {what} on 127.0.0.1 port {taken}: the port is in use");
+        assert!(last.starts_with(&words), "{said}");
+        assert_nothing_left_since(&before);
+    }
     assert_eq!(first.get("/health").status, 200);
 }
 
@@ -831,7 +847,8 @@ fn usage(agent: &Agent) -> (usize, u64, u64) {
 #[test]
 fn a_short_interval_does_not_make_it_grow() {
     need_bpf!("a_short_interval_does_not_make_it_grow");
-    let s = Scoped::start(&[("COLLECTOR_INTERVAL", "20ms")]);
+    // The history grows until it is as long as configured.
+    let s = Scoped::start(&[("COLLECTOR_INTERVAL", "20ms"), ("COLLECTOR_HISTORY", "500ms")]);
     let f = TestFile::new("short", common::MIB);
     let work = |seconds| {
         let end = Instant::now() + Duration::from_secs(seconds);

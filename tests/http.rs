@@ -42,7 +42,7 @@ fn render() -> Render {
 }
 
 fn start(cell: &SnapshotCell, render: Render) -> HttpServer {
-    http::start("127.0.0.1:0".parse().unwrap(), "/metrics", cell.clone(), render).unwrap()
+    http::start("127.0.0.1:0".parse().unwrap(), "/metrics", cell.clone(), render, None).unwrap()
 }
 
 // A client.
@@ -424,7 +424,7 @@ fn starts_and_stops_and_says_why_it_cannot() {
     let cell = SnapshotCell::new(snapshot(1));
     let server = start(&cell, render());
     let address = server.address();
-    let error = http::start(address, "/metrics", cell.clone(), render()).unwrap_err().to_string();
+    let error = http::start(address, "/metrics", cell.clone(), render(), None).unwrap_err().to_string();
     assert!(error.contains(&format!("{} port {}", address.ip(), address.port())), "{error}");
     assert!(error.contains("in use") && error.contains("server.http.port"), "{error}");
 
@@ -433,7 +433,7 @@ fn starts_and_stops_and_says_why_it_cannot() {
     let begun = Instant::now();
     server.stop();
     assert!(begun.elapsed() < Duration::from_secs(1), "stopped after {:?}", begun.elapsed());
-    http::start(address, "/metrics", cell, render()).expect("the port is free again").stop();
+    http::start(address, "/metrics", cell, render(), None).expect("the port is free again").stop();
 }
 
 // What it withstands.

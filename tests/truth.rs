@@ -737,7 +737,8 @@ fn short_lived_processes_stay_bounded() {
     let processes = common::sized(20_000, 4_200);
     // One interval holds them all, then a short one.
     for interval in common::sized(&["5s", "50ms"][..], &["5s"]) {
-        let s = Scoped::start(&[("COLLECTOR_INTERVAL", interval)]);
+        // The history has a bound of its own.
+        let s = Scoped::start(&[("COLLECTOR_INTERVAL", interval), ("COLLECTOR_HISTORY", "10ms")]);
         let f = TestFile::new("forked", PAGE);
         let rss = s.agent.rss_kib();
         // Nothing was in the scope before.

@@ -31,7 +31,8 @@ with file and line (or the variable), key, value and what is allowed.
 const TAIL: &str = "
 Durations are numbers with units, larger ones first: `500ms`, `10s`, `1m30s`, `1h`. A number alone is an error.
 
-The two servers cannot share a port at the same address. `server.grpc.tls.enabled: true` needs both files.
+The two servers cannot share a port at the same address. `server.grpc.tls.enabled: true` needs both files, and
+`server.allow_configure: mtls` needs TLS with a `client_ca_file`.
 
 ## Scope
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{AttachMode, Config, ExportKind, ModuleName, PROBES, Pod, Scope, Switch};
+use super::{AllowConfigure, AttachMode, Config, ExportKind, ModuleName, PROBES, Pod, Scope, Switch};
 
 /// One key of the configuration.
 pub(super) struct Key {
@@ -51,7 +51,7 @@ pub(super) static KEYS: &[Key] = &[
         path: "server.grpc.address",
         kind: Kind::Scalar,
         allowed: ADDRESS,
-        help: "Address of the gRPC server; 0.0.0.0 is every IPv4 interface, :: every interface.",
+        help: "Address of the gRPC server; 0.0.0.0 and :: are both every interface.",
         set: |c, s| put(&mut c.server.grpc.address, address(s)),
         get: |c| Some(c.server.grpc.address.to_string()),
     },
@@ -88,6 +88,70 @@ pub(super) static KEYS: &[Key] = &[
         get: |c| c.server.grpc.tls.key_file.as_deref().map(show_path),
     },
     Key {
+        path: "server.grpc.tls.client_ca_file",
+        kind: Kind::Scalar,
+        allowed: FILE,
+        help: "Authorities that sign the clients' certificates; with it, a client without such a one is refused.",
+        set: |c, s| put(&mut c.server.grpc.tls.client_ca_file, file(s).map(Some)),
+        get: |c| c.server.grpc.tls.client_ca_file.as_deref().map(show_path),
+    },
+    Key {
+        path: "server.grpc.limits.streams",
+        kind: Kind::Scalar,
+        allowed: "a number from 1 to 65536",
+        help: "Open streams of all gRPC clients together; one more is RESOURCE_EXHAUSTED.",
+        set: |c, s| put(&mut c.server.grpc.limits.streams, number(s, 1, 65536)),
+        get: |c| Some(c.server.grpc.limits.streams.to_string()),
+    },
+    Key {
+        path: "server.grpc.limits.calls",
+        kind: Kind::Scalar,
+        allowed: "a number from 1 to 65536",
+        help: "Other calls of all gRPC clients together that are being answered; one more is RESOURCE_EXHAUSTED.",
+        set: |c, s| put(&mut c.server.grpc.limits.calls, number(s, 1, 65536)),
+        get: |c| Some(c.server.grpc.limits.calls.to_string()),
+    },
+    Key {
+        path: "server.grpc.limits.message_bytes",
+        kind: Kind::Scalar,
+        allowed: "a number from 1024 to 16777216",
+        help: "Bytes of one request; a larger one is RESOURCE_EXHAUSTED.",
+        set: |c, s| put(&mut c.server.grpc.limits.message_bytes, number(s, 1024, 16 << 20)),
+        get: |c| Some(c.server.grpc.limits.message_bytes.to_string()),
+    },
+    Key {
+        path: "server.grpc.limits.memory_bytes",
+        kind: Kind::Scalar,
+        allowed: "a number from 1048576 to 4294967296",
+        help: "Bytes that gRPC may hold for its connections and calls; beyond, it refuses and drops them.",
+        set: |c, s| put(&mut c.server.grpc.limits.memory_bytes, number(s, 1 << 20, 4 << 30)),
+        get: |c| Some(c.server.grpc.limits.memory_bytes.to_string()),
+    },
+    Key {
+        path: "server.grpc.limits.connection_idle",
+        kind: Kind::Scalar,
+        allowed: DURATION,
+        help: "Time after which a gRPC connection without calls is closed.",
+        set: |c, s| put(&mut c.server.grpc.limits.connection_idle, duration(s)),
+        get: |c| Some(show_duration(c.server.grpc.limits.connection_idle)),
+    },
+    Key {
+        path: "server.grpc.limits.connection_age",
+        kind: Kind::Scalar,
+        allowed: "off, or a duration from 10ms to 1h",
+        help: "Time after which any gRPC connection is closed, with a minute for its calls to end.",
+        set: |c, s| put(&mut c.server.grpc.limits.connection_age, unless_off(s)),
+        get: |c| Some(c.server.grpc.limits.connection_age.map_or("off".into(), show_duration)),
+    },
+    Key {
+        path: "server.grpc.limits.keepalive",
+        kind: Kind::Scalar,
+        allowed: DURATION,
+        help: "Time without a sign of life after which a gRPC connection is probed; with no answer for 20 s it is closed.",
+        set: |c, s| put(&mut c.server.grpc.limits.keepalive, duration(s)),
+        get: |c| Some(show_duration(c.server.grpc.limits.keepalive)),
+    },
+    Key {
         path: "server.http.address",
         kind: Kind::Scalar,
         allowed: ADDRESS,
@@ -106,10 +170,26 @@ pub(super) static KEYS: &[Key] = &[
     Key {
         path: "server.http.metrics_path",
         kind: Kind::Scalar,
-        allowed: "a path such as /metrics, of letters, digits and -._~, other than /, /health and /api/v1/stats",
+        allowed: "a path such as /metrics, of letters, digits and -._~, other than /, /health and what is under /api/v1",
         help: "Path of the Prometheus metrics.",
         set: |c, s| put(&mut c.server.http.metrics_path, metrics_path(s)),
         get: |c| Some(c.server.http.metrics_path.clone()),
+    },
+    Key {
+        path: "server.http.hosts",
+        kind: Kind::List,
+        allowed: "a list of host names or addresses without ports, each once",
+        help: "Names beside localhost that a request to change the agent may have in its Host header.",
+        set: |c, s| put(&mut c.server.http.hosts, names(s, host)),
+        get: |c| (!c.server.http.hosts.is_empty()).then(|| c.server.http.hosts.join(",")),
+    },
+    Key {
+        path: "server.allow_configure",
+        kind: Kind::Scalar,
+        allowed: "off, loopback, mtls or any",
+        help: "Who may enable, disable and change modules: nobody, this host, gRPC clients with a certificate, anybody.",
+        set: |c, s| put(&mut c.server.allow_configure, named(&AllowConfigure::NAMES, s)),
+        get: |c| name_of(&AllowConfigure::NAMES, c.server.allow_configure),
     },
     Key {
         path: "collector.interval",
@@ -118,6 +198,14 @@ pub(super) static KEYS: &[Key] = &[
         help: "Time between collections; percentages are over one interval.",
         set: |c, s| put(&mut c.collector.interval, duration(s)),
         get: |c| Some(show_duration(c.collector.interval)),
+    },
+    Key {
+        path: "collector.history",
+        kind: Kind::Scalar,
+        allowed: DURATION,
+        help: "How long collections are kept for requests with a time range, in at most 8 MiB of memory.",
+        set: |c, s| put(&mut c.collector.history, duration(s)),
+        get: |c| Some(show_duration(c.collector.history)),
     },
     Key {
         path: "collector.modules",
@@ -268,9 +356,13 @@ fn address(s: &str) -> Parsed<IpAddr> {
 }
 
 fn port(s: &str) -> Parsed<u16> {
+    number(s, 1, u16::MAX.into()).and_then(|n| u16::try_from(n).map_err(|_| None))
+}
+
+fn number(s: &str, min: usize, max: usize) -> Parsed<usize> {
     // parse() alone would take "+80".
     let digits = s.bytes().all(|b| b.is_ascii_digit());
-    s.parse().ok().filter(|p| digits && *p != 0).ok_or(None)
+    s.parse().ok().filter(|n| digits && (min..=max).contains(n)).ok_or(None)
 }
 
 fn boolean(s: &str) -> Parsed<bool> {
@@ -298,8 +390,8 @@ fn plain(s: &str, others: &str) -> bool {
 }
 
 fn metrics_path(s: &str) -> Parsed<String> {
-    const TAKEN: [&str; 3] = ["/", "/health", "/api/v1/stats"];
-    if TAKEN.contains(&s) {
+    const TAKEN: [&str; 3] = ["/", "/health", "/api/v1"];
+    if TAKEN.contains(&s) || s.starts_with("/api/v1/") {
         return Err(Some("the agent serves something else there"));
     }
     let rest = s.strip_prefix('/').ok_or(Some("it must start with /"))?;
@@ -389,6 +481,10 @@ fn endpoint(s: &str) -> Parsed<String> {
     Ok(s.into())
 }
 
+fn host(s: &str) -> Parsed<String> {
+    if plain(s, "-._") || s.parse::<Ipv6Addr>().is_ok() { Ok(s.to_ascii_lowercase()) } else { Err(None) }
+}
+
 fn group(s: &str) -> Parsed<String> {
     if plain(s, "-._") { Ok(s.into()) } else { Err(None) }
 }
@@ -404,6 +500,10 @@ fn duration(s: &str) -> Parsed<Duration> {
         Some(ms @ 10..=3_600_000) => Ok(Duration::from_millis(ms)),
         _ => Err(None),
     }
+}
+
+fn unless_off(s: &str) -> Parsed<Option<Duration>> {
+    if s == "off" { Ok(None) } else { duration(s).map(Some) }
 }
 
 fn millis(s: &str) -> Option<u64> {

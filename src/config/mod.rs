@@ -50,6 +50,31 @@ pub struct Server {
     pub grpc: Grpc,
     /// The HTTP server.
     pub http: Http,
+    /// Who may change the running agent.
+    pub allow_configure: AllowConfigure,
+}
+
+/// Who may change the running agent (ConfigureModule).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AllowConfigure {
+    /// Nobody.
+    Off,
+    /// Clients on this host (in this network namespace).
+    Loopback,
+    /// gRPC clients with a certificate that the configured CA has signed.
+    Mtls,
+    /// Everybody who reaches a port.
+    Any,
+}
+
+impl AllowConfigure {
+    /// All values, with their names in the configuration.
+    pub const NAMES: [(AllowConfigure, &'static str); 4] = [
+        (AllowConfigure::Off, "off"),
+        (AllowConfigure::Loopback, "loopback"),
+        (AllowConfigure::Mtls, "mtls"),
+        (AllowConfigure::Any, "any"),
+    ];
 }
 
 /// The gRPC server.
@@ -61,6 +86,27 @@ pub struct Grpc {
     pub port: u16,
     /// Encryption.
     pub tls: Tls,
+    /// What clients may take.
+    pub limits: Limits,
+}
+
+/// What the clients of the gRPC server may take, all together unless said otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Open StreamMetrics and Watch streams.
+    pub streams: usize,
+    /// Other calls that are being answered.
+    pub calls: usize,
+    /// Bytes of one request.
+    pub message_bytes: usize,
+    /// Bytes that gRPC holds for connections and calls; it refuses and drops beyond.
+    pub memory_bytes: usize,
+    /// Time after which a connection without calls is closed.
+    pub connection_idle: Duration,
+    /// Time after which any connection is closed, with a minute for its calls to end; `None`: never.
+    pub connection_age: Option<Duration>,
+    /// Time without a sign of life after which a connection is probed.
+    pub keepalive: Duration,
 }
 
 /// Encryption of a server. When enabled, both files are given.
@@ -72,6 +118,8 @@ pub struct Tls {
     pub cert_file: Option<PathBuf>,
     /// Private key.
     pub key_file: Option<PathBuf>,
+    /// Authorities whose signature a client's certificate needs; without it clients need none.
+    pub client_ca_file: Option<PathBuf>,
 }
 
 /// The HTTP server.
@@ -83,6 +131,8 @@ pub struct Http {
     pub port: u16,
     /// Path of the Prometheus metrics; none of the paths with a meaning of their own.
     pub metrics_path: String,
+    /// Names beside loopback's that a request to change the agent may be addressed to.
+    pub hosts: Vec<String>,
 }
 
 /// What the agent collects.
@@ -90,6 +140,8 @@ pub struct Http {
 pub struct Collector {
     /// Time between collections.
     pub interval: Duration,
+    /// How long collections are kept, for requests with a time range.
+    pub history: Duration,
     /// The modules to run: at least one, each once.
     pub modules: Vec<ModuleName>,
     /// Whose I/O is counted.
@@ -257,12 +309,23 @@ impl Default for Config {
                 grpc: Grpc {
                     address: all_interfaces,
                     port: 9090,
-                    tls: Tls { enabled: false, cert_file: None, key_file: None },
+                    tls: Tls { enabled: false, cert_file: None, key_file: None, client_ca_file: None },
+                    limits: Limits {
+                        streams: 1024,
+                        calls: 256,
+                        message_bytes: 1 << 20,
+                        memory_bytes: 64 << 20,
+                        connection_idle: Duration::from_secs(300),
+                        connection_age: None,
+                        keepalive: Duration::from_secs(60),
+                    },
                 },
-                http: Http { address: all_interfaces, port: 8080, metrics_path: "/metrics".into() },
+                http: Http { address: all_interfaces, port: 8080, metrics_path: "/metrics".into(), hosts: Vec::new() },
+                allow_configure: AllowConfigure::Loopback,
             },
             collector: Collector {
                 interval: Duration::from_secs(10),
+                history: Duration::from_secs(15 * 60),
                 modules: vec![ModuleName::IoMonitor],
                 scope: Scope::Host,
                 pod: None,
@@ -316,6 +379,12 @@ pub fn load_for_host(
         }
         Ok(())
     })
+}
+
+/// Sets the key with this path to what `text` says.
+pub(crate) fn set(config: &mut Config, path: &str, text: &str) -> Result<(), String> {
+    let key = keys::find(path).ok_or_else(|| format!("{path}: no such key"))?;
+    (key.set)(config, text).map_err(|why| format!("{path}: {}", not_allowed(key, text, why)))
 }
 
 /// Fits what is collected to the host, or says which key cannot be had and why.
@@ -431,8 +500,10 @@ impl Sources<'_> {
 
     /// Checks what no single key can tell.
     fn check(&self, config: &Config) -> Result<(), ConfigError> {
-        let Server { grpc, http } = &config.server;
-        if grpc.port == http.port && overlap(grpc.address, http.address) {
+        let Server { grpc, http, allow_configure } = &config.server;
+        // gRPC takes IPv6 as well at 0.0.0.0.
+        let any = |a: IpAddr| if a.is_unspecified() { Ipv6Addr::UNSPECIFIED.into() } else { a };
+        if grpc.port == http.port && overlap(any(grpc.address), http.address) {
             // A key that was given comes first: it is the one to change.
             let (mut a, mut b) = ("server.http.port", "server.grpc.port");
             if self.text(a).is_none() {
@@ -450,6 +521,15 @@ impl Sources<'_> {
                 let allowed = "true with both cert_file and key_file, or false";
                 return Err(self.conflict(enabled, "needs", (path, ""), allowed));
             }
+        }
+        if *allow_configure == AllowConfigure::Mtls && !(grpc.tls.enabled && grpc.tls.client_ca_file.is_some()) {
+            let missing = if grpc.tls.enabled {
+                ("server.grpc.tls.client_ca_file", "")
+            } else {
+                ("server.grpc.tls.enabled", "false")
+            };
+            let allowed = "mtls with tls.enabled: true and a client_ca_file, or another value";
+            return Err(self.conflict(("server.allow_configure", "mtls"), "cannot be had with", missing, allowed));
         }
         let scopes = ["collector.scope.comm", "collector.scope.cgroup", "collector.scope.pod_uid"];
         let mut given = scopes.into_iter().filter_map(|path| Some((path, self.text(path)?)));

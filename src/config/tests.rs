@@ -67,13 +67,17 @@ fn nothing_given_is_the_defaults() {
 fn every_key_is_read_from_the_file() {
     let yaml = "
 server:
-  grpc: {address: '::1', port: 1, tls: {enabled: true, cert_file: c.pem, key_file: /k.pem}}
+  grpc: {address: '::1', port: 1, tls: {enabled: true, cert_file: c.pem, key_file: /k.pem, client_ca_file: ca.pem}, limits: {streams: 2, calls: 3,
+    message_bytes: 2048, memory_bytes: 4294967296, connection_idle: 4s, connection_age: 30m, keepalive: 5s}}
   http: &http
     address: 127.0.0.1
     port: '65535'
     metrics_path: /a/b-c_d.e~f
+    hosts: [Agent.example, '::2']
+  allow_configure: mtls
 collector:
   interval: &time 1m30s
+  history: 1h
   modules: [\"iomonitor\"]
   scope:
     comm: 0x10
@@ -89,12 +93,33 @@ export:
             grpc: Grpc {
                 address: "::1".parse().unwrap(),
                 port: 1,
-                tls: Tls { enabled: true, cert_file: Some("c.pem".into()), key_file: Some("/k.pem".into()) },
+                tls: Tls {
+                    enabled: true,
+                    cert_file: Some("c.pem".into()),
+                    key_file: Some("/k.pem".into()),
+                    client_ca_file: Some("ca.pem".into()),
+                },
+                limits: Limits {
+                    streams: 2,
+                    calls: 3,
+                    message_bytes: 2048,
+                    memory_bytes: 4 << 30,
+                    connection_idle: Duration::from_secs(4),
+                    connection_age: Some(Duration::from_secs(1800)),
+                    keepalive: Duration::from_secs(5),
+                },
             },
-            http: Http { address: "127.0.0.1".parse().unwrap(), port: 65535, metrics_path: "/a/b-c_d.e~f".into() },
+            http: Http {
+                address: "127.0.0.1".parse().unwrap(),
+                port: 65535,
+                metrics_path: "/a/b-c_d.e~f".into(),
+                hosts: vec!["agent.example".into(), "::2".into()],
+            },
+            allow_configure: AllowConfigure::Mtls,
         },
         collector: Collector {
             interval: Duration::from_secs(90),
+            history: Duration::from_secs(3600),
             modules: vec![ModuleName::IoMonitor],
             scope: Scope::Comm("0x10".into()),
             pod: None,
@@ -132,7 +157,21 @@ const BAD_VALUES: &[(&str, &str, &[&str])] = &[
     ("server.grpc.tls.enabled", "", &["yes", "on", "1", "''"]),
     ("server.grpc.tls.cert_file", "", &["''"]),
     ("server.grpc.tls.key_file", "", &["''"]),
-    ("server.http.metrics_path", "the agent serves something else there", &["/", "/health", "/api/v1/stats"]),
+    ("server.grpc.tls.client_ca_file", "", &["''"]),
+    ("server.grpc.limits.streams", "", &["0", "65537", "-1", "many"]),
+    ("server.grpc.limits.calls", "", &["0", "65537"]),
+    ("server.grpc.limits.memory_bytes", "", &["1048575", "4294967297", "64M"]),
+    ("server.grpc.limits.connection_idle", "", &["off", "2h"]),
+    ("server.grpc.limits.keepalive", "", &["off", "0s"]),
+    ("collector.history", "", &["off", "2h"]),
+    ("server.grpc.limits.message_bytes", "", &["1023", "16777217", "1MiB"]),
+    ("server.grpc.limits.connection_age", "", &["never", "2h"]),
+    ("server.allow_configure", "", &["true", "tls", "''"]),
+    (
+        "server.http.metrics_path",
+        "the agent serves something else there",
+        &["/", "/health", "/api/v1", "/api/v1/stats"],
+    ),
     ("server.http.metrics_path", "it must start with /", &["metrics", "''", "http://x/metrics"]),
     ("server.http.metrics_path", "", &["/a b", "/a?b", "/ä", "/a/", "//a", "/a/../b", "/./a", "/%41"]),
     ("collector.interval", "a number alone has no unit", &["10", "0", "007"]),
@@ -179,7 +218,11 @@ fn a_bad_value_is_an_error_with_file_line_key_value_and_what_is_allowed() {
         }
     }
     let without: Vec<_> = KEYS.iter().filter(|k| !BAD_VALUES.iter().any(|b| b.0 == k.path)).map(|k| k.path).collect();
-    assert_eq!(without, ["collector.modules", "collector.probes"], "lists are among the bad files");
+    assert_eq!(
+        without,
+        ["server.http.hosts", "collector.modules", "collector.probes"],
+        "lists are among the bad files"
+    );
 }
 
 /// The other errors of the file: the text, the line, and what the message says.
@@ -202,6 +245,9 @@ server:\n  http:\n    port: [1] | 3 | server.http.port | sequence | a port from 
 server:\n  http:\n    port:\n      a: 1 | 4 | server.http.port | map | a port from 1 to 65535
 collector:\n  probes: [fadvice] | 2 | collector.probes: "fadvice" is not allowed | a list of probes
 collector:\n  probes:\n    - kswapd\n    - kswapd | 4 | collector.probes: "kswapd" is not allowed | given twice
+server:\n  http:\n    hosts: [a, b, A] | 3 | server.http.hosts: "A" is not allowed | given twice | a list of host names
+server:\n  http:\n    hosts: ['a:80'] | 3 | server.http.hosts: "a:80" is not allowed | a list of host names
+server:\n  allow_configure: mtls | 2 | server.allow_configure: "mtls" | server.grpc.tls.enabled: "false" | allowed: mtls with
 collector:\n  modules: iomonitor | 2 | collector.modules | "iomonitor" | a list of modules
 collector:\n  modules: {a: b} | 2 | collector.modules | map | a list of modules
 collector:\n  modules: [[a]] | 2 | collector.modules[0] | sequence | a list of modules
@@ -366,10 +412,13 @@ fn servers_share_a_port_only_at_addresses_that_do_not_meet() {
         ("127.0.0.1", "0.0.0.0", true),
         ("::", "127.0.0.1", true),
         ("::", "0.0.0.0", true),
-        ("::1", "0.0.0.0", false),
+        ("127.0.0.1", "::1", false),
         ("::ffff:127.0.0.1", "127.0.0.1", true),
+        // Only gRPC takes IPv6 too at this address.
+        ("::1", "0.0.0.0", true),
+        ("0.0.0.0", "::1", false),
     ] {
-        for (a, b) in [(a, b), (b, a)] {
+        for (a, b) in if meet && b != "0.0.0.0" { vec![(a, b), (b, a)] } else { vec![(a, b)] } {
             let yaml = format!("server: {{http: {{address: '{a}', port: 1}}, grpc: {{address: '{b}', port: 1}}}}");
             assert_eq!(load_text(&yaml, &[]).is_err(), meet, "{yaml}");
         }

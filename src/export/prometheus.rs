@@ -97,7 +97,7 @@ fn write_histogram(out: &mut String, name: &str, labels: &str, histogram: &Histo
 }
 
 /// Upper bounds as in the label `le`, and the events up to each.
-pub(super) fn cumulative(histogram: &Histogram) -> impl Iterator<Item = (String, u64)> {
+pub(crate) fn cumulative(histogram: &Histogram) -> impl Iterator<Item = (String, u64)> {
     histogram.buckets.iter().enumerate().scan(0, |sum, (i, count)| {
         *sum += count;
         Some((canonical(upper_bound_seconds(i).unwrap_or(f64::INFINITY)), *sum))

@@ -43,6 +43,9 @@ macro_rules! metrics {
     };
 }
 
+/// What becomes of a gRPC call.
+const CALL_RESULTS: [&str; 3] = ["ok", "failed", "refused"];
+
 macro_rules! label_values {
     () => {
         &[]
@@ -112,6 +115,11 @@ metrics! {
         "Events at which the kernel skipped a program because it had not finished on the same CPU: interrupted there, or its thread preempted; 0 before Linux 5.12, which does not count them.";
     EVENTS_LOST = Counter "ebpf_sidecar_events_lost_total" ["map"] "events":
         "Events without a place in a full kernel map: those of processes are in the overflow row, those of stalls and reads are missing from their histograms.";
+
+    GRPC_CALLS = Counter "ebpf_sidecar_grpc_calls_total" ["result" in CALL_RESULTS] "calls":
+        "gRPC calls that were answered, and streams that were opened; refused are those above a limit.";
+    CERTIFICATES_REFUSED = Counter "ebpf_sidecar_grpc_certificates_refused_total" [] "changes":
+        "Changes of the gRPC server's certificate files that could not be used: the certificates before stay in use.";
 
     PROCESS_CPU = Counter "process_cpu_seconds_total" [] "seconds":
         "User and system CPU time of the agent.";

@@ -22,7 +22,11 @@ pub fn snapshot() -> Snapshot {
         io,
         modules: vec![ModuleStatus {
             name: "iomonitor",
+            enabled: true,
             running: true,
+            last_error: None,
+            last_collected: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123)),
+            families: 0..families.iter().filter(|f| is_io(f.metric)).count(),
             metric_count: families.iter().filter(|f| is_io(f.metric)).map(|f| f.series.len()).sum(),
             probes: vec![probe("fadvise", "tracepoint"), probe("cache_fill", "raw_tracepoint")],
         }],

@@ -4,6 +4,7 @@
 pub mod catalogue;
 #[doc(hidden)]
 pub mod example;
+pub mod grpc;
 pub mod histogram;
 pub mod process;
 pub mod snapshot;

@@ -1,6 +1,8 @@
 //! One collection of everything the agent knows: made by the collector, never changed afterwards, read by
 //! every output.
 
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -31,6 +33,30 @@ pub struct Snapshot {
     pub modules: Vec<ModuleStatus>,
     /// Why the last collection failed; `None` when it did not.
     pub last_error: Option<String>,
+}
+
+impl Snapshot {
+    /// The metrics of one of its modules.
+    pub fn families_of(&self, module: &ModuleStatus) -> &[Family] {
+        self.families.get(module.families.clone()).unwrap_or_default()
+    }
+
+    /// Series of all modules together.
+    pub fn metric_count(&self) -> usize {
+        self.modules.iter().map(|m| m.metric_count).sum()
+    }
+
+    /// About the bytes of memory that it takes.
+    fn size(&self) -> usize {
+        // What an allocation costs beside its bytes.
+        const ALLOCATION: usize = 16;
+        let labels = |s: &Series| s.labels.iter().map(|l| size_of::<String>() + l.len() + ALLOCATION).sum::<usize>();
+        let series = |s: &Series| size_of::<Series>() + labels(s) + ALLOCATION;
+        let family = |f: &Family| size_of::<Family>() + f.series.iter().map(series).sum::<usize>() + ALLOCATION;
+        let rows = self.io.fadvise.iter().flat_map(|f| &f.processes);
+        let rows = rows.map(|r| size_of::<ProcessRow>() + r.comm.len() + ALLOCATION);
+        size_of::<Self>() + self.families.iter().map(family).sum::<usize>() + rows.sum::<usize>()
+    }
 }
 
 /// A metric of the catalogue with its current series.
@@ -82,10 +108,18 @@ pub enum Value {
 pub struct ModuleStatus {
     /// Its name in the configuration.
     pub name: &'static str,
+    /// Whether it is wanted: not disabled while the agent runs.
+    pub enabled: bool,
     /// Whether at least one of its probes is attached.
     pub running: bool,
+    /// Why it does not run, or why its last collection failed.
+    pub last_error: Option<String>,
+    /// When it was last collected.
+    pub last_collected: Option<SystemTime>,
     /// Number of series it contributes to the snapshot.
     pub metric_count: usize,
+    /// Its part of [`Snapshot::families`].
+    pub families: Range<usize>,
     /// Each of its probes, attached or not.
     pub probes: Vec<ProbeStatus>,
 }
@@ -197,25 +231,123 @@ pub struct Memory {
     pub kswapd_wakeups: Option<u64>,
 }
 
+/// How much of the past a [`SnapshotCell`] keeps: at most this many bytes, so that a short interval or thousands of
+/// processes shorten the history rather than fill the memory.
+pub const HISTORY_BYTES: usize = 8 << 20;
+
 /// The place where the collector publishes and the outputs read. Reading takes a lock for the copy of one
 /// pointer and never waits for a collection.
 #[derive(Debug, Clone)]
-pub struct SnapshotCell(Arc<RwLock<Arc<Snapshot>>>);
+pub struct SnapshotCell(Arc<RwLock<Kept>>);
+
+#[derive(Debug)]
+struct Kept {
+    newest: Arc<Snapshot>,
+    /// Successful collections with their sizes, oldest first.
+    past: VecDeque<(Arc<Snapshot>, usize)>,
+    bytes: usize,
+    history: Duration,
+}
 
 impl SnapshotCell {
-    /// A cell holding `first`.
+    /// A cell holding `first`, and no past.
     pub fn new(first: Snapshot) -> Self {
-        Self(Arc::new(RwLock::new(Arc::new(first))))
+        Self::with_history(first, Duration::ZERO)
+    }
+
+    /// A cell holding `first`, that will keep the collections of the last `history`, and at most [`HISTORY_BYTES`]
+    /// of them.
+    pub fn with_history(first: Snapshot, history: Duration) -> Self {
+        let newest = Arc::new(first);
+        let mut kept = Kept { newest: Arc::clone(&newest), past: VecDeque::new(), bytes: 0, history };
+        kept.remember(&newest);
+        Self(Arc::new(RwLock::new(kept)))
     }
 
     /// The newest snapshot.
     pub fn load(&self) -> Arc<Snapshot> {
         // A poisoned lock still holds a whole pointer: it is replaced in one assignment.
-        Arc::clone(&self.0.read().unwrap_or_else(|e| e.into_inner()))
+        Arc::clone(&self.0.read().unwrap_or_else(|e| e.into_inner()).newest)
+    }
+
+    /// The collections kept that began in `start..end`, oldest first; a missing end is open.
+    pub fn between(&self, start: Option<SystemTime>, end: Option<SystemTime>) -> Vec<Arc<Snapshot>> {
+        let kept = self.0.read().unwrap_or_else(|e| e.into_inner());
+        let inside = |s: &Snapshot| start.is_none_or(|t| s.collected_at >= t) && end.is_none_or(|t| s.collected_at < t);
+        kept.past.iter().map(|(s, _)| s).filter(|s| inside(s)).cloned().collect()
     }
 
     /// Publishes `next`.
     pub fn store(&self, next: Snapshot) {
-        *self.0.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(next);
+        let next = Arc::new(next);
+        let mut kept = self.0.write().unwrap_or_else(|e| e.into_inner());
+        kept.newest = Arc::clone(&next);
+        kept.remember(&next);
+    }
+}
+
+impl Kept {
+    fn remember(&mut self, next: &Arc<Snapshot>) {
+        // A failed collection repeats the data and the time of the one before.
+        if next.last_error.is_none() {
+            let size = next.size();
+            self.bytes += size;
+            self.past.push_back((Arc::clone(next), size));
+        }
+        let now = next.collected_instant;
+        while let Some((oldest, size)) = self.past.front()
+            && (self.bytes > HISTORY_BYTES || now.saturating_duration_since(oldest.collected_instant) > self.history)
+            && self.past.len() > 1
+        {
+            self.bytes -= size;
+            self.past.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::example;
+
+    fn sequences(of: &[Arc<Snapshot>]) -> Vec<u64> {
+        of.iter().map(|s| s.sequence).collect()
+    }
+
+    #[test]
+    fn the_past_is_kept_for_its_time_and_found_by_collection_time() {
+        let base = example::snapshot();
+        let at = |n| Some(base.collected_at + Duration::from_secs(n));
+        let next = |n: u64| Snapshot {
+            sequence: n,
+            collected_at: base.collected_at + Duration::from_secs(n),
+            collected_instant: base.collected_instant + Duration::from_secs(n),
+            ..base.clone()
+        };
+        let cell = SnapshotCell::with_history(next(1), Duration::from_secs(5));
+        for n in 2..=10 {
+            cell.store(next(n));
+        }
+        cell.store(Snapshot { last_error: Some("failed".into()), collected_at: next(10).collected_at, ..next(11) });
+        assert_eq!(cell.load().sequence, 11);
+        assert_eq!(sequences(&cell.between(None, None)), [6, 7, 8, 9, 10], "what is older than 5 s has gone");
+        assert_eq!(sequences(&cell.between(at(7), at(9))), [7, 8], "the start is in it, the end is not");
+        assert_eq!(sequences(&cell.between(at(11), None)), [0; 0]);
+        assert_eq!(sequences(&cell.between(None, at(6))), [0; 0]);
+    }
+
+    #[test]
+    fn the_past_stays_within_its_bytes() {
+        let row = |pid| ProcessRow { pid, comm: "a database".into(), calls: 1, success: 1 };
+        let mut big = example::snapshot();
+        big.io.fadvise.as_mut().unwrap().processes = (0..10_000).map(row).collect();
+        let cell = SnapshotCell::with_history(big.clone(), Duration::from_secs(3600));
+        for n in 1..100 {
+            cell.store(Snapshot { sequence: n, ..big.clone() });
+        }
+        let kept = cell.between(None, None);
+        assert!(kept.iter().map(|s| s.size()).sum::<usize>() <= HISTORY_BYTES);
+        assert!(kept.len() > 5, "{} snapshots of {} bytes", kept.len(), big.size());
+        assert_eq!(kept.last().map(|s| s.sequence), Some(99));
     }
 }

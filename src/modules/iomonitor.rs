@@ -5,7 +5,7 @@
 //! `IoMonitor::statistics` and [`families`].
 
 use std::cell::{Cell, LazyCell};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use super::processes::{self, Processes};
 use super::rows::Rows;
-use super::{Module, Sample};
+use super::{Module, ModuleSettings, Sample};
 use crate::config::{self, AttachMode, Scope, Switch};
 use crate::ebpf::abi::{self, COMM_LEN, Plain, ProcKey, ProcRow, Settings, Stall, Totals};
 use crate::ebpf::layout::Layout;
@@ -253,6 +253,8 @@ pub struct IoMonitor {
     processes: Processes,
     /// Counters of earlier attachments: they go on where they were.
     base: Totals,
+    /// Events missed in earlier attachments, by probe.
+    missed_before: BTreeMap<&'static str, u64>,
     /// Counters at the last collection, for what is "of the last interval".
     last: Totals,
     hits: u64,
@@ -265,6 +267,13 @@ struct Attached {
     totals: Map,
     rows: Rows,
     stalls: Map,
+}
+
+/// What an attachment had counted when it ended.
+struct End {
+    totals: Totals,
+    rows: Vec<(ProcKey, ProcRow)>,
+    missed: Vec<(&'static str, u64)>,
 }
 
 /// An attached program.
@@ -293,6 +302,7 @@ impl IoMonitor {
             probes: Vec::new(),
             processes: Processes::default(),
             base: Totals::default(),
+            missed_before: BTreeMap::new(),
             last: Totals::default(),
             hits: 0,
         }
@@ -326,7 +336,7 @@ impl IoMonitor {
         let (attempts, misses) = (now.read_pages, now.fills[0]);
         self.hits = self.hits.max(attempts.saturating_sub(misses));
         let (new_attempts, new_misses) = (attempts - last.read_pages, misses - last.fills[0]);
-        let miss_rate = percent(new_misses, new_attempts.max(new_misses)).filter(|_| reads && fills);
+        let miss_rate = miss_rate(new_attempts, new_misses).filter(|_| reads && fills);
         let cache = Cache {
             read_attempts: reads.then_some(attempts),
             hits: (reads && fills).then_some(self.hits),
@@ -398,11 +408,30 @@ impl Module for IoMonitor {
     }
 
     fn stop(&mut self) {
-        if self.attached.take().is_some() {
-            self.base = self.last;
-            for p in &mut self.probes {
-                p.mode = None;
+        let Some(attached) = self.attached.take() else { return };
+        match attached.finish(&self.base) {
+            Ok(End { totals, rows, missed }) => {
+                self.processes.absorb(&rows, Instant::now());
+                self.base = totals;
+                for (probe, events) in missed {
+                    *self.missed_before.entry(probe).or_default() += events;
+                }
             }
+            Err(e) => {
+                log::warn!("{NAME}: what was counted since the last collection is lost: {e}");
+                self.base = self.last;
+            }
+        }
+        for p in &mut self.probes {
+            p.mode = None;
+        }
+    }
+
+    fn configure(&mut self, settings: &ModuleSettings) -> ModuleSettings {
+        let config = &mut self.config;
+        ModuleSettings {
+            scope: settings.scope.clone().map(|new| std::mem::replace(&mut config.scope, new)),
+            read_latency: settings.read_latency.map(|new| std::mem::replace(&mut config.read_latency, new)),
         }
     }
 
@@ -418,7 +447,10 @@ impl Module for IoMonitor {
         let interval = attached.rows.take()?;
         let mut stalling = Vec::new();
         attached.stalls.for_each(|_: u64, s: Stall| stalling.push(s.proc))?;
-        let missed = attached.missed()?;
+        let mut missed = attached.missed()?;
+        for (probe, events) in &mut missed {
+            *events += self.missed_before.get(probe).unwrap_or(&0);
+        }
 
         self.processes.absorb(&interval, Instant::now());
         let io = self.statistics(&totals, &interval, &stalling);
@@ -428,7 +460,7 @@ impl Module for IoMonitor {
             &m::EVENTS_LOST,
             [("processes", totals.overflow_calls), ("stalls", totals.lost_stalls), ("reads", totals.lost_reads)],
         ));
-        families.push(missed);
+        families.push(Family::labelled(&m::EVENTS_MISSED, missed));
         Ok(Sample { io: Some(io), families })
     }
 
@@ -444,8 +476,19 @@ impl Attached {
         Ok(Totals::sum(self.totals.per_cpu(&value).chain([base.bytes()])))
     }
 
+    /// Detaches everything, then reads what was counted to the last.
+    fn finish(mut self, base: &Totals) -> Result<End, Error> {
+        let missed = self.missed()?;
+        self.running.clear();
+        // Each of the two maps may hold rows; swapping waits until no program writes any more.
+        let mut rows = self.rows.take()?;
+        self.rows.swap()?;
+        rows.extend(self.rows.take()?);
+        Ok(End { totals: self.totals(base)?, rows, missed })
+    }
+
     /// Events that each probe's programs missed.
-    fn missed(&self) -> Result<Family, Error> {
+    fn missed(&self) -> Result<Vec<(&'static str, u64)>, Error> {
         let mut by_probe = Vec::new();
         for probe in PROBES {
             let mut programs = self.running.iter().filter(|r| r.counts_for(probe.name)).peekable();
@@ -454,7 +497,7 @@ impl Attached {
                 by_probe.push((probe.name, missed));
             }
         }
-        Ok(Family::labelled(&m::EVENTS_MISSED, by_probe))
+        Ok(by_probe)
     }
 }
 
@@ -465,8 +508,13 @@ fn reasons(probe: &ProbeStatus) -> String {
 }
 
 /// `part` per hundred of `whole`; `None` if there is nothing to divide by.
-fn percent(part: u64, whole: u64) -> Option<f64> {
+pub(crate) fn percent(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 * 100.0 / whole as f64)
+}
+
+/// Misses per hundred pages read; readahead can fill more of them than were read.
+pub(crate) fn miss_rate(attempts: u64, misses: u64) -> Option<f64> {
+    percent(misses, attempts.max(misses))
 }
 
 /// Loads the object and attaches each probe in the first way that works.

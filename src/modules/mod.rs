@@ -5,6 +5,7 @@ pub mod iomonitor;
 pub mod processes;
 pub mod rows;
 
+use crate::config::{Scope, Switch};
 use crate::ebpf::object::Error;
 use crate::metrics::snapshot::{Family, IoStats, ProbeStatus};
 
@@ -20,6 +21,9 @@ pub trait Module: Send {
     /// Detaches everything. Counters go on from where they were if it is started again.
     fn stop(&mut self);
 
+    /// Takes settings for the next start, and returns those that they replace.
+    fn configure(&mut self, settings: &ModuleSettings) -> ModuleSettings;
+
     /// Gets ready for [`Module::collect`]; may sleep until the kernel is, and is not counted as collecting.
     fn prepare(&mut self) -> Result<(), Error>;
 
@@ -28,6 +32,15 @@ pub trait Module: Send {
 
     /// Each probe, attached or not; empty before the first start.
     fn probes(&self) -> Vec<ProbeStatus>;
+}
+
+/// ModuleSettings of a module that can change while the agent runs; `None` leaves one as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ModuleSettings {
+    /// Whose I/O is counted.
+    pub scope: Option<Scope>,
+    /// Whether reads are timed.
+    pub read_latency: Option<Switch>,
 }
 
 /// What one collection of a module found.

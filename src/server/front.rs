@@ -11,12 +11,13 @@
 //!                         v
 //!                     Lingering ──> closed
 //! ```
+//! A request for the stream leads from Body to Streaming instead, which ends with the connection.
 //! Nothing is read while a request is in work or its answer is being written: pipelined requests wait in the
 //! input buffer, and behind it in the socket.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,6 +26,7 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::gateway::Ticks;
 use super::http::failure;
 use super::inner::{Answer, Inner, Lane};
 use super::request::{self, HEAD_MAX, Head, Reply};
@@ -66,11 +68,25 @@ const STOP: Duration = Duration::from_millis(500);
 /// Time between two equal complaints.
 const COMPLAINT: Duration = Duration::from_secs(60);
 
+/// Streams at a time.
+const STREAMS_MAX: usize = 16;
+/// Time for a client to read a line of its stream.
+const STREAM_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Opens the stream that a query asks for, or says why there is none: status code and message.
+pub type OpenStream = dyn Fn(&str) -> Result<Ticks, (u16, String)> + Send;
+
 /// Serves until the other end of `woken` is closed. Each tiny_http that is started goes to `servers`.
-pub fn run(listener: &TcpListener, woken: &UnixStream, inner: (Arc<Inner>, Vec<Lane>), servers: &Sender<Arc<Inner>>) {
+pub fn run(
+    listener: &TcpListener,
+    woken: &UnixStream,
+    inner: (Arc<Inner>, Vec<Lane>),
+    servers: &Sender<Arc<Inner>>,
+    open_stream: &OpenStream,
+) {
     let mut first = Some(inner);
     loop {
-        let mut front = Front::new(listener, woken, servers);
+        let mut front = Front::new(listener, woken, servers, open_stream);
         if let Some(inner) = first.take() {
             front.install(inner);
         }
@@ -86,6 +102,7 @@ pub fn run(listener: &TcpListener, woken: &UnixStream, inner: (Arc<Inner>, Vec<L
 
 struct Client {
     stream: TcpStream,
+    peer: SocketAddr,
     state: State,
     /// When it came to its state; for `Body`, when the request began.
     since: Instant,
@@ -101,14 +118,66 @@ enum State {
     Waiting,
     /// Part of a head, searched for its end up to here.
     Head { searched: usize },
-    /// A head, and what is missing of the body.
-    Body { head: Head, missing: usize },
+    /// A head, what is missing of the body, and what is there of it if a route wants it.
+    Body { head: Head, missing: usize, body: Vec<u8> },
+    /// A stream of lines.
+    Streaming(Box<Streaming>),
     /// The request is complete: it waits for a free lane, or tiny_http has it (then it is `None` here).
     InWork { request: Option<Vec<u8>>, reply: Reply },
     /// Writing an answer.
     Writing { bytes: Vec<u8>, sent: usize, keep_alive: bool },
     /// Answered for the last time: what still comes is thrown away.
     Lingering { budget: usize },
+}
+
+/// A stream of lines, each sent only when those before have been.
+struct Streaming {
+    /// The query that asks for it, until it is opened.
+    query: Option<String>,
+    ticks: Option<Ticks>,
+    /// HTTP/1.1: each line is a chunk.
+    chunked: bool,
+    /// When the next lines are due.
+    due: Instant,
+    bytes: Vec<u8>,
+    sent: usize,
+    /// When the client last took something.
+    progress: Instant,
+}
+
+impl Streaming {
+    fn is_pending(&self) -> bool {
+        self.sent < self.bytes.len()
+    }
+
+    /// Makes the lines that are due, unless earlier ones wait.
+    fn tick(&mut self, now: Instant) {
+        let Some(ticks) = self.ticks.as_mut().filter(|_| self.due <= now) else { return };
+        // Ticks that were missed are not made up for.
+        while self.due <= now {
+            self.due += ticks.interval;
+        }
+        if self.sent < self.bytes.len() {
+            return;
+        }
+        let lines = (ticks.next)();
+        self.bytes.clear();
+        self.sent = 0;
+        self.progress = now;
+        if !lines.is_empty() {
+            self.add(lines.as_bytes());
+        }
+    }
+
+    fn add(&mut self, lines: &[u8]) {
+        if self.chunked {
+            self.bytes.extend_from_slice(format!("{:x}\r\n", lines.len()).as_bytes());
+        }
+        self.bytes.extend_from_slice(lines);
+        if self.chunked {
+            self.bytes.extend_from_slice(b"\r\n");
+        }
+    }
 }
 
 /// What has become of a client.
@@ -128,6 +197,9 @@ impl Client {
 
     /// When its patience ends.
     fn deadline(&self) -> Instant {
+        if let State::Streaming(stream) = &self.state {
+            return if stream.is_pending() { stream.progress + STREAM_PATIENCE } else { stream.due };
+        }
         self.since
             + match self.state {
                 State::Waiting => IDLE,
@@ -135,6 +207,7 @@ impl Client {
                 State::InWork { .. } => WORK,
                 State::Writing { .. } => ANSWER,
                 State::Lingering { .. } => LINGER,
+                State::Streaming(_) => STREAM_PATIENCE, // has times of its own, see above
             }
     }
 
@@ -143,6 +216,7 @@ impl Client {
             State::InWork { .. } if self.leaving => 0,
             State::InWork { .. } => POLLRDHUP,
             State::Writing { .. } => POLLOUT,
+            State::Streaming(ref stream) if stream.is_pending() => POLLIN | POLLOUT,
             _ => POLLIN,
         }
     }
@@ -153,7 +227,7 @@ impl Client {
             State::Lingering { .. } => 0,
             State::Waiting | State::Head { .. } | State::Body { .. } => 1,
             State::InWork { request: Some(_), .. } if self.leaving => 1,
-            State::Writing { .. } => 2,
+            State::Writing { .. } | State::Streaming(_) => 2,
             State::InWork { .. } => 3,
         }
     }
@@ -163,6 +237,11 @@ impl Client {
         match &mut self.state {
             State::Waiting | State::Head { .. } | State::Body { .. } => self.receive(scratch),
             State::Writing { .. } => self.flush(),
+            State::Streaming(_) => {
+                // What a client sends after its request has no meaning; that it ends does.
+                let left = events & !POLLOUT != 0 && !matches!(read(&mut self.stream, scratch), Ok(None | Some(1..)));
+                if left { Step::Close } else { self.flush_stream() }
+            }
             State::InWork { .. } if events == POLLRDHUP => {
                 self.leaving = true;
                 Step::Wait
@@ -220,23 +299,41 @@ impl Client {
                         Ok(head) => {
                             self.input.drain(..end);
                             // Not `enter`: the time for a request is one for head and body.
-                            self.state = State::Body { missing: head.body, head };
+                            self.state = State::Body { missing: head.body, head, body: Vec::new() };
                         }
                     },
                 },
-                State::Body { head, missing } => {
+                State::Body { head, missing, body } => {
                     let here = self.input.len().min(*missing);
-                    self.input.drain(..here);
+                    let part = self.input.drain(..here);
+                    if head.wants_body {
+                        body.extend(part);
+                    } else {
+                        drop(part);
+                    }
                     *missing -= here;
                     if *missing > 0 {
                         return Step::Wait;
                     }
-                    let request = Some(std::mem::take(&mut head.canonical));
                     let reply = head.reply;
+                    if let Some(query) = head.stream.take() {
+                        let now = Instant::now();
+                        self.enter(State::Streaming(Box::new(Streaming {
+                            query: Some(query),
+                            ticks: None,
+                            chunked: !reply.http_1_0,
+                            due: now,
+                            bytes: Vec::new(),
+                            sent: 0,
+                            progress: now,
+                        })));
+                        return Step::Wait;
+                    }
+                    let request = Some(head.complete(self.peer, body));
                     self.enter(State::InWork { request, reply });
                     return Step::Wait;
                 }
-                State::InWork { .. } | State::Writing { .. } | State::Lingering { .. } => {
+                State::InWork { .. } | State::Writing { .. } | State::Lingering { .. } | State::Streaming(_) => {
                     return Step::Wait;
                 }
             }
@@ -266,6 +363,26 @@ impl Client {
         }
         self.input = Vec::new();
         self.enter(State::Lingering { budget: LINGER_BYTES });
+        Step::Wait
+    }
+
+    /// Writes as much of the stream as the socket takes.
+    fn flush_stream(&mut self) -> Step {
+        let State::Streaming(stream) = &mut self.state else {
+            return Step::Wait;
+        };
+        while stream.is_pending() {
+            match self.stream.write(&stream.bytes[stream.sent..]) {
+                Ok(0) => return Step::Close,
+                Ok(n) => {
+                    stream.sent += n;
+                    stream.progress = Instant::now();
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Step::Wait,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return Step::Close,
+            }
+        }
         Step::Wait
     }
 
@@ -310,6 +427,7 @@ struct Front<'a> {
     listener: &'a TcpListener,
     woken: &'a UnixStream,
     servers: &'a Sender<Arc<Inner>>,
+    open_stream: &'a OpenStream,
     /// By number, which grows with each connection and is never used again.
     clients: BTreeMap<u64, Client>,
     last_client: u64,
@@ -333,12 +451,18 @@ struct Front<'a> {
 }
 
 impl<'a> Front<'a> {
-    fn new(listener: &'a TcpListener, woken: &'a UnixStream, servers: &'a Sender<Arc<Inner>>) -> Self {
+    fn new(
+        listener: &'a TcpListener,
+        woken: &'a UnixStream,
+        servers: &'a Sender<Arc<Inner>>,
+        open_stream: &'a OpenStream,
+    ) -> Self {
         let now = Instant::now();
         Front {
             listener,
             woken,
             servers,
+            open_stream,
             clients: BTreeMap::new(),
             last_client: Lane::NOBODY,
             inner: None,
@@ -368,6 +492,7 @@ impl<'a> Front<'a> {
                 self.restart_inner(now);
             }
             self.feed();
+            self.open_streams();
             self.expire(now);
             self.recover(now);
 
@@ -433,12 +558,55 @@ impl<'a> Front<'a> {
             let Some(client) = self.clients.get_mut(&id) else {
                 continue;
             };
+            if let State::Streaming(stream) = &mut client.state
+                && !stream.is_pending()
+            {
+                stream.tick(now);
+                let step = client.flush_stream();
+                self.act(id, step);
+                continue;
+            }
             let step = match client.state {
                 State::Head { .. } | State::Body { .. } => {
                     client.refuse((408, "a request has to be complete within 5 s of its first byte"))
                 }
                 State::InWork { .. } => client.refuse((503, "the agent is too busy to answer")),
                 _ => Step::Close,
+            };
+            self.act(id, step);
+        }
+    }
+
+    /// Opens the streams that were asked for.
+    fn open_streams(&mut self) {
+        let streams = |c: &Client| if let State::Streaming(s) = &c.state { Some(s.query.is_some()) } else { None };
+        let mut open = self.clients.values().filter(|c| streams(c) == Some(false)).count();
+        let new: Vec<u64> = self.clients.iter().filter(|(_, c)| streams(c) == Some(true)).map(|(&id, _)| id).collect();
+        for id in new {
+            let Some(client) = self.clients.get_mut(&id) else {
+                continue;
+            };
+            let State::Streaming(stream) = &mut client.state else {
+                continue;
+            };
+            let query = stream.query.take().unwrap_or_default();
+            let opened = match open < STREAMS_MAX {
+                true => (self.open_stream)(&query),
+                false => Err((503, format!("there are {STREAMS_MAX} streams already"))),
+            };
+            let step = match opened {
+                Err((code, message)) => client.refuse((code, &message)),
+                Ok(ticks) => {
+                    open += 1;
+                    let coding = if stream.chunked { "Transfer-Encoding: chunked\r\n" } else { "" };
+                    stream.bytes = format!(
+                        "HTTP/1.1 200 OK\r\nServer: ebpf-sidecar\r\nContent-Type: application/x-ndjson\r\n\
+                         Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n{coding}Connection: close\r\n\r\n"
+                    )
+                    .into_bytes();
+                    stream.ticks = Some(ticks);
+                    client.flush_stream()
+                }
             };
             self.act(id, step);
         }
@@ -459,8 +627,8 @@ impl<'a> Front<'a> {
                 return;
             }
             let error = match self.listener.accept() {
-                Ok((stream, _)) => {
-                    self.admit(stream);
+                Ok((stream, peer)) => {
+                    self.admit(stream, peer);
                     continue;
                 }
                 Err(e) => e,
@@ -493,7 +661,7 @@ impl<'a> Front<'a> {
         }
     }
 
-    fn admit(&mut self, stream: TcpStream) {
+    fn admit(&mut self, stream: TcpStream, peer: SocketAddr) {
         if stream.set_nonblocking(true).is_err() || stream.set_nodelay(true).is_err() {
             return;
         }
@@ -501,7 +669,7 @@ impl<'a> Front<'a> {
         self.last_client += 1;
         let id = self.last_client;
         let since = Instant::now();
-        let mut client = Client { stream, state: State::Waiting, since, input: Vec::new(), leaving: false };
+        let mut client = Client { stream, peer, state: State::Waiting, since, input: Vec::new(), leaving: false };
         // At once: a client that has sent its request is not in the way of those that come after it.
         let step = client.receive(&mut self.scratch);
         self.clients.insert(id, client);
@@ -672,7 +840,7 @@ mod tests {
         inner.1[0].stream().shutdown(Shutdown::Both).unwrap();
 
         thread::scope(|scope| {
-            scope.spawn(move || run(&listener, &woken, inner, &servers));
+            scope.spawn(move || run(&listener, &woken, inner, &servers, &|_| Err((404, "no streams".into()))));
             let started = scope.spawn(move || {
                 received
                     .into_iter()

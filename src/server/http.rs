@@ -3,8 +3,7 @@
 //! Two threads: `http-front` (`server::front`) talks to the clients, `http` answers what it passes on. Both
 //! read the newest snapshot only; neither waits for the collector.
 
-use std::fmt;
-use std::io::{self, Cursor, ErrorKind};
+use std::io::Cursor;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,7 +13,11 @@ use std::thread::{self, JoinHandle};
 use tiny_http::{Header, Method, Request, Response};
 
 use super::front;
+use super::gateway::{CONFIGURE_PATH, Configure, Gateway};
 use super::inner::Inner;
+use super::listen::StartError;
+use super::request::PEER;
+use crate::api::{Code, Failure};
 use crate::ebpf::poll;
 use crate::metrics::snapshot::{Snapshot, SnapshotCell};
 
@@ -65,47 +68,6 @@ impl From<String> for Rendered {
 /// Turns a snapshot into a page. All but [`Page::Health`] are rendered once per snapshot.
 pub type Render = Box<dyn Fn(Page, &Snapshot) -> Rendered + Send>;
 
-/// Why the server could not start.
-#[derive(Debug)]
-pub enum StartError {
-    /// The address could not be listened on.
-    Listen(SocketAddr, io::Error),
-    /// Sockets or threads of its own could not be had.
-    Setup(io::Error),
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (address, error) = match self {
-            StartError::Listen(address, error) => (address, error),
-            StartError::Setup(error) => return write!(f, "cannot start the HTTP server: {error}"),
-        };
-        write!(f, "cannot listen for HTTP on {} port {}: ", address.ip(), address.port())?;
-        match error.kind() {
-            ErrorKind::AddrInUse => write!(
-                f,
-                "the port is in use; stop what uses it (ss -ltnp 'sport = :{}' names it) or set another server.http.port",
-                address.port()
-            ),
-            ErrorKind::PermissionDenied => {
-                write!(f, "not permitted; set server.http.port to 1024 or above, or grant CAP_NET_BIND_SERVICE")
-            }
-            ErrorKind::AddrNotAvailable => {
-                write!(f, "this machine has no such address; set server.http.address to one that `ip address` shows")
-            }
-            _ => write!(f, "{error}; set another server.http.address or server.http.port"),
-        }
-    }
-}
-
-impl std::error::Error for StartError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            StartError::Listen(_, error) | StartError::Setup(error) => Some(error),
-        }
-    }
-}
-
 /// The running server. Dropping it stops it.
 #[derive(Debug)]
 pub struct HttpServer {
@@ -142,24 +104,32 @@ impl Drop for HttpServer {
     }
 }
 
-/// Starts the server. It listens when this returns.
+/// Starts the server, with `gateway`'s paths if there is one. It listens when this returns.
 pub fn start(
     address: SocketAddr,
     metrics_path: &str,
     cell: SnapshotCell,
     render: Render,
+    gateway: Option<Gateway>,
 ) -> Result<HttpServer, StartError> {
-    let listen = |e| StartError::Listen(address, e);
+    let listen = |e| StartError::Listen { server: "HTTP", keys: "server.http", address, error: e };
+    let setup = |e| StartError::Setup("HTTP", e);
     let listener = TcpListener::bind(address).map_err(listen)?;
     poll::set_backlog(&listener, BACKLOG).map_err(listen)?;
     poll::set_send_buffer(&listener, SEND_BUFFER).map_err(listen)?;
     listener.set_nonblocking(true).map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
 
-    let (wake, woken) = UnixStream::pair().map_err(StartError::Setup)?;
-    let inner = Inner::start().map_err(StartError::Setup)?;
+    let (wake, woken) = UnixStream::pair().map_err(setup)?;
+    let inner = Inner::start().map_err(setup)?;
     let (servers, received) = mpsc::channel::<Arc<Inner>>();
-    let mut routes = Routes { metrics_path: metrics_path.to_owned(), cell, render, cache: Cache::default() };
+    let gateway = gateway.map(Arc::new);
+    let of_front = gateway.clone();
+    let open_stream = move |query: &str| match &of_front {
+        Some(gateway) => gateway.stream(query).map_err(|f| (f.code.http(), f.message)),
+        None => Err((404, "no such page".into())),
+    };
+    let mut routes = Routes { metrics_path: metrics_path.to_owned(), cell, render, gateway, cache: Cache::default() };
 
     let mut server = HttpServer { address, wake: Some(wake), threads: Vec::with_capacity(2) };
     let answer = thread::Builder::new().name("http".into()).spawn(move || {
@@ -167,21 +137,73 @@ pub fn start(
             answer_all(&inner, &mut routes);
         }
     });
-    server.threads.push(answer.map_err(StartError::Setup)?);
-    let front =
-        thread::Builder::new().name("http-front".into()).spawn(move || front::run(&listener, &woken, inner, &servers));
+    server.threads.push(answer.map_err(setup)?);
+    let front = thread::Builder::new()
+        .name("http-front".into())
+        .spawn(move || front::run(&listener, &woken, inner, &servers, &open_stream));
     // On failure the closure is gone, and with it the sender that the first thread waits for.
-    server.threads.push(front.map_err(StartError::Setup)?);
+    server.threads.push(front.map_err(setup)?);
     Ok(server)
 }
 
 fn answer_all(inner: &Inner, routes: &mut Routes) {
-    while let Some(request) = inner.next_request() {
+    while let Some(mut request) = inner.next_request() {
+        let configures = request.url() == CONFIGURE_PATH && *request.method() == Method::Post;
+        if let Some(gateway) = routes.gateway.as_ref().filter(|_| configures) {
+            let changed = catch_unwind(AssertUnwindSafe(|| configure(gateway, &mut request)));
+            let answer = match changed {
+                // Nobody else is kept waiting meanwhile.
+                Ok(result) => thread::Builder::new().name("http-configure".into()).spawn(move || {
+                    let stopping = || Err(Failure::new(Code::Unavailable, "the agent is stopping"));
+                    let response = json_response(result.recv().unwrap_or_else(|_| stopping()));
+                    if let Err(e) = request.respond(response) {
+                        log::warn!("HTTP: an answer was lost: {e}");
+                    }
+                }),
+                Err(_) => continue, // dropped, a request is answered with 500
+            };
+            if let Err(e) = answer {
+                log::warn!("HTTP: an answer was lost: {e}");
+            }
+            continue;
+        }
         let response = catch_unwind(AssertUnwindSafe(|| routes.answer(&request)));
         let response = response.unwrap_or_else(|_| failure(500, "the page could not be rendered"));
         if let Err(e) = request.respond(response) {
             log::warn!("HTTP: an answer was lost: {e}");
         }
+    }
+}
+
+/// Asks for a change; its result comes through the channel.
+fn configure(gateway: &Gateway, request: &mut Request) -> mpsc::Receiver<Result<String, Failure>> {
+    let (reply, result) = mpsc::sync_channel(1);
+    let mut body = String::new();
+    // The front has it whole, and bounds it.
+    let read = request.as_reader().read_to_string(&mut body);
+    let value = |name: &'static str| {
+        request.headers().iter().find(|h| h.field.equiv(name)).map(|h| h.value.as_str().trim().to_owned())
+    };
+    let has_origin = value("Origin").is_some();
+    let [peer, host, content_type] = [PEER, "Host", "Content-Type"].map(|n| value(n).unwrap_or_default());
+    match read {
+        Ok(_) => {
+            let by = Configure { peer: &peer, host: &host, content_type: &content_type, has_origin, body: &body };
+            // Who waits for it may have gone.
+            gateway.configure(&by, move |result| drop(reply.send(result)));
+        }
+        Err(_) => {
+            let failure = Failure::new(Code::InvalidArgument, "the body is not UTF-8 text");
+            drop(reply.send(Err(failure)));
+        }
+    }
+    result
+}
+
+fn json_response(result: Result<String, Failure>) -> Response<Body> {
+    match result {
+        Ok(json) => respond(200, "application/json", json.into_bytes().into()),
+        Err(f) => failure(f.code.http(), &f.message),
     }
 }
 
@@ -191,6 +213,7 @@ struct Routes {
     metrics_path: String,
     cell: SnapshotCell,
     render: Render,
+    gateway: Option<Arc<Gateway>>,
     cache: Cache,
 }
 
@@ -203,7 +226,13 @@ struct Cache {
 
 impl Routes {
     fn answer(&mut self, request: &Request) -> Response<Body> {
-        let path = request.url().split(['?', '#']).next().unwrap_or_default();
+        let target = request.url().split('#').next().unwrap_or_default();
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        if matches!(request.method(), Method::Get | Method::Head)
+            && let Some(result) = self.gateway.as_ref().and_then(|g| g.get(path, query))
+        {
+            return json_response(result);
+        }
         let page = match path {
             p if p == self.metrics_path => {
                 let accept = request.headers().iter().find(|h| h.field.equiv("Accept"));
@@ -337,19 +366,6 @@ mod tests {
             (",;=;q,;;", false),
         ] {
             assert_eq!(prefers_openmetrics(accept), open, "{accept}");
-        }
-    }
-
-    #[test]
-    fn a_start_error_says_where_and_what_to_do() {
-        let address = "127.0.0.1:80".parse().unwrap();
-        for (kind, words) in [
-            (ErrorKind::AddrInUse, "ss -ltnp"),
-            (ErrorKind::PermissionDenied, "CAP_NET_BIND_SERVICE"),
-            (ErrorKind::AddrNotAvailable, "server.http.address"),
-        ] {
-            let text = StartError::Listen(address, kind.into()).to_string();
-            assert!(text.contains("127.0.0.1 port 80") && text.contains(words), "{text}");
         }
     }
 }

@@ -1,6 +1,10 @@
 //! Request heads: where they end, whether they are sound, and the one form in which tiny_http sees them.
 
+use std::net::SocketAddr;
+
 use httparse::{EMPTY_HEADER, Error, Header, Status};
+
+use super::gateway::{CONFIGURE_PATH, STREAM_PATH};
 
 /// Longest request head.
 pub const HEAD_MAX: usize = 16 << 10;
@@ -9,18 +13,38 @@ pub const BODY_MAX: usize = 64 << 10;
 /// Most header lines in a request.
 const HEADERS_MAX: usize = 100;
 
+/// Header with which the front tells the routes who makes a request.
+pub const PEER: &str = "X-Peer";
+
 /// Why a request is refused: status code and message.
 pub type Refusal = (u16, &'static str);
 
 /// A checked request head.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Head {
-    /// The request as tiny_http gets it. It has no body: no route takes one, so the front reads and drops it.
+    /// The request as tiny_http gets it, but for its blank line and body: see [`Head::complete`].
     pub canonical: Vec<u8>,
     /// Length of the body that follows.
     pub body: usize,
+    /// Whether a route wants the body; the front drops every other.
+    pub wants_body: bool,
+    /// The query, if the request is for the stream.
+    pub stream: Option<String>,
     /// What the answer has to look like.
     pub reply: Reply,
+}
+
+impl Head {
+    /// The whole request as tiny_http gets it. `peer` is who makes it.
+    pub fn complete(&mut self, peer: SocketAddr, body: &[u8]) -> Vec<u8> {
+        let mut whole = std::mem::take(&mut self.canonical);
+        if self.wants_body {
+            whole.extend_from_slice(format!("{PEER}: {peer}\r\nContent-Length: {}\r\n", body.len()).as_bytes());
+        }
+        whole.extend_from_slice(b"\r\n");
+        whole.extend_from_slice(body);
+        whole
+    }
 }
 
 /// What the front must know about a request to pass on its answer.
@@ -88,25 +112,34 @@ pub fn parse(head: &[u8]) -> Result<Head, Refusal> {
     let expects = minor == 1 && body > 0 && values(request.headers, "Expect").any(|v| is(v, "100-continue"));
     let keep_alive = !said("close") && (minor == 1 || said("keep-alive")) && !expects;
 
+    let origin = origin_form(target);
+    let (path, query) = origin.split_once('?').unwrap_or((origin, ""));
+    let wants_body = method == "POST" && path == CONFIGURE_PATH;
     Ok(Head {
-        canonical: canonical(method, target, request.headers),
+        canonical: canonical(method, origin, request.headers, wants_body),
         body: if expects { 0 } else { body },
+        wants_body,
+        stream: (method == "GET" && path == STREAM_PATH).then(|| query.to_owned()),
         reply: Reply { head_only: method == "HEAD", keep_alive, http_1_0: minor == 0 },
     })
 }
 
 /// The request with what the routes look at and nothing else. Always HTTP/1.1 without a Connection header, so
 /// that tiny_http keeps its connection; no TE, on which it would chunk; no Expect, on which it might hang up.
-fn canonical(method: &str, target: &str, headers: &[Header]) -> Vec<u8> {
-    let mut out = format!("{method} {} HTTP/1.1\r\n", origin_form(target)).into_bytes();
+fn canonical(method: &str, target: &str, headers: &[Header], wants_body: bool) -> Vec<u8> {
+    let mut out = format!("{method} {target} HTTP/1.1\r\n").into_bytes();
     let clean = |v: &&[u8]| v.iter().all(|b| (b' '..=b'~').contains(b) || *b == b'\t'); // tiny_http hangs up on others
-    let accept: Vec<&[u8]> = values(headers, "Accept").filter(clean).collect();
-    if !accept.is_empty() {
-        out.extend_from_slice(b"Accept: ");
-        out.extend_from_slice(&accept.join(&b", "[..]));
-        out.extend_from_slice(b"\r\n");
+    let names = if wants_body { &["Accept", "Host", "Origin", "Content-Type"][..] } else { &["Accept"] };
+    for name in names {
+        let all: Vec<&[u8]> = values(headers, name).filter(clean).collect();
+        // What is not clean is still there: an Origin that cannot be shown must not look like none.
+        let unclean = values(headers, name).count() > all.len() && *name != "Accept";
+        if !all.is_empty() || unclean {
+            out.extend_from_slice(format!("{name}: ").as_bytes());
+            out.extend_from_slice(&all.join(&b", "[..]));
+            out.extend_from_slice(b"\r\n");
+        }
     }
-    out.extend_from_slice(b"\r\n");
     out
 }
 
@@ -158,7 +191,8 @@ mod tests {
     use super::*;
 
     fn canonical_of(head: &str) -> String {
-        String::from_utf8(parse(head.as_bytes()).unwrap().canonical).unwrap()
+        let mut head = parse(head.as_bytes()).unwrap();
+        String::from_utf8(head.complete("[::1]:7".parse().unwrap(), b"")).unwrap()
     }
 
     #[test]
@@ -194,6 +228,25 @@ mod tests {
         ] {
             assert_eq!(canonical_of(&format!("GET {target} HTTP/1.0\r\n\r\n")), format!("GET {path} HTTP/1.1\r\n\r\n"));
         }
+    }
+
+    #[test]
+    fn a_change_comes_with_who_makes_it_and_what_it_says() {
+        let head = "POST /api/v1/ebpf/modules/configure HTTP/1.1\r\nHost: a:1\r\nX-Peer: 127.0.0.1:1\r\n\
+             Content-Type: application/json\r\nOrigin: \u{e9}\r\nContent-Length: 2\r\n\r\n";
+        let mut head = parse(head.as_bytes()).unwrap();
+        assert_eq!((head.wants_body, head.body), (true, 2));
+        assert_eq!(
+            String::from_utf8(head.complete("10.0.0.1:7".parse().unwrap(), b"{}")).unwrap(),
+            "POST /api/v1/ebpf/modules/configure HTTP/1.1\r\nHost: a:1\r\nOrigin: \r\n\
+             Content-Type: application/json\r\nX-Peer: 10.0.0.1:7\r\nContent-Length: 2\r\n\r\n{}"
+        );
+        let stream = |method: &str| {
+            let head = format!("{method} http://x/api/v1/ebpf/metrics/stream?interval_seconds=1 HTTP/1.0\r\n\r\n");
+            parse(head.as_bytes()).unwrap().stream
+        };
+        assert_eq!(stream("GET").as_deref(), Some("interval_seconds=1"));
+        assert_eq!(stream("POST"), None);
     }
 
     #[test]

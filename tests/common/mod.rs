@@ -136,13 +136,22 @@ pub fn wait_for(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
 
 /// A port of loopback that nobody listens on.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let [port] = free_ports();
+    port
+}
+
+/// Different ones.
+pub fn free_ports<const N: usize>() -> [u16; N] {
+    // Held until all are known.
+    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|l| l.local_addr().unwrap().port())
 }
 
 /// A running agent; killed when dropped.
 pub struct Agent {
     pub child: Child,
     pub port: u16,
+    pub grpc_port: u16,
     log: PathBuf,
 }
 
@@ -156,12 +165,14 @@ impl Agent {
     }
 
     pub fn start_with(mut command: Command, settings: &[(&str, &str)]) -> Self {
-        let port = free_port();
+        let [port, grpc_port] = free_ports();
         let n = AGENTS.fetch_add(1, Ordering::Relaxed);
         let log = std::env::temp_dir().join(format!("ebpf-sidecar-test-{}-{n}.log", std::process::id()));
         command
             .env("EBPF_SIDECAR_SERVER_HTTP_ADDRESS", "127.0.0.1")
             .env("EBPF_SIDECAR_SERVER_HTTP_PORT", port.to_string())
+            .env("EBPF_SIDECAR_SERVER_GRPC_ADDRESS", "127.0.0.1")
+            .env("EBPF_SIDECAR_SERVER_GRPC_PORT", grpc_port.to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log).unwrap());
@@ -174,9 +185,10 @@ impl Agent {
         for (name, value) in settings {
             command.env(format!("EBPF_SIDECAR_{name}"), value);
         }
-        let mut agent = Self { child: command.spawn().unwrap(), port, log };
+        let mut agent = Self { child: command.spawn().unwrap(), port, grpc_port, log };
         let deadline = Instant::now() + Duration::from_secs(60);
-        while agent.try_get("/health").is_none() {
+        // gRPC comes last.
+        while agent.try_get("/health").is_none() || TcpStream::connect(("127.0.0.1", agent.grpc_port)).is_err() {
             if let Some(status) = agent.child.try_wait().unwrap() {
                 panic!("the agent ended with {status}:\n{}", agent.log());
             }

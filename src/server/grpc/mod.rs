@@ -1,0 +1,395 @@
+//! The API over gRPC: services, limits, starting and stopping.
+//!
+//! A fixed number of threads (`grpc-0`, …) run every call. Calls answer at once from the newest snapshot; what takes
+//! time (streams, slow readers) is a task that one of these threads looks at when its client, or the ticker, wakes it.
+//! No panic may leave a callback: it would end the thread, and all calls on it.
+
+mod gate;
+mod stream;
+pub mod stubs;
+mod ticker;
+pub mod tls;
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use grpcio::{
+    ChannelBuilder, EnvBuilder, Environment, GrpcSlice, MethodType, ResourceQuota, RpcContext, RpcStatus, Server,
+    ServerBuilder, ServerCredentials, ServerStreamingSink, Service, ServiceBuilder, UnarySink,
+};
+use protobuf::Message;
+
+use super::listen::StartError;
+use crate::api::proto::health::health_check_response::ServingStatus;
+use crate::api::proto::health::{HealthCheckRequest, HealthCheckResponse};
+use crate::api::proto::rpc;
+use crate::api::{Api, Caller, Code, Failure};
+use crate::config;
+use crate::metrics::grpc::COUNTS;
+use crate::metrics::snapshot::Snapshot;
+use gate::{Gate, Permit};
+use stream::{Answer, Guarded, Produce, Stream, later};
+use stubs::{SERVICE, name, served};
+use ticker::Ticker;
+
+/// Threads that run calls.
+const THREADS: usize = 2;
+/// Calls that gRPC holds ready for each thread before a client makes them.
+const SLOTS: usize = 128;
+/// How often Watch looks for a change.
+const WATCH: Duration = Duration::from_secs(1);
+/// Time for the calls of a connection that has reached its age.
+const AGE_GRACE: Duration = Duration::from_secs(60);
+/// Time for a probed client to answer.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Clients may probe this often; more often is a reason to hang up.
+const PINGS_APART: Duration = Duration::from_secs(10);
+
+/// The running server. Dropping it ends every call and stops it.
+pub struct GrpcServer {
+    address: SocketAddr,
+    // In this order: calls first, then what they wait for.
+    _server: Server,
+    _shared: Arc<Shared>,
+    _environment: Arc<Environment>,
+}
+
+/// What every call has.
+struct Shared {
+    api: Arc<Api>,
+    ticker: Ticker,
+    calls: Gate,
+    streams: Gate,
+    encoded: Mutex<Option<Arc<Encoded>>>,
+}
+
+/// The answers of one snapshot that most clients ask for.
+struct Encoded {
+    sequence: u64,
+    /// GetMetrics without filters.
+    metrics: GrpcSlice,
+    /// The messages of StreamMetrics without filters.
+    stream: Vec<GrpcSlice>,
+}
+
+impl GrpcServer {
+    /// Where it listens; tells the port if 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// Starts the server. It listens when this returns.
+pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartError> {
+    let setup = |e| StartError::Setup("gRPC", e);
+    let mut address = SocketAddr::new(config.address, config.port);
+    let credentials = tls::credentials(&config.tls).map_err(StartError::Tls)?;
+    // gRPC tells only that it could not listen, not why.
+    let listen = |e| StartError::Listen { server: "gRPC", keys: "server.grpc", address, error: e };
+    drop(TcpListener::bind(address).map_err(listen)?);
+
+    grpcio::redirect_log();
+    let limits = &config.limits;
+    let shared = Arc::new(Shared {
+        api,
+        ticker: Ticker::start().map_err(setup)?,
+        calls: Gate::new(limits.calls),
+        streams: Gate::new(limits.streams),
+        encoded: Mutex::new(None),
+    });
+    let environment = Arc::new(EnvBuilder::new().cq_count(THREADS).name_prefix("grpc").build());
+    let mut server = ServerBuilder::new(Arc::clone(&environment))
+        .requests_slot_per_cq(SLOTS)
+        .channel_args(channel(limits, &environment).build_args())
+        .register_service(metrics_service(&shared))
+        .register_service(health_service(&shared))
+        .build()
+        .map_err(|e| setup(std::io::Error::other(e)))?;
+    let port = server
+        .add_listening_port(address.to_string(), credentials.unwrap_or_else(ServerCredentials::insecure))
+        .map_err(|_| listen(std::io::ErrorKind::AddrInUse.into()))?;
+    address.set_port(port);
+    server.start();
+    Ok(GrpcServer { address, _server: server, _shared: shared, _environment: environment })
+}
+
+/// What holds for each connection.
+fn channel(limits: &config::Limits, environment: &Arc<Environment>) -> ChannelBuilder {
+    let bytes = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+    let millis = |d: Duration| i32::try_from(d.as_millis()).unwrap_or(i32::MAX);
+    let mut channel = ChannelBuilder::new(Arc::clone(environment))
+        .reuse_port(false) // or a second agent would share the port in silence
+        .max_receive_message_len(bytes(limits.message_bytes))
+        .max_concurrent_stream(bytes(limits.streams + limits.calls))
+        .set_resource_quota(ResourceQuota::new(Some("ebpf-sidecar")).resize_memory(limits.memory_bytes))
+        .keepalive_time(limits.keepalive)
+        .keepalive_timeout(KEEPALIVE_TIMEOUT)
+        .keepalive_permit_without_calls(true)
+        .http2_min_recv_ping_interval_without_data(PINGS_APART)
+        .raw_cfg_int(c"grpc.max_connection_idle_ms".into(), millis(limits.connection_idle))
+        // No compression: a small message could unfold to any size.
+        .raw_cfg_int(c"grpc.compression_enabled_algorithms_bitset".into(), 1);
+    if let Some(age) = limits.connection_age {
+        channel = channel
+            .raw_cfg_int(c"grpc.max_connection_age_ms".into(), millis(age))
+            .raw_cfg_int(c"grpc.max_connection_age_grace_ms".into(), millis(AGE_GRACE));
+    }
+    channel
+}
+
+impl Shared {
+    fn encoded(&self) -> Result<Arc<Encoded>, Failure> {
+        let newest = self.api.newest();
+        // What a panic would have left is whole, or nothing.
+        let mut kept = self.encoded.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(encoded) = kept.as_ref().filter(|e| e.sequence == newest.sequence) {
+            return Ok(Arc::clone(encoded));
+        }
+        let encoded = Arc::new(Encoded {
+            sequence: newest.sequence,
+            metrics: encode(&self.api.get_metrics(&rpc::GetMetricsRequest::default())?)?,
+            stream: self.stream_messages(&newest, &rpc::StreamMetricsRequest::default())?,
+        });
+        *kept = Some(Arc::clone(&encoded));
+        Ok(encoded)
+    }
+
+    fn stream_messages(&self, of: &Snapshot, request: &rpc::StreamMetricsRequest) -> Result<Vec<GrpcSlice>, Failure> {
+        self.api.stream(of, request)?.iter().map(encode).collect()
+    }
+
+    fn get_metrics(&self, request: &rpc::GetMetricsRequest) -> Result<GrpcSlice, Failure> {
+        if *request == rpc::GetMetricsRequest::default() {
+            return Ok(self.encoded()?.metrics.clone());
+        }
+        encode(&self.api.get_metrics(request)?)
+    }
+
+    fn check_health(&self, request: &HealthCheckRequest) -> Result<GrpcSlice, Failure> {
+        match self.api.serving(&request.service, &[SERVICE]) {
+            Some(serving) => encode(&health_response(serving_status(serving))),
+            None => Err(Failure::new(Code::NotFound, "no such service")),
+        }
+    }
+
+    /// Sends the answer to a call.
+    fn answer(
+        &self,
+        context: &RpcContext,
+        sink: UnarySink<GrpcSlice>,
+        result: Result<GrpcSlice, Failure>,
+        permit: Option<Permit>,
+    ) {
+        COUNTS.ended(result.as_ref().err().map(|f| f.code));
+        let sent = match result {
+            Ok(bytes) => sink.success(bytes),
+            Err(failure) => sink.fail(status(&failure)),
+        };
+        context.spawn(Guarded(Answer::new(sent, self.ticker.timer(), permit)));
+    }
+
+    /// Opens a stream, or refuses it.
+    fn open(
+        &self,
+        context: &RpcContext,
+        sink: ServerStreamingSink<GrpcSlice>,
+        source: Result<(Duration, Produce), Failure>,
+    ) {
+        let source = source.and_then(|source| match self.streams.enter() {
+            Some(permit) => Ok((source, permit)),
+            None => Err(too_many("streams")),
+        });
+        COUNTS.ended(source.as_ref().err().map(|f| f.code));
+        match source {
+            Ok(((interval, produce), permit)) => {
+                let timer = self.ticker.timer();
+                context.spawn(Guarded(Stream::new(sink, interval, produce, timer, peer(context), permit)));
+            }
+            Err(failure) => {
+                let refused = sink.fail(status(&failure));
+                context.spawn(Guarded(Answer::new(refused, self.ticker.timer(), None)));
+            }
+        }
+    }
+}
+
+fn metrics_service(shared: &Arc<Shared>) -> Service {
+    let builder = ServiceBuilder::new();
+    let builder = unary(builder, shared, name::GET_METRICS, |s: &Shared, r| s.get_metrics(r));
+    let builder = unary(builder, shared, name::GET_IO_STATS, |s, r| encode(&s.api.get_io_stats(r)?));
+    let builder = unary(builder, shared, name::GET_MODULE_STATUS, |s, r| encode(&s.api.get_module_status(r)?));
+    let builder = unary(builder, shared, name::GET_HEALTH, |s, r| encode(&s.api.get_health(r)));
+    let of_configure = Arc::clone(shared);
+    let of_stream = Arc::clone(shared);
+    builder
+        .add_unary_handler(&served(MethodType::Unary, name::CONFIGURE_MODULE), move |context, request, sink| {
+            configure(&of_configure, &context, &request, sink);
+        })
+        .add_server_streaming_handler(
+            &served(MethodType::ServerStreaming, name::STREAM_METRICS),
+            move |context, request, sink| {
+                let source = guarded(|| metrics_source(&of_stream, request));
+                of_stream.open(&context, sink, source);
+            },
+        )
+        .build()
+}
+
+fn health_service(shared: &Arc<Shared>) -> Service {
+    let builder = unary(ServiceBuilder::new(), shared, name::HEALTH_CHECK, |s: &Shared, r| s.check_health(r));
+    let of_watch = Arc::clone(shared);
+    builder
+        .add_server_streaming_handler(
+            &served(MethodType::ServerStreaming, name::HEALTH_WATCH),
+            move |context, request: HealthCheckRequest, sink| {
+                of_watch.open(&context, sink, Ok((WATCH, health_source(&of_watch, request.service))));
+            },
+        )
+        .build()
+}
+
+/// Adds a method that answers at once.
+fn unary<Req: Message>(
+    builder: ServiceBuilder,
+    shared: &Arc<Shared>,
+    name: &'static str,
+    answer: impl Fn(&Shared, &Req) -> Result<GrpcSlice, Failure> + Clone + Send + 'static,
+) -> ServiceBuilder {
+    let shared = Arc::clone(shared);
+    builder.add_unary_handler(&served(MethodType::Unary, name), move |context, request: Req, sink| {
+        let permit = shared.calls.enter();
+        let result = match permit {
+            Some(_) => guarded(|| answer(&shared, &request)),
+            None => Err(too_many("calls")),
+        };
+        shared.answer(&context, sink, result, permit);
+    })
+}
+
+fn configure(
+    shared: &Arc<Shared>,
+    context: &RpcContext,
+    request: &rpc::ConfigureModuleRequest,
+    sink: UnarySink<GrpcSlice>,
+) {
+    let Some(permit) = shared.calls.enter() else {
+        return shared.answer(context, sink, Err(too_many("calls")), None);
+    };
+    let (give, result) = later();
+    let asked = guarded(|| {
+        shared.api.configure(&caller(context), request, |result| give.give(result));
+        Ok(())
+    });
+    if let Err(failure) = asked {
+        return shared.answer(context, sink, Err(failure), Some(permit));
+    }
+    let answered = Box::pin(async move {
+        let stopping = || Err(Failure::new(Code::Unavailable, "the agent is stopping"));
+        let result = result.await.unwrap_or_else(stopping).and_then(|response| encode(&response));
+        COUNTS.ended(result.as_ref().err().map(|f| f.code));
+        // The client may have gone.
+        let _ = match result {
+            Ok(bytes) => sink.success(bytes),
+            Err(failure) => sink.fail(status(&failure)),
+        }
+        .await;
+        Ok(())
+    });
+    context.spawn(Guarded(Answer::new(answered, shared.ticker.timer(), Some(permit))));
+}
+
+fn metrics_source(shared: &Arc<Shared>, request: rpc::StreamMetricsRequest) -> Result<(Duration, Produce), Failure> {
+    let interval = shared.api.check_stream(&request)?;
+    let plain = request.modules.is_empty() && request.label_filters.is_empty();
+    let shared = Arc::clone(shared);
+    let produce = move || {
+        let messages = match plain {
+            true => shared.encoded().map(|e| e.stream.clone()),
+            false => shared.stream_messages(&shared.api.newest(), &request),
+        };
+        messages.unwrap_or_else(|failure| {
+            log::error!("gRPC: a stream has nothing to say: {failure}");
+            Vec::new()
+        })
+    };
+    Ok((interval, Box::new(produce)))
+}
+
+fn health_source(shared: &Arc<Shared>, service: String) -> Produce {
+    let shared = Arc::clone(shared);
+    let mut told = None;
+    Box::new(move || {
+        let status = shared.api.serving(&service, &[SERVICE]).map_or(ServingStatus::SERVICE_UNKNOWN, serving_status);
+        if told.replace(status) == Some(status) {
+            return Vec::new();
+        }
+        encode(&health_response(status)).into_iter().collect()
+    })
+}
+
+fn serving_status(serving: bool) -> ServingStatus {
+    if serving { ServingStatus::SERVING } else { ServingStatus::NOT_SERVING }
+}
+
+fn health_response(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse { status: status.into(), ..Default::default() }
+}
+
+fn encode(message: &impl Message) -> Result<GrpcSlice, Failure> {
+    let bytes = message.write_to_bytes().map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
+    Ok(GrpcSlice::from(bytes))
+}
+
+/// The result of `work`; a panic is an internal error.
+fn guarded<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    let bug = || Failure::new(Code::Internal, "a bug: the agent's log has more");
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(bug()))
+}
+
+fn too_many(what: &str) -> Failure {
+    let message = format!("too many {what} at a time; server.grpc.limits.{what} says how many there may be");
+    Failure::new(Code::ResourceExhausted, message)
+}
+
+fn status(failure: &Failure) -> RpcStatus {
+    RpcStatus::with_message(failure.code as i32, failure.message.clone())
+}
+
+fn caller(context: &RpcContext) -> Caller {
+    let peer = peer(context);
+    let loopback = peer.parse::<SocketAddr>().is_ok_and(|a| a.ip().to_canonical().is_loopback());
+    let authenticated = context.auth_context().is_some_and(|a| a.peer_is_authenticated());
+    Caller { peer, loopback, authenticated }
+}
+
+/// Address of the client: gRPC calls it `ipv4:127.0.0.1:5` or `ipv6:%5B::1%5D:5`.
+fn peer(context: &RpcContext) -> String {
+    plain_address(&context.peer())
+}
+
+fn plain_address(peer: &str) -> String {
+    let address = peer.trim_start_matches("ipv4:").trim_start_matches("ipv6:").replace("%5B", "[").replace("%5D", "]");
+    match address.parse::<SocketAddr>() {
+        Ok(a) => SocketAddr::new(IpAddr::to_canonical(&a.ip()), a.port()).to_string(),
+        Err(_) => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_have_plain_addresses() {
+        for (peer, address) in [
+            ("ipv4:127.0.0.1:5", "127.0.0.1:5"),
+            ("ipv6:%5B::1%5D:5", "[::1]:5"),
+            ("ipv6:%5B::ffff:127.0.0.1%5D:5", "127.0.0.1:5"),
+            ("unix:/a", "unix:/a"),
+        ] {
+            assert_eq!(plain_address(peer), address);
+        }
+    }
+}

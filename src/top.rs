@@ -1,0 +1,231 @@
+//! `ebpf-sidecar top`: what the running agent counts, as a table that is drawn again every few seconds. A client of its
+//! gRPC API like any other.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use grpcio::{CallOption, ChannelBuilder, Client, EnvBuilder, MethodType};
+use protobuf::Message;
+
+use crate::api::proto::metrics::Metric;
+use crate::api::proto::rpc;
+use crate::server::grpc::stubs::{called, name};
+
+/// Time between two tables.
+const PERIOD: Duration = Duration::from_secs(2);
+/// Time for the agent to answer.
+const LIMIT: Duration = Duration::from_secs(5);
+/// Processes shown.
+const PROCESSES: usize = 10;
+/// Clears the screen and the lines scrolled off, and goes to the first.
+const CLEAR: &str = "\x1b[2J\x1b[3J\x1b[H";
+
+/// Shows the agent at `address` until it is interrupted; with `once`, or where stdout is no terminal, one table after
+/// two collections. An error: the agent does not answer.
+pub fn run(address: SocketAddr, once: bool) -> Result<(), String> {
+    let agent = Agent::connect(address);
+    let terminal = io::stdout().is_terminal() && !once;
+    let mut before = agent.sample()?;
+    loop {
+        thread::sleep(PERIOD);
+        let now = agent.sample()?;
+        // Between two collections nothing is new.
+        if now.sequence == before.sequence {
+            continue;
+        }
+        let table = table(&before, &now);
+        let text = if terminal { format!("{CLEAR}{table}\nevery collection; Ctrl-C ends it\n") } else { table };
+        // A reader that has gone (`| head`) is no failure worth words.
+        if io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()).is_err() || !terminal {
+            return Ok(());
+        }
+        before = now;
+    }
+}
+
+struct Agent {
+    client: Client,
+    address: SocketAddr,
+}
+
+impl Agent {
+    fn connect(address: SocketAddr) -> Self {
+        let environment = Arc::new(EnvBuilder::new().cq_count(1).name_prefix("grpc").build());
+        let channel = ChannelBuilder::new(environment).connect(&address.to_string());
+        Self { client: Client::new(channel), address }
+    }
+
+    fn call<Q: Message, R: Message + Unpin>(&self, name: &'static str, request: &Q) -> Result<R, String> {
+        let answer =
+            self.client.unary_call(&called(MethodType::Unary, name), request, CallOption::default().timeout(LIMIT));
+        answer.map_err(|e| format!("the agent at {} does not answer: {e}", self.address))
+    }
+
+    fn sample(&self) -> Result<Sample, String> {
+        let metrics: rpc::GetMetricsResponse = self.call(name::GET_METRICS, &rpc::GetMetricsRequest::default())?;
+        let request = rpc::GetIOStatsRequest { include_process_stats: true, ..Default::default() };
+        let io: rpc::GetIOStatsResponse = self.call(name::GET_IO_STATS, &request)?;
+        let health: rpc::GetHealthResponse = self.call(name::GET_HEALTH, &rpc::GetHealthRequest::default())?;
+        let sequence = metrics.metric_sets.iter().map(|s| s.sequence).max().unwrap_or(0);
+        let at = metrics.timestamp.as_ref().map_or(0.0, |t| t.seconds as f64 + f64::from(t.nanos) / 1e9);
+        let mut sample = Sample { sequence, at, health: health.message, ..Default::default() };
+        for metric in metrics.metric_sets.into_iter().flat_map(|s| s.metrics) {
+            sample.add(metric);
+        }
+        for row in &io.stats.fadvise.process_stats {
+            sample.processes.insert((row.pid, row.comm.clone()), row.call_count);
+        }
+        Ok(sample)
+    }
+}
+
+/// What the agent says at one time.
+#[derive(Debug, Default)]
+struct Sample {
+    sequence: u64,
+    /// Seconds since 1970.
+    at: f64,
+    health: String,
+    /// Sums over the labels.
+    values: HashMap<String, f64>,
+    /// By name without `_bucket`: bounds in seconds, and events up to each.
+    histograms: HashMap<String, Vec<(f64, f64)>>,
+    /// Calls of fadvise by process.
+    processes: HashMap<(u32, String), u64>,
+}
+
+impl Sample {
+    fn add(&mut self, metric: Metric) {
+        let bound = metric.labels.get("le").and_then(|le| le.parse().ok());
+        match (metric.name.strip_suffix("_bucket"), bound) {
+            (Some(name), Some(bound)) => {
+                self.histograms.entry(name.to_owned()).or_default().push((bound, metric.value));
+            }
+            _ => *self.values.entry(metric.name).or_default() += metric.value,
+        }
+    }
+}
+
+/// The table of what happened from one sample to a later one.
+fn table(before: &Sample, now: &Sample) -> String {
+    let seconds = now.at - before.at;
+    let rate = |name: &str| {
+        let (a, b) = (before.values.get(name)?, now.values.get(name)?);
+        (seconds > 0.0).then(|| (b - a).max(0.0) / seconds)
+    };
+    let mut text = format!("ebpf-sidecar, snapshot {}, over {seconds:.1} s: {}\n\n", now.sequence, now.health);
+    let mut line = |what: &str, value: Option<f64>, unit: &str| {
+        // Writing to a String cannot fail.
+        let _ = match value.filter(|v| v.is_finite()) {
+            Some(v) => writeln!(text, "{what:28} {v:>12.1} {unit}"),
+            None => writeln!(text, "{what:28} {:>12} {unit}", "-"),
+        };
+    };
+    line("pages read", rate("ebpf_cache_read_attempts_total"), "/s");
+    line("  of them not in the cache", rate("ebpf_cache_misses_total"), "/s");
+    line("  hit rate", now.values.get("ebpf_cache_hit_rate_percent").copied(), "%");
+    line("pages added to the cache", rate("ebpf_page_cache_adds_total"), "/s");
+    line("pages evicted", rate("ebpf_page_cache_evictions_total"), "/s");
+    line("pages scanned by reclaim", rate("ebpf_memory_lru_pages_scanned_total"), "/s");
+    line("pages reclaimed", rate("ebpf_memory_pages_reclaimed_total"), "/s");
+    line("kswapd rounds", rate("ebpf_memory_kswapd_wakeups_total"), "/s");
+    line("fadvise calls", rate("ebpf_fadvise_calls_total"), "/s");
+    line("  of them failed", rate("ebpf_fadvise_failed_total"), "/s");
+
+    let mut histograms: Vec<&String> = now.histograms.keys().collect();
+    histograms.sort();
+    for name in histograms {
+        let growth = growth(before.histograms.get(name).map_or(&[], Vec::as_slice), &now.histograms[name]);
+        let events = growth.last().map_or(0.0, |(_, n)| *n);
+        let _ = write!(text, "\n{name}: {events} events");
+        for (quantile, shown) in [(0.5, "50"), (0.99, "99"), (0.999, "99.9")] {
+            if let Some(bound) = quantile_bound(&growth, quantile) {
+                let _ = write!(text, ", {shown} % within {}", time(bound));
+            }
+        }
+    }
+
+    let mut rows: Vec<(&(u32, String), f64)> = now
+        .processes
+        .iter()
+        .map(|(who, calls)| (who, calls.saturating_sub(*before.processes.get(who).unwrap_or(&0)) as f64))
+        .filter(|(_, calls)| *calls > 0.0)
+        .collect();
+    rows.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(b.0)));
+    text += "\n\n    PID COMMAND              fadvise/s\n";
+    for ((pid, comm), calls) in rows.into_iter().take(PROCESSES) {
+        // What a process calls itself must not reach the terminal's interpreter.
+        let comm: String = comm.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        let _ = writeln!(text, "{pid:>7} {comm:16} {:>13.1}", calls / seconds.max(f64::MIN_POSITIVE));
+    }
+    text
+}
+
+/// Events up to each bound from one time to another.
+fn growth(before: &[(f64, f64)], now: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let old = |bound: f64| before.iter().find(|(b, _)| *b == bound).map_or(0.0, |(_, n)| *n);
+    let mut all: Vec<(f64, f64)> = now.iter().map(|&(bound, n)| (bound, (n - old(bound)).max(0.0))).collect();
+    all.sort_by(|a, b| a.0.total_cmp(&b.0));
+    all
+}
+
+/// The bound within which this part of the events lies.
+fn quantile_bound(cumulative: &[(f64, f64)], quantile: f64) -> Option<f64> {
+    let events = cumulative.last().map(|(_, n)| *n).filter(|n| *n > 0.0)?;
+    cumulative.iter().find(|(_, n)| *n >= events * quantile).map(|(bound, _)| *bound)
+}
+
+fn time(seconds: f64) -> String {
+    match seconds {
+        s if s.is_infinite() => "more than 17 s".into(),
+        s if s < 1e-3 => format!("{:.0} µs", s * 1e6),
+        s if s < 1.0 => format!("{:.1} ms", s * 1e3),
+        s => format!("{s:.1} s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(sequence: u64, at: f64, reads: f64, buckets: [f64; 3], calls: u64) -> Sample {
+        let bounds = [1.024e-6, 0.001, f64::INFINITY];
+        Sample {
+            sequence,
+            at,
+            health: "fine".into(),
+            values: [("ebpf_cache_read_attempts_total", reads), ("ebpf_cache_hit_rate_percent", f64::NAN)]
+                .map(|(n, v)| (n.to_owned(), v))
+                .into(),
+            histograms: [("x_seconds".to_owned(), bounds.into_iter().zip(buckets).collect())].into(),
+            processes: [((7, "d\x1bb".to_owned()), calls)].into(),
+        }
+    }
+
+    #[test]
+    fn shows_what_grew_from_one_sample_to_the_next() {
+        let text =
+            table(&sample(1, 100.0, 1000.0, [5.0, 5.0, 5.0], 10), &sample(3, 104.0, 3000.0, [55.0, 104.0, 105.0], 50));
+        assert!(text.starts_with("ebpf-sidecar, snapshot 3, over 4.0 s: fine\n"), "{text}");
+        assert!(text.contains("pages read                          500.0 /s"), "{text}");
+        assert!(text.contains("  hit rate                              - %"), "{text}");
+        assert!(text.contains("fadvise calls                           - /s"), "{text}");
+        assert!(
+            text.contains("x_seconds: 100 events, 50 % within 1 µs, 99 % within 1.0 ms, 99.9 % within more than 17 s"),
+            "{text}"
+        );
+        assert!(text.contains("      7 d?b                       10.0\n"), "{text}");
+        assert!(!text.contains('\x1b'));
+    }
+
+    #[test]
+    fn nothing_happened() {
+        let text = table(&sample(1, 100.0, 1000.0, [5.0; 3], 10), &sample(2, 100.0, 1000.0, [5.0; 3], 10));
+        assert!(text.contains("x_seconds: 0 events\n") && !text.contains("d?b"), "{text}");
+    }
+}

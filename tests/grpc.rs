@@ -1,0 +1,629 @@
+//! The gRPC API of the running agent: what it says, whom it refuses, what clients cannot break.
+
+mod common;
+#[path = "common/grpc.rs"]
+mod grpc;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ebpf_sidecar::api::proto::health::health_check_response::ServingStatus;
+use ebpf_sidecar::api::proto::health::{HealthCheckRequest, HealthCheckResponse};
+use ebpf_sidecar::api::proto::metrics::MetricSet;
+use ebpf_sidecar::api::proto::rpc;
+use ebpf_sidecar::server::grpc::stubs::{SERVICE, name};
+use grpcio::{ConnectivityState, RpcStatusCode};
+use serde_json::Value;
+
+use common::bpf::{self, assert_gone};
+use common::{Agent, MIB, Metrics, Scoped, TestFile, alone, read_all, status_field, sys};
+use grpc::{Client, open_by_hand};
+
+fn get_metrics(client: &Client) -> rpc::GetMetricsResponse {
+    client.call(name::GET_METRICS, &rpc::GetMetricsRequest::default())
+}
+
+fn configure(client: &Client, enabled: bool, json: &str) -> rpc::ConfigureModuleResponse {
+    client.call(name::CONFIGURE_MODULE, &change("iomonitor", enabled, json))
+}
+
+fn change(module: &str, enabled: bool, json: &str) -> rpc::ConfigureModuleRequest {
+    rpc::ConfigureModuleRequest { module: module.into(), enabled, config_json: json.into(), ..Default::default() }
+}
+
+fn stream_request(interval_seconds: u32) -> rpc::StreamMetricsRequest {
+    rpc::StreamMetricsRequest { interval_seconds, ..Default::default() }
+}
+
+/// Metrics as `name{labels}`, as in the exposition.
+fn series(set: &MetricSet) -> Metrics {
+    let samples = set.metrics.iter().map(|m| {
+        let labels: Vec<String> = m.labels.iter().map(|(k, v)| format!("{k}=\"{v}\"")).collect();
+        let name = if labels.is_empty() { m.name.clone() } else { format!("{}{{{}}}", m.name, labels.join(",")) };
+        (name, m.value)
+    });
+    Metrics(samples.collect())
+}
+
+// ---- what it says ----
+
+#[test]
+fn all_outputs_of_a_snapshot_agree() {
+    need_bpf!("all_outputs_of_a_snapshot_agree");
+    let s = Scoped::start(&[]);
+    let client = Client::new(s.agent.grpc_port);
+    let file = TestFile::cold("agree", 4 * MIB);
+    read_all(&file.file, MIB);
+    read_all(&file.file, 4096);
+    for advice in [libc::POSIX_FADV_RANDOM, libc::POSIX_FADV_NOREUSE, 77] {
+        let _ = sys::fadvise(file.file.as_raw_fd(), 0, 0, advice);
+    }
+    s.agent.settled();
+    // The snapshot that this makes is the last one for an hour.
+    let answer = configure(&client, true, r#"{"interval":"1h"}"#);
+    assert!(answer.success && answer.error.is_empty(), "{answer}");
+
+    let metrics = s.agent.metrics();
+    let sequence = metrics.get("ebpf_sidecar_snapshot_sequence") as u64;
+    let answer = get_metrics(&client);
+    assert!(!answer.truncated);
+    let [set] = &answer.metric_sets[..] else { panic!("{answer}") };
+    assert_eq!((set.sequence, answer.total_metrics as usize), (sequence, set.metrics.len()));
+    let ours = series(set);
+    for (name, value) in &metrics.0 {
+        let own = name.starts_with("ebpf_sidecar_") && !name.contains("_process_rows") && !name.contains("_events_");
+        if own || name.starts_with("process_") {
+            continue;
+        }
+        let same = ours.get(name);
+        assert!(same == *value || same.is_nan() && value.is_nan(), "{name}: {same}, not {value}");
+    }
+    assert!(ours.0.keys().all(|name| metrics.0.contains_key(name)));
+    assert!(ours.get("ebpf_fadvise_calls_total") >= 3.0);
+
+    let request = rpc::GetIOStatsRequest { include_process_stats: true, ..Default::default() };
+    let io: rpc::GetIOStatsResponse = client.call(name::GET_IO_STATS, &request);
+    let stats = s.agent.stats();
+    assert_eq!((io.sequence, stats["sequence"].as_u64()), (sequence, Some(sequence)));
+    let options = protobuf_json_mapping::PrintOptions {
+        proto_field_name: true,
+        always_output_default_values: true,
+        ..Default::default()
+    };
+    let ours = protobuf_json_mapping::print_to_string_with_options(&*io.stats, &options).unwrap();
+    same_values("", &serde_json::from_str(&ours).unwrap(), &stats);
+    let me = std::process::id();
+    assert!(io.stats.fadvise.process_stats.iter().any(|r| r.pid == me && r.call_count >= 3), "{io}");
+
+    let health: rpc::GetHealthResponse = client.call(name::GET_HEALTH, &rpc::GetHealthRequest::default());
+    let page: Value = serde_json::from_str(&s.agent.get("/health").body).unwrap();
+    let status = format!("HEALTH_STATUS_{}", page["status"].as_str().unwrap().to_uppercase());
+    assert_eq!(format!("{:?}", health.status.enum_value().unwrap()), status);
+    assert_eq!(
+        (health.version.as_str(), page["version"].as_str()),
+        (env!("CARGO_PKG_VERSION"), Some(health.version.as_str()))
+    );
+
+    let status: rpc::GetModuleStatusResponse =
+        client.call(name::GET_MODULE_STATUS, &rpc::GetModuleStatusRequest::default());
+    let system = &status.system_status;
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert!(system.ebpf_supported && system.kernel_version == release.trim(), "{status}");
+    let [module] = &status.modules[..] else { panic!("{status}") };
+    assert!(module.enabled && module.running && module.last_error.is_empty(), "{status}");
+    assert_eq!(Some(u64::from(module.metric_count)), stats["total_metrics"].as_u64());
+    assert_eq!((system.total_metrics, system.active_modules), (module.metric_count, 1));
+    assert_eq!(module.last_collected, set.collected_at);
+}
+
+/// Every field of `ours`, where 64-bit numbers are text, has the same value in `stats`; what has nothing to divide by
+/// is 0 there and null here, and what has no probe is 0 there and absent here.
+fn same_values(path: &str, ours: &Value, stats: &Value) {
+    match ours {
+        Value::Object(fields) => fields.iter().for_each(|(k, v)| same_values(&format!("{path}/{k}"), v, &stats[k])),
+        Value::Array(items) => {
+            assert_eq!(Some(items.len()), stats.as_array().map(Vec::len), "{path}");
+            items.iter().enumerate().for_each(|(i, v)| same_values(&format!("{path}/{i}"), v, &stats[i]));
+        }
+        Value::String(text) if stats.is_string() => assert_eq!(Some(text.as_str()), stats.as_str(), "{path}"),
+        _ => {
+            let number = match ours {
+                Value::String(text) => text.parse().unwrap(),
+                other => other.as_f64().unwrap(),
+            };
+            assert_eq!(number, stats.as_f64().unwrap_or(0.0), "{path}");
+        }
+    }
+}
+
+#[test]
+fn the_history_answers_time_ranges() {
+    need_bpf!("the_history_answers_time_ranges");
+    let s = Scoped::start(&[]);
+    let client = Client::new(s.agent.grpc_port);
+    let file = TestFile::cold("range", MIB);
+    s.agent.settled();
+    let first = get_metrics(&client).timestamp;
+    read_all(&file.file, MIB);
+    sys::fadvise(file.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
+    s.agent.settled();
+    let range = rpc::TimeRange { start: first.clone(), ..Default::default() };
+    let request = rpc::GetMetricsRequest { time_range: Some(range.clone()).into(), ..Default::default() };
+    let answer: rpc::GetMetricsResponse = client.call(name::GET_METRICS, &request);
+    let sequences: Vec<u64> = answer.metric_sets.iter().map(|s| s.sequence).collect();
+    assert!(sequences.len() >= 3, "{sequences:?}");
+    assert!(sequences.windows(2).all(|w| w[1] == w[0] + 1), "each, oldest first: {sequences:?}");
+    assert_eq!(answer.metric_sets[0].collected_at, first);
+
+    let request = rpc::GetIOStatsRequest { time_range: Some(range).into(), ..Default::default() };
+    let io: rpc::GetIOStatsResponse = client.call(name::GET_IO_STATS, &request);
+    assert_eq!((io.stats.fadvise.total_calls, io.stats.cache.misses), (1, 256), "{io}");
+}
+
+#[test]
+fn a_stream_ticks_and_a_watch_tells_changes() {
+    need_bpf!("a_stream_ticks_and_a_watch_tells_changes");
+    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "200ms")]);
+    let client = Client::new(agent.grpc_port);
+    let begun = Instant::now();
+    let mut stream = client.stream::<_, rpc::StreamMetricsResponse>(name::STREAM_METRICS, &stream_request(1));
+    let sequences: Vec<u64> = (0..4).map(|_| stream.next().unwrap().unwrap().metric_set.sequence).collect();
+    assert!(begun.elapsed() >= Duration::from_millis(2900), "one at once, three at intervals");
+    assert!(sequences.windows(2).all(|w| w[1] > w[0]), "{sequences:?}");
+    drop(stream);
+
+    let request = HealthCheckRequest::default();
+    let check: HealthCheckResponse = client.call(name::HEALTH_CHECK, &request);
+    assert_eq!(check.status, ServingStatus::SERVING.into());
+    let request = HealthCheckRequest { service: SERVICE.into(), ..Default::default() };
+    let check: HealthCheckResponse = client.call(name::HEALTH_CHECK, &request);
+    assert_eq!(check.status, ServingStatus::SERVING.into());
+    let mut watch = client.stream::<_, HealthCheckResponse>(name::HEALTH_WATCH, &request);
+    assert_eq!(watch.next().unwrap().unwrap().status, ServingStatus::SERVING.into());
+    let unknown = HealthCheckRequest { service: "none".into(), ..Default::default() };
+    let (code, _) = client.refusal::<_, HealthCheckResponse>(name::HEALTH_CHECK, &unknown);
+    assert_eq!(code, RpcStatusCode::NOT_FOUND);
+    let mut watch = client.stream::<_, HealthCheckResponse>(name::HEALTH_WATCH, &unknown);
+    assert_eq!(watch.next().unwrap().unwrap().status, ServingStatus::SERVICE_UNKNOWN.into());
+}
+
+// ---- whom it refuses ----
+
+#[test]
+fn requests_that_make_no_sense_are_refused() {
+    need_bpf!("requests_that_make_no_sense_are_refused");
+    let agent = Agent::start(&[("SERVER_GRPC_LIMITS_MESSAGE_BYTES", "4096")]);
+    let client = Client::new(agent.grpc_port);
+    for seconds in [0, 3601] {
+        let mut stream = client.stream::<_, rpc::StreamMetricsResponse>(name::STREAM_METRICS, &stream_request(seconds));
+        let (code, message) = grpc::refusal_of(stream.next().unwrap());
+        assert!(code == RpcStatusCode::INVALID_ARGUMENT && message.contains("1 to 3600"), "{message}");
+    }
+    let request = rpc::GetModuleStatusRequest { modules: vec!["net".into()], ..Default::default() };
+    let (code, message) = client.refusal::<_, rpc::GetModuleStatusResponse>(name::GET_MODULE_STATUS, &request);
+    assert!(code == RpcStatusCode::NOT_FOUND && message.contains("iomonitor"), "{message}");
+    let range = rpc::TimeRange {
+        start: get_metrics(&client).timestamp,
+        end: get_metrics(&client).metric_sets[0].collected_at.clone(),
+        ..Default::default()
+    };
+    let range = rpc::TimeRange { end: range.start.clone(), ..range };
+    let request = rpc::GetMetricsRequest { time_range: Some(range).into(), ..Default::default() };
+    let (code, _) = client.refusal::<_, rpc::GetMetricsResponse>(name::GET_METRICS, &request);
+    assert_eq!(code, RpcStatusCode::INVALID_ARGUMENT);
+    let large = rpc::GetIOStatsRequest { pids: (1 << 20..1 << 20 | 2000).collect(), ..Default::default() };
+    let (code, _) = client.refusal::<_, rpc::GetIOStatsResponse>(name::GET_IO_STATS, &large);
+    assert_eq!(code, RpcStatusCode::RESOURCE_EXHAUSTED);
+    let nothing = rpc::GetHealthRequest::default();
+    let (code, _) = client.refusal::<_, rpc::GetHealthResponse>("/banyandb.ebpf.v1.EBPFMetricsService/None", &nothing);
+    assert_eq!(code, RpcStatusCode::UNIMPLEMENTED);
+    for (module, enabled, json, expected) in [
+        ("net", true, "", RpcStatusCode::NOT_FOUND),
+        ("iomonitor", false, "{}", RpcStatusCode::INVALID_ARGUMENT),
+        ("iomonitor", true, r#"{"probes":["fadvise"]}"#, RpcStatusCode::INVALID_ARGUMENT),
+        ("iomonitor", true, r#"{"interval":"1ms"}"#, RpcStatusCode::INVALID_ARGUMENT),
+    ] {
+        let request = change(module, enabled, json);
+        let (code, message) = client.refusal::<_, rpc::ConfigureModuleResponse>(name::CONFIGURE_MODULE, &request);
+        assert_eq!(code, expected, "{module} {json}: {message}");
+    }
+    assert_eq!(get_metrics(&client).metric_sets.len(), 1, "it goes on");
+}
+
+#[test]
+fn streams_above_the_limit_are_refused_until_one_ends() {
+    need_bpf!("streams_above_the_limit_are_refused_until_one_ends");
+    let agent = Agent::start(&[("SERVER_GRPC_LIMITS_STREAMS", "2")]);
+    // The limit is for all connections together.
+    let clients: Vec<Client> = (0..3).map(|_| Client::new(agent.grpc_port)).collect();
+    let open = |c: &Client| c.stream::<_, rpc::StreamMetricsResponse>(name::STREAM_METRICS, &stream_request(3600));
+    let mut first = open(&clients[0]);
+    let mut second = open(&clients[1]);
+    assert!(first.next().unwrap().is_ok() && second.next().unwrap().is_ok());
+    let (code, message) = grpc::refusal_of(open(&clients[2]).next().unwrap());
+    assert_eq!(code, RpcStatusCode::RESOURCE_EXHAUSTED);
+    assert!(message.contains("server.grpc.limits.streams"), "{message}");
+    assert_eq!(get_metrics(&clients[2]).metric_sets.len(), 1, "calls are not streams");
+    drop(first);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while open(&clients[2]).next().unwrap().is_err() {
+        assert!(Instant::now() < deadline, "the place of a client that has left is not free");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn only_who_is_allowed_may_configure() {
+    need_bpf!("only_who_is_allowed_may_configure");
+    let agent = Agent::start(&[("SERVER_ALLOW_CONFIGURE", "off")]);
+    let client = Client::new(agent.grpc_port);
+    let request = change("iomonitor", false, "");
+    let (code, message) = client.refusal::<_, rpc::ConfigureModuleResponse>(name::CONFIGURE_MODULE, &request);
+    assert!(code == RpcStatusCode::PERMISSION_DENIED && message.contains("server.allow_configure"), "{message}");
+    assert!(agent.log().contains("ConfigureModule by 127.0.0.1:"), "{}", agent.log());
+    assert!(agent.metrics().0.contains_key("ebpf_fadvise_calls_total"));
+}
+
+// ---- changing the running agent ----
+
+#[test]
+fn disabled_it_costs_nothing_and_enabled_it_goes_on_counting() {
+    need_bpf!("disabled_it_costs_nothing_and_enabled_it_goes_on_counting");
+    let s = Scoped::start(&[]);
+    let client = Client::new(s.agent.grpc_port);
+    let file = TestFile::new("off", MIB);
+    let calls = |n: usize| {
+        for _ in 0..n {
+            sys::fadvise(file.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
+        }
+    };
+    let before = s.agent.metrics().get("ebpf_fadvise_calls_total");
+    calls(1000);
+    let held = bpf::held_by(s.agent.child.id());
+    assert!(held.len() > 5);
+    // No collection comes between the last calls and this.
+    let answer = configure(&client, false, "");
+    let status = &answer.status;
+    assert!(answer.success && !status.enabled && !status.running && status.metric_count == 0, "{answer}");
+    assert_gone(&held);
+    assert!(bpf::held_by(s.agent.child.id()).iter().all(|o| o.kind == sys::Kind::Map), "no program, no link");
+    let metrics = s.agent.metrics();
+    assert!(!metrics.0.contains_key("ebpf_fadvise_calls_total"), "its metrics are gone");
+    let health: rpc::GetHealthResponse = client.call(name::GET_HEALTH, &rpc::GetHealthRequest::default());
+    assert_eq!(health.status, rpc::HealthStatus::HEALTH_STATUS_DEGRADED.into(), "{health}");
+    assert_eq!(s.agent.get("/health").status, 200);
+    calls(500);
+
+    let answer = configure(&client, true, "");
+    assert!(answer.success && answer.status.running && answer.status.metric_count > 20, "{answer}");
+    assert_eq!(s.agent.metrics().get("ebpf_fadvise_calls_total") - before, 1000.0, "none of those while it was off");
+    calls(30);
+    let io: rpc::GetIOStatsResponse = {
+        s.agent.settled();
+        let request = rpc::GetIOStatsRequest { include_process_stats: true, ..Default::default() };
+        client.call(name::GET_IO_STATS, &request)
+    };
+    let fadvise = &io.stats.fadvise;
+    assert_eq!(fadvise.total_calls as f64 - before, 1030.0);
+    assert_eq!(fadvise.process_stats.iter().map(|r| r.call_count).sum::<u64>(), fadvise.total_calls);
+
+    // Another scope: the same counters go on.
+    let answer = configure(&client, true, r#"{"scope":{"comm":"no-such-name"},"read_latency":"off"}"#);
+    assert!(answer.success, "{answer}");
+    calls(70);
+    let metrics = s.agent.settled();
+    assert_eq!(metrics.get("ebpf_fadvise_calls_total") - before, 1030.0);
+    assert_eq!(s.agent.stats()["scope"], "comm:no-such-name");
+    assert!(!metrics.0.keys().any(|k| k.starts_with("ebpf_read_latency_seconds")));
+    assert!(s.agent.log().contains("ConfigureModule by 127.0.0.1:"), "{}", s.agent.log());
+}
+
+#[test]
+fn turning_it_off_and_on_leaks_nothing() {
+    need_bpf!("turning_it_off_and_on_leaks_nothing");
+    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "1h"), ("COLLECTOR_HISTORY", "10ms")]);
+    let _alone = alone();
+    let client = Client::new(agent.grpc_port);
+    let pid = agent.child.id();
+    let used = || {
+        let objects = bpf::held_by(pid).len();
+        let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+        (objects, fds, status_field(pid, "Threads:"))
+    };
+    let cycle = || {
+        assert!(configure(&client, false, "").success);
+        assert!(configure(&client, true, "").success);
+    };
+    // Emulated, a cycle takes seconds.
+    let cycles = if std::env::var_os("TEST_EMULATED").is_some() { 10 } else { 500 };
+    for _ in 0..cycles / 5 {
+        cycle();
+    }
+    let (before, rss) = (used(), agent.rss_kib());
+    for _ in 0..cycles - cycles / 5 {
+        cycle();
+    }
+    assert_eq!(used(), before);
+    let grown = agent.rss_kib().saturating_sub(rss);
+    assert!(grown <= 1024, "{grown} KiB more after {cycles} cycles");
+}
+
+// ---- the same over HTTP ----
+
+/// Sends a request to change the agent.
+fn post(port: u16, headers: &str, body: &str) -> common::Response {
+    let head = format!(
+        "POST /api/v1/ebpf/modules/configure HTTP/1.1\r\nConnection: close\r\n{headers}Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    common::request(port, &head).unwrap()
+}
+
+const JSON: &str = "Host: localhost:8080\r\nContent-Type: application/json\r\n";
+
+#[test]
+fn http_says_the_same() {
+    need_bpf!("http_says_the_same");
+    let agent = Agent::start(&[]);
+    let client = Client::new(agent.grpc_port);
+    configure(&client, true, r#"{"interval":"1h"}"#);
+    fn parse<M: protobuf::MessageFull>(agent: &Agent, path: &str) -> M {
+        let answer = agent.get(&format!("/api/v1/ebpf/{path}"));
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        assert!(answer.head.contains("Content-Type: application/json"), "{}", answer.head);
+        protobuf_json_mapping::parse_from_str(&answer.body).unwrap_or_else(|e| panic!("{path}: {e}: {}", answer.body))
+    }
+    // As text: NaN is not equal to itself. Maps have no order.
+    fn same<M: protobuf::MessageFull>(ours: &M, theirs: &M) {
+        let json =
+            |m: &M| -> Value { serde_json::from_str(&protobuf_json_mapping::print_to_string(m).unwrap()).unwrap() };
+        assert_eq!(json(ours), json(theirs));
+    }
+    let metrics: rpc::GetMetricsResponse = parse(&agent, "metrics");
+    same(&metrics, &get_metrics(&client));
+    let filtered: rpc::GetMetricsResponse = parse(&agent, "metrics?modules=iomonitor&label_filters[cause]=read");
+    assert_eq!(filtered.total_metrics, 1, "{filtered}");
+    let request = rpc::GetIOStatsRequest { include_process_stats: true, ..Default::default() };
+    same::<rpc::GetIOStatsResponse>(
+        &parse(&agent, "io/stats?include_process_stats=true"),
+        &client.call(name::GET_IO_STATS, &request),
+    );
+    let mut status: rpc::GetModuleStatusResponse = parse(&agent, "modules/status");
+    let mut theirs: rpc::GetModuleStatusResponse =
+        client.call(name::GET_MODULE_STATUS, &rpc::GetModuleStatusRequest::default());
+    for s in [&mut status, &mut theirs] {
+        s.system_status.mut_or_insert_default().uptime_seconds = 0;
+    }
+    same(&status, &theirs);
+    let health: rpc::GetHealthResponse = parse(&agent, "health?include_diagnostics=true");
+    assert!(health.message.contains("; fadvise: "), "{health}");
+
+    for (path, status) in [
+        ("metrics?modules=net", 404),
+        ("metrics?modulez=x", 400),
+        ("metrics?time_range.start=2026-01-01T00:00:00Z&time_range.end=2026-01-01T00:00:00Z", 400),
+        ("io/stats?pids=x", 400),
+        ("metrics/stream?interval_seconds=0", 400),
+        ("none", 404),
+    ] {
+        let answer = agent.get(&format!("/api/v1/ebpf/{path}"));
+        let body: Value = serde_json::from_str(&answer.body).unwrap();
+        assert_eq!((answer.status, body["code"].as_u64()), (status, Some(u64::from(status))), "{path}: {body}");
+        assert!(body["message"].is_string());
+    }
+}
+
+#[test]
+fn http_changes_the_agent_for_those_who_may() {
+    need_bpf!("http_changes_the_agent_for_those_who_may");
+    let agent = Agent::start(&[("SERVER_HTTP_HOSTS", "agent.example")]);
+    let off = r#"{"module":"iomonitor","enabled":false}"#;
+    for (headers, status) in [
+        ("Host: evil.example\r\nContent-Type: application/json\r\n", 403),
+        ("Host: localhost\r\nContent-Type: application/json\r\nOrigin: null\r\n", 403),
+        ("Host: localhost\r\nContent-Type: application/json\r\nOrigin: \u{e9}\r\n", 403),
+        ("Host: localhost\r\nContent-Type: text/plain\r\n", 400),
+        ("Host: localhost\r\n", 400),
+    ] {
+        let answer = post(agent.port, headers, off);
+        assert_eq!(answer.status, status, "{headers}: {}", answer.body);
+    }
+    for (body, status) in [("", 400), ("{", 400), (r#"{"x":1}"#, 400), (r#"{"module":"net"}"#, 404)] {
+        assert_eq!(post(agent.port, JSON, body).status, status, "{body}");
+    }
+    assert!(agent.metrics().0.contains_key("ebpf_fadvise_calls_total"), "nothing was changed");
+    let answer = post(agent.port, "Host: Agent.example:8080\r\nContent-Type: application/json; charset=utf-8\r\n", off);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let body: Value = serde_json::from_str(&answer.body).unwrap();
+    assert!(body["success"] == true && body["status"].get("running").is_none(), "{body}");
+    assert!(!agent.metrics().0.contains_key("ebpf_fadvise_calls_total"));
+    let on = r#"{"module":"iomonitor","enabled":true,"configJson":"{\"interval\":\"1s\"}"}"#;
+    assert_eq!(post(agent.port, JSON, on).status, 200);
+    assert!(agent.metrics().0.contains_key("ebpf_fadvise_calls_total"));
+}
+
+/// Asks for the stream over HTTP; reads its head.
+fn http_stream(port: u16) -> (u16, BufReader<TcpStream>) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let head = "GET /api/v1/ebpf/metrics/stream?interval_seconds=1 HTTP/1.0\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut stream = BufReader::new(stream);
+    let mut status = String::new();
+    stream.read_line(&mut status).unwrap();
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        assert!(stream.read_line(&mut line).unwrap() > 0);
+    }
+    (status[9..12].parse().unwrap(), stream)
+}
+
+#[test]
+fn http_streams_lines_to_sixteen_clients() {
+    need_bpf!("http_streams_lines_to_sixteen_clients");
+    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "200ms")]);
+    let begun = Instant::now();
+    let mut streams: Vec<_> = (0..16).map(|_| http_stream(agent.port)).collect();
+    assert!(streams.iter().all(|(status, _)| *status == 200));
+    let mut next = |i: usize| -> u64 {
+        let mut line = String::new();
+        streams[i].1.read_line(&mut line).unwrap();
+        let line: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        line["result"]["metricSet"]["sequence"].as_str().unwrap().parse().unwrap()
+    };
+    let sequences = [next(0), next(0), next(0)];
+    assert!(sequences[0] < sequences[1] && sequences[1] < sequences[2], "{sequences:?}");
+    assert!(begun.elapsed() >= Duration::from_millis(1900));
+    assert!((0..16).all(|i| next(i) > 0));
+    assert_eq!(http_stream(agent.port).0, 503);
+    assert_eq!(agent.get("/health").status, 200, "others are served");
+    streams.truncate(15);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while http_stream(agent.port).0 != 200 {
+        assert!(Instant::now() < deadline, "the place of a client that has left is not free");
+        thread::sleep(Duration::from_millis(20));
+    }
+    // HTTP/1.1 has chunks; curl takes them apart.
+    let url = format!("http://127.0.0.1:{}/api/v1/ebpf/metrics/stream?interval_seconds=3600", agent.port);
+    let curl = Command::new("curl").args(["-sN", "--max-time", "2", &url]).output();
+    match curl {
+        Ok(output) => {
+            let line: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(line["result"]["metricSet"]["moduleName"], "iomonitor");
+        }
+        Err(e) => common::skipped("http_streams_lines_to_sixteen_clients", &format!("curl: {e}")),
+    }
+}
+
+#[test]
+fn top_shows_rates() {
+    need_bpf!("top_shows_rates");
+    let s = Scoped::start(&[]);
+    let file = TestFile::new("top", MIB);
+    let address = format!("127.0.0.1:{}", s.agent.grpc_port);
+    let top =
+        common::command().args(["top", "--address", &address]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut top = common::Killed(top);
+    while top.0.try_wait().unwrap().is_none() {
+        read_all(&file.file, MIB);
+        sys::fadvise(file.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
+        thread::sleep(Duration::from_millis(10));
+    }
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut top.0.stdout.take().unwrap(), &mut text).unwrap();
+    let value = |name: &str| -> f64 {
+        let line = text.lines().find(|l| l.trim_start().starts_with(name)).unwrap_or_else(|| panic!("{name}: {text}"));
+        line.split_whitespace().rev().nth(1).unwrap().parse().unwrap_or_else(|_| panic!("{line}"))
+    };
+    assert!(value("fadvise calls") > 1.0, "{text}");
+    // No probe for reads on some kernels.
+    if s.agent.metrics().0.contains_key("ebpf_cache_read_attempts_total") {
+        assert!(value("pages read") > 256.0 && value("hit rate") > 90.0, "{text}");
+    }
+    assert!(text.contains(&std::process::id().to_string()) && !text.contains('\x1b'), "{text}");
+
+    drop(s);
+    let o = common::output(&["top", "--once", "--address", &address], &[]);
+    let said = String::from_utf8_lossy(&o.stderr);
+    assert!(o.status.code() == Some(1) && said.contains(&address) && said.contains("does not answer"), "{said}");
+}
+
+// ---- what clients cannot break ----
+
+#[test]
+fn clients_that_stall_or_vanish_leave_nothing() {
+    need_bpf!("clients_that_stall_or_vanish_leave_nothing");
+    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms"), ("COLLECTOR_HISTORY", "100ms")]);
+    let (pid, port) = (agent.child.id(), agent.grpc_port);
+    let client = Client::new(port);
+    let fds = || std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    get_metrics(&client);
+    let idle = fds();
+    let open = |window| open_by_hand(port, name::STREAM_METRICS, &stream_request(1), window).unwrap();
+    let round = || {
+        let slow: Vec<TcpStream> = (0..200).map(|i| open(if i % 2 == 0 { 0 } else { 65_535 })).collect();
+        for i in 0..1000 {
+            // Some have not even been read by the server yet, some have been answered.
+            let stream = open(65_535);
+            if i % 50 == 0 {
+                thread::sleep(Duration::from_millis(20));
+            }
+            drop(stream);
+        }
+        let begun = Instant::now();
+        assert_eq!(get_metrics(&client).metric_sets.len(), 1, "others are served");
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        drop(slow);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while fds() > idle {
+            assert!(Instant::now() < deadline, "{} descriptors, not {idle}", fds());
+            thread::sleep(Duration::from_millis(20));
+        }
+        (status_field(pid, "Threads:"), agent.rss_kib())
+    };
+    let rounds: Vec<(u64, u64)> = (0..5).map(|_| round()).collect();
+    let ((threads_2, rss_2), (threads_5, rss_5)) = (rounds[1], rounds[4]);
+    assert!(threads_5 <= threads_2 + 1, "{rounds:?}");
+    // Fewer than a KiB for each of the 3600 clients between: what is left is the allocator's.
+    assert!(rss_5 <= rss_2 + 3600, "{rounds:?}");
+    println!("threads and KiB resident after each round: {rounds:?}");
+}
+
+#[test]
+fn garbage_on_the_port_does_no_harm() {
+    need_bpf!("garbage_on_the_port_does_no_harm");
+    let agent = Agent::start(&[]);
+    let port = agent.grpc_port;
+    let client = Client::new(port);
+    let mut random = common::Random(7);
+    let noise: Vec<u8> = (0..100_000).map(|_| random.below(256) as u8).collect();
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let huge_frame = [&preface[..], &[0xff, 0xff, 0xff, 1, 4, 0, 0, 0, 1], &noise].concat();
+    let after_preface = [&preface[..], &noise].concat();
+    let get = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+    for bytes in [&noise[..], &get[..], b"", &huge_frame, &after_preface, &[0; 1000], b"\x16\x03\x01\x02\x00\x01"] {
+        for _ in 0..20 {
+            let connected = TcpStream::connect(("127.0.0.1", port));
+            let mut stream = connected.unwrap_or_else(|e| panic!("{e}; agent's log:\n{}", agent.log()));
+            let _ = stream.write_all(bytes); // the server may hang up before the end
+            let _ = stream.shutdown(Shutdown::Write);
+        }
+        assert_eq!(get_metrics(&client).metric_sets.len(), 1);
+    }
+    // A message that is none: only this call fails.
+    let mut stream = open_by_hand(
+        port,
+        name::GET_METRICS,
+        &HealthCheckRequest { service: "x".repeat(100), ..Default::default() },
+        65_535,
+    )
+    .unwrap();
+    stream.write_all(&noise).unwrap_or_default();
+    assert_eq!(get_metrics(&client).metric_sets.len(), 1);
+    assert_eq!(agent.get("/health").status, 200);
+    assert!(!agent.log().contains("panic"), "{}", agent.log());
+}
+
+#[test]
+fn it_stops_at_once_with_streams_open() {
+    need_bpf!("it_stops_at_once_with_streams_open");
+    let mut agent = Agent::start(&[]);
+    let client = Client::new(agent.grpc_port);
+    let open = || client.stream::<_, rpc::StreamMetricsResponse>(name::STREAM_METRICS, &stream_request(3600));
+    let mut streams: Vec<_> = (0..20).map(|_| open()).collect();
+    for stream in &mut streams {
+        assert!(stream.next().unwrap().is_ok());
+    }
+    let stalled = open_by_hand(agent.grpc_port, name::STREAM_METRICS, &stream_request(1), 0).unwrap();
+    sys::kill(agent.child.id(), libc::SIGTERM);
+    let status = common::wait_for(&mut agent.child, Duration::from_secs(10));
+    assert_eq!(status.and_then(|s| s.code()), Some(0), "{}", agent.log());
+    assert!(streams.iter_mut().all(|s| s.next().is_none_or(|m| m.is_err())));
+    assert_ne!(client.channel.check_connectivity_state(false), ConnectivityState::GRPC_CHANNEL_READY);
+    drop(stalled);
+}
