@@ -318,7 +318,7 @@ fn disabled_it_costs_nothing_and_enabled_it_goes_on_counting() {
     let metrics = s.agent.settled();
     assert_eq!(metrics.get("ebpf_fadvise_calls_total") - before, 1030.0);
     assert_eq!(s.agent.stats()["scope"], "comm:no-such-name");
-    assert!(!metrics.0.keys().any(|k| k.starts_with("ebpf_read_latency_seconds")));
+    assert!(!metrics.0.keys().any(|k| k.starts_with("ebpf_read_wait_seconds")));
     assert!(s.agent.log().contains("ConfigureModule by 127.0.0.1:"), "{}", s.agent.log());
 }
 
