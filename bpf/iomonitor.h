@@ -43,6 +43,8 @@ struct settings {
 	__u32 scope; /* enum scope */
 	__u32 page_shift;
 	__u64 regs_offset; /* of the saved registers in a task's stack; 0: not known yet */
+	__u64 stack_size; /* of a task, in bytes; 0: not known yet, or of no use */
+	__u64 address; /* of this struct; 0: not known */
 	__u64 vmemmap; /* address of the struct page of page frame 0; 0: not known */
 	char comm[COMM_LEN]; /* SCOPE_COMM: NUL-padded */
 };

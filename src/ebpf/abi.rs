@@ -64,6 +64,10 @@ plain! {
         page_shift: u32,
         /// Where the saved registers lie in a task's stack; 0: the programs fill it in.
         regs_offset: u64,
+        /// Bytes of a task's stack; 0: the programs fill it in, where stacks are aligned to their size.
+        stack_size: u64,
+        /// Address of this struct itself; 0: the programs fill it in.
+        address: u64,
         /// Address of the `struct page` of page frame 0; 0 if it is not known.
         vmemmap: u64,
         /// Name to match under [`SCOPE_COMM`], NUL-padded.
