@@ -12,6 +12,7 @@ pub mod ebpf;
 pub mod export;
 pub mod health;
 pub mod healthcheck;
+pub mod logging;
 pub mod manual;
 pub mod metrics;
 pub mod modules;

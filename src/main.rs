@@ -23,7 +23,7 @@ use ebpf_sidecar::server::grpc;
 use ebpf_sidecar::server::http::{self, Page, Rendered};
 use ebpf_sidecar::systemd::{Pulse, Systemd};
 use ebpf_sidecar::time::rfc3339;
-use ebpf_sidecar::{healthcheck, manual, pod, preflight, top, version};
+use ebpf_sidecar::{healthcheck, logging, manual, pod, preflight, top, version};
 
 /// How long `health` waits: less than probes of containers usually do.
 const HEALTH_LIMIT: Duration = Duration::from_secs(3);
@@ -72,6 +72,9 @@ fn dispatch() -> Result<(), u8> {
                 Some(address) => address,
                 None => {
                     let grpc = load_config(&cli)?.server.grpc;
+                    if !grpc.enabled {
+                        return Err(fail(FAILED, "top asks over gRPC, which server.grpc.enabled switches off"));
+                    }
                     if grpc.tls.enabled {
                         return Err(fail(FAILED, "top speaks no TLS, which server.grpc.tls.enabled asks for"));
                     }
@@ -115,7 +118,7 @@ fn version_text() -> String {
 }
 
 fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
-    start_log(level);
+    logging::start(level);
     // Both belong to the first thread: the others inherit the blocked signals and the mount namespace.
     let signals = os::StopSignals::block().map_err(|e| fail(FAILED, format!("cannot block signals: {e}")))?;
     match os::mount_tracefs_privately() {
@@ -124,6 +127,7 @@ fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
         Err(e) => log::warn!("no tracefs: {e}"),
     }
     os::raise_memlock();
+    os::share_heap();
     log::info!("ebpf-sidecar {} ({}), Linux {}", version::VERSION, version::COMMIT, os::kernel_release());
     if config.export.kind == ExportKind::BanyanDb {
         log::warn!("this version has no BanyanDB exporter: with export.type banyandb it serves Prometheus only");
@@ -143,8 +147,14 @@ fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
     let http = http::start(address, path, collector.snapshots(), Box::new(render), Some(gateway))
         .map_err(|e| fail(FAILED, e))?;
     log::info!("HTTP: http://{address}{} /health /api/v1/stats", config.server.http.metrics_path);
-    let grpc = grpc::start(&config.server.grpc, api).map_err(|e| fail(FAILED, e))?;
-    log::info!("gRPC: {} {}", grpc.address(), if config.server.grpc.tls.enabled { "with TLS" } else { "without TLS" });
+    let grpc = match &config.server.grpc {
+        config if config.enabled => {
+            let grpc = grpc::start(config, api).map_err(|e| fail(FAILED, e))?;
+            log::info!("gRPC: {} {}", grpc.address(), if config.tls.enabled { "with TLS" } else { "without TLS" });
+            Some(grpc)
+        }
+        _ => None,
+    };
 
     let systemd = Systemd::from_env();
     systemd.ready(&format!("counting {scope}; http://{address}"));
@@ -190,15 +200,4 @@ fn render(page: Page, snapshot: &Snapshot) -> Rendered {
             Rendered { status: if health.status == Status::Unhealthy { 503 } else { 200 }, body }
         }
     }
-}
-
-fn start_log(level: log::LevelFilter) {
-    env_logger::Builder::new()
-        .filter_level(level)
-        // Its accept thread ends by design, and would call that an error (server/inner.rs).
-        .filter_module("tiny_http", log::LevelFilter::Off)
-        // At debug level gRPC tells of every step.
-        .filter_module("grpcio", level.min(log::LevelFilter::Warn))
-        .format(|out, record| writeln!(out, "{} {:5} {}", rfc3339(SystemTime::now()), record.level(), record.args()))
-        .init();
 }

@@ -95,14 +95,15 @@ pub fn check(config: &Config) -> (String, bool) {
         }
     }
     let config::Server { grpc, http, .. } = &config.server;
-    for (what, address, port) in [("HTTP port", http.address, http.port), ("gRPC port", grpc.address, grpc.port)] {
+    let grpc_port = grpc.enabled.then_some(("gRPC port", grpc.address, grpc.port));
+    for (what, address, port) in [("HTTP port", http.address, http.port)].into_iter().chain(grpc_port) {
         let address = SocketAddr::new(address, port);
         match TcpListener::bind(address) {
             Ok(_) => report.line(true, what, format!("{address} is free")),
             Err(e) => report.line(false, what, format!("{address}: {e}")),
         }
     }
-    match tls::check(&grpc.tls) {
+    match tls::check(grpc) {
         Ok(false) => {}
         Ok(true) => report.line(true, "certificates", "can be used"),
         Err(e) => report.line(false, "certificates", e),

@@ -4,7 +4,7 @@ mod common;
 #[path = "common/grpc.rs"]
 mod grpc;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::Command;
@@ -249,11 +249,117 @@ fn streams_above_the_limit_are_refused_until_one_ends() {
     assert!(message.contains("server.grpc.limits.streams"), "{message}");
     assert_eq!(get_metrics(&clients[2]).metric_sets.len(), 1, "calls are not streams");
     drop(first);
+    until("the place of a client that has left is free", || open(&clients[2]).next().unwrap().is_ok());
+}
+
+/// Asks until the answer is as wanted.
+#[track_caller]
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
-    while open(&clients[2]).next().unwrap().is_err() {
-        assert!(Instant::now() < deadline, "the place of a client that has left is not free");
+    while !holds() {
+        assert!(Instant::now() < deadline, "not so in 30 s: {what}");
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+#[test]
+fn calls_above_the_limit_are_refused_until_one_ends() {
+    need_bpf!("calls_above_the_limit_are_refused_until_one_ends");
+    let agent = Agent::start(&[("SERVER_GRPC_LIMITS_CALLS", "2")]);
+    let client = Client::new(agent.grpc_port);
+    // An answer that may not be sent keeps its place.
+    let request = rpc::GetMetricsRequest::default();
+    let open = || open_by_hand(agent.grpc_port, name::GET_METRICS, &request, 0).unwrap();
+    let waiting = [open(), open()];
+    let call = || client.try_call::<_, rpc::GetMetricsResponse>(name::GET_METRICS, &request);
+    until("all places are taken", || call().is_err());
+    let (code, message) = grpc::refusal_of(call());
+    assert_eq!(code, RpcStatusCode::RESOURCE_EXHAUSTED);
+    assert!(message.contains("server.grpc.limits.calls"), "{message}");
+    drop(waiting);
+    until("the places of clients that have left are free", || call().is_ok());
+}
+
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+
+/// Reads HTTP/2 frames up to one of this type. False if the server hangs up before.
+fn read_to_frame(stream: &mut TcpStream, kind: u8) -> bool {
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut head = [0; 9];
+    while stream.read_exact(&mut head).is_ok() {
+        if head[3] == kind {
+            return true;
+        }
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        std::io::copy(&mut stream.take(length.into()), &mut std::io::sink()).unwrap();
+    }
+    false
+}
+
+#[test]
+fn connections_end_when_they_are_idle_or_old() {
+    need_bpf!("connections_end_when_they_are_idle_or_old");
+    let agent = Agent::start(&[("SERVER_GRPC_LIMITS_CONNECTION_IDLE", "300ms")]);
+    let request = rpc::GetHealthRequest::default();
+    let mut idle = open_by_hand(agent.grpc_port, name::GET_HEALTH, &request, 65_535).unwrap();
+    assert!(read_to_frame(&mut idle, GOAWAY));
+    let open =
+        |agent: &Agent| open_by_hand(agent.grpc_port, name::STREAM_METRICS, &stream_request(3600), 65_535).unwrap();
+    let mut busy = open(&agent);
+    busy.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let mut answer = Vec::new();
+    let ended = busy.read_to_end(&mut answer).map_err(|e| e.kind());
+    assert!(ended.is_err() && !answer.is_empty(), "{ended:?}: one with an open stream is not idle");
+    drop(agent);
+
+    let agent = Agent::start(&[("SERVER_GRPC_LIMITS_CONNECTION_AGE", "300ms")]);
+    assert!(read_to_frame(&mut open(&agent), GOAWAY), "also one with an open stream");
+    drop(agent);
+
+    let agent = Agent::start(&[("SERVER_GRPC_LIMITS_KEEPALIVE", "1s")]);
+    assert!(read_to_frame(&mut open(&agent), PING), "who says nothing is asked");
+}
+
+#[test]
+#[ignore = "takes more than a minute: make test-full"]
+fn a_client_that_does_nothing_is_given_up() {
+    need_bpf!("a_client_that_does_nothing_is_given_up");
+    let agent = Agent::start(&[("SERVER_GRPC_LIMITS_STREAMS", "1"), ("SERVER_GRPC_LIMITS_KEEPALIVE", "1s")]);
+    let client = Client::new(agent.grpc_port);
+    // It answers probes, but may not be sent what it asked for.
+    let open = |window| open_by_hand(agent.grpc_port, name::STREAM_METRICS, &stream_request(1), window).unwrap();
+    let stalled = open(0);
+    let mut probed = stalled.try_clone().unwrap();
+    let answers = thread::spawn(move || {
+        let mut data = [0; 8];
+        while read_to_frame(&mut probed, PING) && probed.read_exact(&mut data).is_ok() {
+            let pong = [&[0, 0, 8, PING, 1, 0, 0, 0, 0][..], &data].concat();
+            if probed.write_all(&pong).is_err() {
+                break;
+            }
+        }
+    });
+    let begun = Instant::now();
+    let refused = || {
+        let mut stream = client.stream::<_, rpc::StreamMetricsResponse>(name::STREAM_METRICS, &stream_request(1));
+        stream.next().unwrap().is_err()
+    };
+    until("its stream is open", refused);
+    while refused() {
+        assert!(begun.elapsed() < Duration::from_secs(180), "it keeps its place");
+        thread::sleep(Duration::from_millis(200));
+    }
+    assert!(begun.elapsed() >= Duration::from_secs(59), "{:?}", begun.elapsed());
+    assert!(agent.log().contains("has read nothing for 60s"), "{}", agent.log());
+    stalled.shutdown(Shutdown::Both).unwrap();
+    answers.join().unwrap();
+
+    // One that does not even answer probes.
+    let begun = Instant::now();
+    let mut silent = open(65_535);
+    assert!(std::io::copy(&mut silent, &mut std::io::sink()).is_ok_and(|n| n > 0));
+    assert!(begun.elapsed() < Duration::from_secs(120));
 }
 
 #[test]
@@ -483,11 +589,7 @@ fn http_streams_lines_to_sixteen_clients() {
     assert_eq!(http_stream(agent.port).0, 503);
     assert_eq!(agent.get("/health").status, 200, "others are served");
     streams.truncate(15);
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while http_stream(agent.port).0 != 200 {
-        assert!(Instant::now() < deadline, "the place of a client that has left is not free");
-        thread::sleep(Duration::from_millis(20));
-    }
+    until("the place of a client that has left is free", || http_stream(agent.port).0 == 200);
     // HTTP/1.1 has chunks; curl takes them apart.
     let url = format!("http://127.0.0.1:{}/api/v1/ebpf/metrics/stream?interval_seconds=3600", agent.port);
     let curl = Command::new("curl").args(["-sN", "--max-time", "2", &url]).output();
@@ -559,18 +661,19 @@ fn clients_that_stall_or_vanish_leave_nothing() {
         assert_eq!(get_metrics(&client).metric_sets.len(), 1, "others are served");
         assert!(begun.elapsed() < Duration::from_secs(10));
         drop(slow);
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while fds() > idle {
-            assert!(Instant::now() < deadline, "{} descriptors, not {idle}", fds());
-            thread::sleep(Duration::from_millis(20));
-        }
+        until("their descriptors are closed", || fds() <= idle);
         (status_field(pid, "Threads:"), agent.rss_kib())
     };
-    let rounds: Vec<(u64, u64)> = (0..5).map(|_| round()).collect();
-    let ((threads_2, rss_2), (threads_5, rss_5)) = (rounds[1], rounds[4]);
-    assert!(threads_5 <= threads_2 + 1, "{rounds:?}");
-    // Fewer than a KiB for each of the 3600 clients between: what is left is the allocator's.
-    assert!(rss_5 <= rss_2 + 3600, "{rounds:?}");
+    // How many clients there are at one moment, and so the most memory that is needed, depends on how busy the machine
+    // is: what one round leaves behind may grow for a while, but not for ever. A KiB for each client, never freed, would
+    // be 3600 in the three rounds that are compared.
+    let mut rounds: Vec<(u64, u64)> = (0..5).map(|_| round()).collect();
+    while let [.., (threads, rss), _, _, (threads_then, rss_then)] = rounds[..]
+        && (threads_then > threads + 1 || rss_then > rss + 512)
+    {
+        assert!(rounds.len() < 30, "threads and KiB resident after each round: {rounds:?}");
+        rounds.push(round());
+    }
     println!("threads and KiB resident after each round: {rounds:?}");
 }
 

@@ -48,6 +48,14 @@ const DURATION: &str = "a duration from 10ms to 1h, such as 500ms, 10s or 1m30s"
 /// Every key, in the order of the file.
 pub(super) static KEYS: &[Key] = &[
     Key {
+        path: "server.grpc.enabled",
+        kind: Kind::Scalar,
+        allowed: BOOL,
+        help: "Whether there is a gRPC server; without it the same methods are served over HTTP alone.",
+        set: |c, s| put(&mut c.server.grpc.enabled, boolean(s)),
+        get: |c| Some(c.server.grpc.enabled.to_string()),
+    },
+    Key {
         path: "server.grpc.address",
         kind: Kind::Scalar,
         allowed: ADDRESS,

@@ -80,6 +80,8 @@ impl AllowConfigure {
 /// The gRPC server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grpc {
+    /// Whether it runs.
+    pub enabled: bool,
     /// Address to listen on.
     pub address: IpAddr,
     /// Port to listen on, never 0.
@@ -307,6 +309,7 @@ impl Default for Config {
         Config {
             server: Server {
                 grpc: Grpc {
+                    enabled: true,
                     address: all_interfaces,
                     port: 9090,
                     tls: Tls { enabled: false, cert_file: None, key_file: None, client_ca_file: None },
@@ -503,7 +506,7 @@ impl Sources<'_> {
         let Server { grpc, http, allow_configure } = &config.server;
         // gRPC takes IPv6 as well at 0.0.0.0.
         let any = |a: IpAddr| if a.is_unspecified() { Ipv6Addr::UNSPECIFIED.into() } else { a };
-        if grpc.port == http.port && overlap(any(grpc.address), http.address) {
+        if grpc.enabled && grpc.port == http.port && overlap(any(grpc.address), http.address) {
             // A key that was given comes first: it is the one to change.
             let (mut a, mut b) = ("server.http.port", "server.grpc.port");
             if self.text(a).is_none() {
@@ -522,13 +525,14 @@ impl Sources<'_> {
                 return Err(self.conflict(enabled, "needs", (path, ""), allowed));
             }
         }
-        if *allow_configure == AllowConfigure::Mtls && !(grpc.tls.enabled && grpc.tls.client_ca_file.is_some()) {
-            let missing = if grpc.tls.enabled {
-                ("server.grpc.tls.client_ca_file", "")
-            } else {
-                ("server.grpc.tls.enabled", "false")
-            };
-            let allowed = "mtls with tls.enabled: true and a client_ca_file, or another value";
+        let missing = match (grpc.enabled, grpc.tls.enabled, &grpc.tls.client_ca_file) {
+            (false, ..) => Some(("server.grpc.enabled", "false")),
+            (_, false, _) => Some(("server.grpc.tls.enabled", "false")),
+            (.., None) => Some(("server.grpc.tls.client_ca_file", "")),
+            _ => None,
+        };
+        if let (AllowConfigure::Mtls, Some(missing)) = (*allow_configure, missing) {
+            let allowed = "mtls with a gRPC server, tls.enabled: true and a client_ca_file, or another value";
             return Err(self.conflict(("server.allow_configure", "mtls"), "cannot be had with", missing, allowed));
         }
         let scopes = ["collector.scope.comm", "collector.scope.cgroup", "collector.scope.pod_uid"];

@@ -91,6 +91,7 @@ export:
     let expected = Config {
         server: Server {
             grpc: Grpc {
+                enabled: true,
                 address: "::1".parse().unwrap(),
                 port: 1,
                 tls: Tls {
@@ -154,6 +155,7 @@ const BAD_VALUES: &[(&str, &str, &[&str])] = &[
         "",
         &["0", "70000", "65536", "-1", "+80", "1.5", "0x50", "x", "''", "' 80'", "999999999999999999"],
     ),
+    ("server.grpc.enabled", "", &["off", "0"]),
     ("server.grpc.tls.enabled", "", &["yes", "on", "1", "''"]),
     ("server.grpc.tls.cert_file", "", &["''"]),
     ("server.grpc.tls.key_file", "", &["''"]),
@@ -240,13 +242,14 @@ server:\ncollector:\nserver: | 3 | server: given twice | allowed: each key once
 just text | 1 | "just text" | a section with server, collector, export
 - server | 1 | sequence | a section with server, collector, export
 server:\n  http: 8080 | 2 | server.http | 8080 | a section with address, port, metrics_path
-server:\n  grpc: [1] | 2 | server.grpc | sequence | a section with address, port, tls
+server:\n  grpc: [1] | 2 | server.grpc | sequence | a section with enabled, address, port, tls
 server:\n  http:\n    port: [1] | 3 | server.http.port | sequence | a port from 1 to 65535
 server:\n  http:\n    port:\n      a: 1 | 4 | server.http.port | map | a port from 1 to 65535
 collector:\n  probes: [fadvice] | 2 | collector.probes: "fadvice" is not allowed | a list of probes
 collector:\n  probes:\n    - kswapd\n    - kswapd | 4 | collector.probes: "kswapd" is not allowed | given twice
 server:\n  http:\n    hosts: [a, b, A] | 3 | server.http.hosts: "A" is not allowed | given twice | a list of host names
 server:\n  http:\n    hosts: ['a:80'] | 3 | server.http.hosts: "a:80" is not allowed | a list of host names
+server:\n  allow_configure: mtls\n  grpc: {enabled: false} | 2 | server.allow_configure: "mtls" | server.grpc.enabled: "false" | allowed: mtls with
 server:\n  allow_configure: mtls | 2 | server.allow_configure: "mtls" | server.grpc.tls.enabled: "false" | allowed: mtls with
 collector:\n  modules: iomonitor | 2 | collector.modules | "iomonitor" | a list of modules
 collector:\n  modules: {a: b} | 2 | collector.modules | map | a list of modules

@@ -177,9 +177,13 @@ impl Agent {
             .stdout(Stdio::null())
             .stderr(File::create(&log).unwrap());
         // The same tests run in every mode that a kernel has.
-        for (test, key) in [("TEST_ATTACH", "ATTACH"), ("TEST_BTF", "BTF")] {
+        for (test, key) in [
+            ("TEST_ATTACH", "COLLECTOR_EBPF_ATTACH"),
+            ("TEST_BTF", "COLLECTOR_EBPF_BTF"),
+            ("TEST_GRPC", "SERVER_GRPC_ENABLED"),
+        ] {
             if let Some(mode) = std::env::var_os(test) {
-                command.env(format!("EBPF_SIDECAR_COLLECTOR_EBPF_{key}"), mode);
+                command.env(format!("EBPF_SIDECAR_{key}"), mode);
             }
         }
         for (name, value) in settings {
@@ -188,7 +192,9 @@ impl Agent {
         let mut agent = Self { child: command.spawn().unwrap(), port, grpc_port, log };
         let deadline = Instant::now() + Duration::from_secs(60);
         // gRPC comes last.
-        while agent.try_get("/health").is_none() || TcpStream::connect(("127.0.0.1", agent.grpc_port)).is_err() {
+        let with_grpc = std::env::var_os("TEST_GRPC").is_none_or(|v| v != "false");
+        let serves_grpc = |agent: &Self| TcpStream::connect(("127.0.0.1", agent.grpc_port)).is_ok();
+        while agent.try_get("/health").is_none() || with_grpc && !serves_grpc(&agent) {
             if let Some(status) = agent.child.try_wait().unwrap() {
                 panic!("the agent ended with {status}:\n{}", agent.log());
             }

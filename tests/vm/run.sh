@@ -19,19 +19,21 @@ for tool in qemu-system-x86_64 busybox cpio mkfs.ext4 dpkg apt-get setpriv; do
     command -v $tool >/dev/null || { echo "SKIPPED tests/vm: $tool is missing (make deps-vm)" && exit 0; }
 done
 
-built=$(cargo test --no-run --lib --test truth --test agent --message-format json 2>/dev/null |
+tests="--lib --test truth --test agent --test grpc"
+# shellcheck disable=SC2086
+built=$(cargo test --no-run $tests --message-format json 2>/dev/null |
     grep -o '"executable":"[^"]*"' | cut -d '"' -f 4 | sort -u) || built=
-[ -n "$built" ] || { cargo test --no-run --lib --test truth --test agent; exit 1; }
+# shellcheck disable=SC2086
+[ -n "$built" ] || { cargo test --no-run $tests; exit 1; }
 # Copies, so that a build meanwhile does not change what is tested.
 for program in $built $(command -v setpriv); do
     strip -o "$out/bin/$(basename "$program" | sed 's/-[0-9a-f]\{16\}$//')" "$program"
 done
-VM_PROGRAMS=$(echo "$out"/bin/*)
-export VM_PROGRAMS
 
-# What a kernel is booted for. fentry, kprobe, tracepoint: the ground truth with that way of attaching alone. nobtf: the
-# same with the kernel's BTF ignored, on the oldest unless VM_MODES names it. auto: what the agent does by default and
-# with few privileges. lru_gen: reclaim under the multi-generational LRU, which is on in Debian's later kernels anyway.
+# What a kernel is booted for. fentry, kprobe, tracepoint: the ground truth with that way of attaching alone, and the
+# module disabled and enabled. nobtf: the ground truth with the kernel's BTF ignored, on the oldest unless VM_MODES names
+# it. auto: what the agent does by default and with few privileges. lru_gen: reclaim under the multi-generational LRU,
+# which is on in Debian's later kernels anyway.
 modes_of() {
     local modes="fentry kprobe tracepoint auto" mode
     [[ $1 != 5.10 && " ${VM_MODES:-} " != *" nobtf "* ]] || modes+=" nobtf"
@@ -43,7 +45,8 @@ modes_of() {
 
 # The job for a mode, to be run in the machine.
 job_of() {
-    echo 'export TEST_AGENT=/bin/ebpf-sidecar TEST_DISK=/disk TEST_EMULATED=1 RUST_BACKTRACE=0'
+    # Starting gRPC's C core takes half a second of emulated CPU.
+    echo 'export TEST_AGENT=/bin/ebpf-sidecar TEST_DISK=/disk TEST_EMULATED=1 TEST_GRPC=false RUST_BACKTRACE=0'
     case $1 in
     auto) echo 'agent --test-threads=1 --show-output --exact by_default_it_attaches_in_the_best_way' \
         'check_examines_everything_and_leaves_nothing without_privilege_it_says_which_and_how' \
@@ -56,7 +59,20 @@ job_of() {
         echo 'truth --test-threads=1 --show-output reclaim kswapd evictions'
         ;;
     nobtf) echo 'TEST_BTF=off truth --test-threads=1 --show-output' ;;
-    *) echo "TEST_ATTACH=$1 truth --test-threads=1 --show-output" ;;
+    *)
+        echo "export TEST_ATTACH=$1"
+        echo 'truth --test-threads=1 --show-output || failed=1'
+        echo 'TEST_GRPC=true grpc --show-output disabled_it_costs_nothing_and_enabled_it_goes_on_counting || failed=1'
+        echo '[ -z "$failed" ]'
+        ;;
+    esac
+}
+
+# The programs in a machine: no more than its job needs, since it has to unpack them.
+programs_of() {
+    case $1 in
+    auto) echo "$out"/bin/{agent,ebpf_sidecar,ebpf-sidecar,setpriv} ;;
+    *) echo "$out"/bin/{truth,grpc,ebpf-sidecar} ;;
     esac
 }
 
@@ -73,6 +89,8 @@ done
 # What fails has a second machine, since an emulated one on a busy host now and then misses a moment: the table tells.
 boot() {
     local log=$out/$1-$2.log image
+    VM_PROGRAMS=$(programs_of "$2")
+    export VM_PROGRAMS
     image=$(bash tests/vm/kernels.sh "$1")
     job_of "$2" >"$out/$1-$2.job"
     bash tests/vm/boot.sh "$image" "$out/$1-$2.job" -nic none >"$log" 2>&1 || :

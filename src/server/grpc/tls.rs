@@ -12,7 +12,7 @@ use openssl::asn1::Asn1Time;
 use openssl::pkey::PKey;
 use openssl::x509::X509;
 
-use crate::config::Tls;
+use crate::config::{Grpc, Tls};
 use crate::metrics::grpc::COUNTS;
 
 /// The server's credentials, `None` without TLS. An error names the file.
@@ -27,9 +27,10 @@ pub fn credentials(config: &Tls) -> Result<Option<ServerCredentials>, String> {
     Ok(Some(ServerCredentials::with_fetcher(Box::new(fetcher), kind)))
 }
 
-/// Whether the files of the configuration can be used; false without TLS. An error names the file.
-pub fn check(config: &Tls) -> Result<bool, String> {
-    Files::of(config).map_or(Ok(false), |files| files.load().map(|_| true))
+/// Whether the files of the configuration can be used; false if none are needed. An error names the file.
+pub fn check(config: &Grpc) -> Result<bool, String> {
+    let files = Files::of(&config.tls).filter(|_| config.enabled);
+    files.map_or(Ok(false), |files| files.load().map(|_| true))
 }
 
 struct Files {
