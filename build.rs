@@ -41,7 +41,8 @@ fn compile_bpf(source: &str, object: &Path, options: &[&str]) {
         .args(["-fdebug-compilation-dir=."]) // the same bytes wherever the tree lies
         .arg(format!("-D__TARGET_ARCH_{arch}"))
         .arg(format!("-I{}", var("DEP_BPF_INCLUDE"))) // bpf/bpf_helpers.h, from libbpf-sys
-        .arg(format!("-I/usr/include/{triple}")) // asm/types.h on Debian; elsewhere it is in /usr/include
+        // asm/types.h on Debian; elsewhere it is in /usr/include. All architectures have the same.
+        .args([format!("-I/usr/include/{triple}"), format!("-I/usr/include/{}-linux-gnu", env::consts::ARCH)])
         .args(options)
         .args(["-c", &format!("bpf/{source}"), "-o"])
         .arg(object)

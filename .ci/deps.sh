@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs the packages that are missing: `deps.sh build` those for building, `deps.sh test` those that the
-# tests need besides, `deps.sh vm` those for the tests on other kernels. Quiet when nothing is missing.
+# tests need besides, `deps.sh vm` those for the tests on other kernels, `deps.sh static` and `deps.sh std` what
+# .ci/static.sh asks for, `deps.sh image` those for the test of the image. Quiet when nothing is missing.
 set -eu
 
 fail() {
@@ -24,7 +25,19 @@ vm) # an emulator, and what goes into the machine
     debian="qemu-system-x86 busybox-static cpio e2fsprogs util-linux debian-archive-keyring"
     alpine="qemu-system-x86_64 busybox-static cpio e2fsprogs"
     ;;
-*) fail "usage: $0 build|test|vm" ;;
+static) # zig comes from Python's registry
+    debian="python3 python3-venv"
+    alpine=""
+    ;;
+image) # a container without a daemon; crun, podman's usual runtime, refuses hosts with both versions of cgroups
+    debian="podman runc"
+    alpine="podman runc"
+    ;;
+std) # Rust's library as source, and the compiler that it belongs to
+    debian="rustc-web rust-web-src"
+    alpine=""
+    ;;
+*) fail "usage: $0 build|test|vm|static|std|image" ;;
 esac
 
 check_rust() {

@@ -57,6 +57,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("kubernetes/privileged-patch.yaml", privileged_patch),
     ("kubernetes/servicemonitor.yaml", service_monitor),
     ("kubernetes/sidecar.yaml", |file| kubernetes(file, 2, &["EBPF_SIDECAR_COLLECTOR_SCOPE_POD_UID"])),
+    ("prometheus/compose.yml", |file| run_promtool(&["check", "config", text(file)])),
     ("prometheus/prometheus.yml", |file| run_promtool(&["check", "config", text(file)])),
     ("prometheus/rules.yml", |file| run_promtool(&["check", "rules", text(file)])),
     ("prometheus/rules_test.yml", |file| run_promtool(&["test", "rules", text(file)])),

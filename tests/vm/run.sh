@@ -1,6 +1,7 @@
 #!/bin/bash
 # The tests of the kernel on other kernels, in emulated machines, and one table of them:
 #   run.sh [KERNEL...]        5.10, 6.1, 6.12 and 7.2 without arguments
+# TEST_STATIC names the static binary (make static), which then runs on the oldest and the newest in an empty root.
 # Each kernel boots once for each mode (see modes_of), three machines at a time or VM_PARALLEL, since they wait now and
 # then. VM_MODES="kprobe auto" runs only those; VM_OVERHEAD names the kernels whose overhead is checked beside
 # (tests/vm/overhead.sh). The table goes to stdout and to target/vm/table.txt, the consoles to target/vm/KERNEL-MODE.log.
@@ -19,7 +20,7 @@ for tool in qemu-system-x86_64 busybox cpio mkfs.ext4 dpkg apt-get setpriv; do
     command -v $tool >/dev/null || { echo "SKIPPED tests/vm: $tool is missing (make deps-vm)" && exit 0; }
 done
 
-tests="--lib --test truth --test agent --test grpc"
+tests="--lib --test truth --test agent --test grpc --test standalone"
 # shellcheck disable=SC2086
 built=$(cargo test --no-run $tests --message-format json 2>/dev/null |
     grep -o '"executable":"[^"]*"' | cut -d '"' -f 4 | sort -u) || built=
@@ -29,15 +30,19 @@ built=$(cargo test --no-run $tests --message-format json 2>/dev/null |
 for program in $built $(command -v setpriv); do
     strip -o "$out/bin/$(basename "$program" | sed 's/-[0-9a-f]\{16\}$//')" "$program"
 done
+[ -z "${TEST_STATIC:-}" ] || cp "$TEST_STATIC" "$out/bin/ebpf-sidecar-static"
 
 # What a kernel is booted for. fentry, kprobe, tracepoint: the ground truth with that way of attaching alone, and the
 # module disabled and enabled. nobtf: the ground truth with the kernel's BTF ignored, on the oldest unless VM_MODES names
-# it. auto: what the agent does by default and with few privileges. lru_gen: reclaim under the multi-generational LRU,
-# which is on in Debian's later kernels anyway.
+# it. static: the same by the static binary, with the defaults. auto: what the agent does by default and with few
+# privileges. lru_gen: reclaim under the multi-generational LRU, which is on in Debian's later kernels anyway.
 modes_of() {
     local modes="fentry kprobe tracepoint auto" mode
     [[ $1 != 5.10 && " ${VM_MODES:-} " != *" nobtf "* ]] || modes+=" nobtf"
     [ "$1" != 6.1 ] || modes+=" lru_gen"
+    if [ -n "${TEST_STATIC:-}" ] && [[ "5.10 7.2" = *$1* || " ${VM_MODES:-} " = *" static "* ]]; then
+        modes+=" static"
+    fi
     for mode in $modes; do
         [[ " ${VM_MODES:-$modes} " != *" $mode "* ]] || echo "$mode"
     done
@@ -58,6 +63,17 @@ job_of() {
         echo 'echo 7 >/sys/kernel/mm/lru_gen/enabled || exit 1'
         echo 'truth --test-threads=1 --show-output reclaim kswapd evictions'
         ;;
+    static)
+        cat <<'END' ;;
+mkdir /empty && mount -t tmpfs empty /empty && cp /bin/ebpf-sidecar-static /empty || exit 1
+for d in proc sys; do mkdir /empty/$d && mount -o rbind /$d /empty/$d || exit 1; done
+printf '#!/bin/sh\nexec chroot /empty /ebpf-sidecar-static "$@"\n' >/bin/confined
+chmod 755 /bin/confined
+export TEST_STATIC=/bin/ebpf-sidecar-static TEST_AGENT=/bin/confined
+standalone --test-threads=1 --show-output it_counts it_stays || failed=1
+truth --test-threads=1 --show-output || failed=1
+[ -z "$failed" ]
+END
     nobtf) echo 'TEST_BTF=off truth --test-threads=1 --show-output' ;;
     *)
         echo "export TEST_ATTACH=$1"
@@ -72,6 +88,7 @@ job_of() {
 programs_of() {
     case $1 in
     auto) echo "$out"/bin/{agent,ebpf_sidecar,ebpf-sidecar,setpriv} ;;
+    static) echo "$out"/bin/{truth,standalone,ebpf-sidecar-static} ;;
     *) echo "$out"/bin/{truth,grpc,ebpf-sidecar} ;;
     esac
 }

@@ -62,8 +62,8 @@ words > 0 { fail($0); words-- }
 
 END {
     short["fentry"] = "fe"; short["kprobe"] = "kp"; short["tracepoint"] = "tp"; short["auto"] = "au"
-    short["lru_gen"] = "lr"; short["nobtf"] = "nb"
-    print "fe fentry, kp kprobe, tp tracepoint, nb no BTF, lr lru_gen=7, au auto: defaults and privileges"
+    short["lru_gen"] = "lr"; short["nobtf"] = "nb"; short["static"] = "st"
+    print "fe fentry, kp kprobe, tp tracepoint, nb no BTF, st static binary, lr lru_gen=7, au auto: defaults and privileges"
     head = sprintf("%-42s", "")
     for (c = 1; c <= n; c++) {
         if (kernel[c] != kernel[c - 1]) {
