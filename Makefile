@@ -42,9 +42,12 @@ run: build ## build it and start it on this kernel, as root (ARGS="--log-level d
 test: deps deps-test ## run every test that this machine can run, also on other kernels, and list what was skipped
 	@sh .ci/test.sh
 
-test-full: deps deps-test ## the same, and what takes long: overhead on every kernel, measurements
+test-full: deps deps-test deps-browser ## the same, and what takes long: overhead on every kernel, the page in Chromium, measurements
 	@VM_OVERHEAD="5.10 6.1 6.12 7.2" sh .ci/test.sh
 	@cargo test --no-fail-fast -- --test-threads=1 --ignored --nocapture
+
+deps-browser: ## install Chromium for the tests of the page
+	@sh .ci/deps.sh browser || echo "no Chromium: the tests of the page will be skipped" >&2
 
 deps-vm: ## install what the tests on other kernels need besides (Debian, Ubuntu)
 	@sh .ci/deps.sh vm
@@ -85,4 +88,4 @@ uninstall: ## remove them; a configuration that was changed stays
 clean: ## remove everything that was built
 	@cargo clean
 
-.PHONY: help deps deps-test deps-vm build run test test-vm lint bench bench-overhead install uninstall clean
+.PHONY: help deps deps-test deps-browser deps-vm build run test test-vm lint bench bench-overhead install uninstall clean

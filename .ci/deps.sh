@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs the packages that are missing: `deps.sh build` those for building, `deps.sh test` those that the
-# tests need besides, `deps.sh vm` those for the tests on other kernels. Quiet when nothing is missing.
+# tests need besides, `deps.sh vm` those for the tests on other kernels, `deps.sh browser` those for the page's. Quiet when
+# nothing is missing.
 set -eu
 
 fail() {
@@ -24,7 +25,11 @@ vm) # an emulator, and what goes into the machine
     debian="qemu-system-x86 busybox-static cpio e2fsprogs util-linux debian-archive-keyring"
     alpine="qemu-system-x86_64 busybox-static cpio e2fsprogs"
     ;;
-*) fail "usage: $0 build|test|vm" ;;
+browser) # Chromium, what drives it, and letters for its pictures
+    debian="chromium chromium-driver fonts-dejavu-core"
+    alpine="chromium chromium-chromedriver font-dejavu"
+    ;;
+*) fail "usage: $0 build|test|vm|browser" ;;
 esac
 
 check_rust() {
