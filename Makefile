@@ -45,7 +45,7 @@ run: build ## build it and start it on this kernel, as root (ARGS="--log-level d
 test: deps deps-test ## run every test that this machine can run, also on other kernels, and list what was skipped
 	@sh .ci/test.sh
 
-test-full: deps deps-test ## the same, and what takes long: overhead on every kernel, measurements
+test-full: deps deps-test deps-browser deps-image ## the same, and what takes long: overhead on every kernel, the page in Chromium, the image in podman, measurements
 	@VM_OVERHEAD="5.10 6.1 6.12 7.2" sh .ci/test.sh
 	@cargo test --no-fail-fast -- --test-threads=1 --ignored --nocapture
 
@@ -57,6 +57,9 @@ test-static: static deps-test deps-image ## run the tests that look at the agent
 
 deps-image: ## install what the test of the image needs besides
 	@sh .ci/deps.sh image
+
+deps-browser: ## install Chromium for the tests of the page
+	@sh .ci/deps.sh browser || echo "no Chromium: the tests of the page will be skipped" >&2
 
 deps-vm: ## install what the tests on other kernels need besides (Debian, Ubuntu)
 	@sh .ci/deps.sh vm
@@ -97,4 +100,4 @@ uninstall: ## remove them; a configuration that was changed stays
 clean: ## remove everything that was built
 	@cargo clean
 
-.PHONY: help deps deps-test deps-vm deps-image build static run test test-full test-static test-vm lint bench bench-overhead install uninstall clean
+.PHONY: help deps deps-test deps-browser deps-vm deps-image build static run test test-full test-static test-vm lint bench bench-overhead install uninstall clean

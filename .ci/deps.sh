@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs the packages that are missing: `deps.sh build` those for building, `deps.sh test` those that the
-# tests need besides, `deps.sh vm` those for the tests on other kernels, `deps.sh static` and `deps.sh std` what
-# .ci/static.sh asks for, `deps.sh image` those for the test of the image. Quiet when nothing is missing.
+# tests need besides, `deps.sh vm` those for the tests on other kernels, `deps.sh browser` those for the page's,
+# `deps.sh image` those for the image's, `deps.sh static` and `deps.sh std` what .ci/static.sh asks for. Quiet when
+# nothing is missing.
 set -eu
 
 fail() {
@@ -37,7 +38,11 @@ std) # Rust's library as source, and the compiler that it belongs to
     debian="rustc-web rust-web-src"
     alpine=""
     ;;
-*) fail "usage: $0 build|test|vm|static|std|image" ;;
+browser) # Chromium, what drives it, and letters for its pictures
+    debian="chromium chromium-driver fonts-dejavu-core"
+    alpine="chromium chromium-chromedriver font-dejavu"
+    ;;
+*) fail "usage: $0 build|test|vm|browser|image|static|std" ;;
 esac
 
 check_rust() {

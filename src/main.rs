@@ -146,7 +146,7 @@ fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
     let gateway = Gateway::new(Arc::clone(&api), config.server.http.hosts.clone());
     let http = http::start(address, path, collector.snapshots(), Box::new(render), Some(gateway))
         .map_err(|e| fail(FAILED, e))?;
-    log::info!("HTTP: http://{address}{} /health /api/v1/stats", config.server.http.metrics_path);
+    log::info!("HTTP: http://{address}/ {} /health /api/v1/stats", config.server.http.metrics_path);
     let grpc = match &config.server.grpc {
         config if config.enabled => {
             let grpc = grpc::start(config, api).map_err(|e| fail(FAILED, e))?;

@@ -263,6 +263,8 @@ fn serves_its_pages_and_nothing_else() {
         ("http://other.example:80/metrics", "text/plain; version=0.0.4; charset=utf-8"),
         ("/health", "application/json"),
         ("/api/v1/stats", "application/json"),
+        ("/", "text/html; charset=utf-8"),
+        ("/?from=a#link", "text/html; charset=utf-8"),
     ] {
         let (got, ended) = send(address, format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
         assert_eq!((got.code, got.header("Content-Type"), ended), (200, Some(media), false), "{path}");
@@ -291,14 +293,54 @@ fn serves_its_pages_and_nothing_else() {
         assert_eq!((answer.code, answer.header("Allow"), ended), (405, Some("GET, HEAD"), false), "{method}");
         assert_error(&answer);
     }
-    for target in ["/", "/metrics/", "/Health", "*", "/%6detrics"] {
+    for target in ["/index.html", "/metrics/", "/Health", "*", "/%6detrics"] {
         let (answer, ended) = send(address, format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
         assert_eq!((answer.code, ended), (404, false), "{target}");
         let message = assert_error(&answer);
-        for path in ["/metrics", "/health", "/api/v1/stats"] {
+        for path in [" /,", "/metrics", "/health", "/api/v1/stats"] {
             assert!(message.contains(path), "{message}");
         }
     }
+}
+
+/// What stands between the only `begin` and the `end` after it.
+fn between<'a>(text: &'a str, begin: &str, end: &str) -> &'a str {
+    let parts: Vec<&str> = text.split(begin).collect();
+    assert_eq!(parts.len(), 2, "{begin}");
+    parts[1].split_once(end).unwrap().0
+}
+
+#[test]
+fn the_page_allows_its_own_script_and_style_alone() {
+    let server = start(&SnapshotCell::new(snapshot(1)), render());
+    let page = get(server.address(), "/");
+    assert_eq!(page.header("Referrer-Policy"), Some("no-referrer"));
+    let html = String::from_utf8(page.body.clone()).unwrap();
+    assert!(html.len() <= 40 << 10, "{} bytes", html.len());
+    let hash = |element: &str| {
+        let text = between(&html, &format!("<{element}>"), &format!("</{element}>"));
+        let hash = openssl::hash::hash(openssl::hash::MessageDigest::sha256(), text.as_bytes()).unwrap();
+        format!("{element}-src 'sha256-{}'", openssl::base64::encode_block(&hash))
+    };
+    let policy: Vec<&str> = page.header("Content-Security-Policy").unwrap().split("; ").collect();
+    let (script, style) = (hash("script"), hash("style"));
+    assert_eq!(
+        policy,
+        [
+            "default-src 'none'",
+            &script,
+            &style,
+            "connect-src 'self'",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+            "require-trusted-types-for 'script'",
+            "trusted-types 'none'",
+        ]
+    );
+    // The other pages are no documents.
+    assert_eq!(get(server.address(), "/health").header("Content-Security-Policy"), None);
 }
 
 /// Sees that an answer is an error as JSON; its message.

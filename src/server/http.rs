@@ -1,4 +1,4 @@
-//! The routes `/metrics`, `/health` and `/api/v1/stats`, and starting and stopping the server.
+//! The routes `/`, `/metrics`, `/health` and `/api/v1/stats`, and starting and stopping the server.
 //!
 //! Two threads: `http-front` (`server::front`) talks to the clients, `http` answers what it passes on. Both
 //! read the newest snapshot only; neither waits for the collector.
@@ -16,6 +16,7 @@ use super::front;
 use super::gateway::{CONFIGURE_PATH, Configure, Gateway};
 use super::inner::Inner;
 use super::listen::StartError;
+use super::page;
 use super::request::PEER;
 use crate::api::{Code, Failure};
 use crate::ebpf::poll;
@@ -129,7 +130,15 @@ pub fn start(
         Some(gateway) => gateway.stream(query).map_err(|f| (f.code.http(), f.message)),
         None => Err((404, "no such page".into())),
     };
-    let mut routes = Routes { metrics_path: metrics_path.to_owned(), cell, render, gateway, cache: Cache::default() };
+    let mut routes = Routes {
+        metrics_path: metrics_path.to_owned(),
+        cell,
+        render,
+        gateway,
+        cache: Cache::default(),
+        start_page: page::HTML.as_bytes().into(),
+        start_page_policy: page::policy(),
+    };
 
     let mut server = HttpServer { address, wake: Some(wake), threads: Vec::with_capacity(2) };
     let answer = thread::Builder::new().name("http".into()).spawn(move || {
@@ -215,6 +224,8 @@ struct Routes {
     render: Render,
     gateway: Option<Arc<Gateway>>,
     cache: Cache,
+    start_page: Arc<[u8]>,
+    start_page_policy: String,
 }
 
 /// The pages of one snapshot, as far as they were asked for.
@@ -234,27 +245,35 @@ impl Routes {
             return json_response(result);
         }
         let page = match path {
+            "/" => None,
             p if p == self.metrics_path => {
                 let accept = request.headers().iter().find(|h| h.field.equiv("Accept"));
                 if accept.is_some_and(|h| prefers_openmetrics(h.value.as_str())) {
-                    Page::OpenMetrics
+                    Some(Page::OpenMetrics)
                 } else {
-                    Page::Prometheus
+                    Some(Page::Prometheus)
                 }
             }
-            "/health" => Page::Health,
-            "/api/v1/stats" => Page::Stats,
+            "/health" => Some(Page::Health),
+            "/api/v1/stats" => Some(Page::Stats),
             _ => {
-                let paths = format!("no such page; there are {}, /health and /api/v1/stats", self.metrics_path);
+                let paths = format!("no such page; there are /, {}, /health and /api/v1/stats", self.metrics_path);
                 return failure(404, &paths);
             }
         };
         if !matches!(request.method(), Method::Get | Method::Head) {
             return failure(405, "only GET and HEAD are allowed here").with_header(header("Allow", "GET, HEAD"));
         }
+        let Some(page) = page else { return self.start_page() };
         let (status, body) = self.page(page);
         let vary = (path == self.metrics_path).then(|| header("Vary", "Accept"));
         vary.into_iter().fold(respond(status, page.content_type(), body), Response::with_header)
+    }
+
+    fn start_page(&self) -> Response<Body> {
+        respond(200, "text/html; charset=utf-8", Arc::clone(&self.start_page))
+            .with_header(header("Content-Security-Policy", &self.start_page_policy))
+            .with_header(header("Referrer-Policy", "no-referrer"))
     }
 
     fn page(&mut self, page: Page) -> (u16, Arc<[u8]>) {
@@ -293,7 +312,7 @@ fn respond(status: u16, content_type: &str, body: Arc<[u8]>) -> Response<Body> {
 }
 
 fn header(name: &str, value: &str) -> Header {
-    // Every header of ours is an ASCII literal.
+    // Every header of ours is an ASCII literal, or the page's policy, which is ASCII too.
     Header::from_bytes(name, value).expect("ASCII")
 }
 

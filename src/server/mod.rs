@@ -10,4 +10,5 @@ pub mod grpc;
 pub mod http;
 mod inner;
 pub mod listen;
+mod page;
 mod request;

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub mod bpf;
+pub mod browser;
 pub mod btf;
 pub mod prometheus;
 pub mod sys;
@@ -164,8 +165,12 @@ impl Agent {
         Self::start_with(command(), settings)
     }
 
-    pub fn start_with(mut command: Command, settings: &[(&str, &str)]) -> Self {
-        let [port, grpc_port] = free_ports();
+    pub fn start_with(command: Command, settings: &[(&str, &str)]) -> Self {
+        Self::start_at(free_ports(), command, settings)
+    }
+
+    /// The same at these ports of HTTP and gRPC.
+    pub fn start_at([port, grpc_port]: [u16; 2], mut command: Command, settings: &[(&str, &str)]) -> Self {
         let n = AGENTS.fetch_add(1, Ordering::Relaxed);
         let log = std::env::temp_dir().join(format!("ebpf-sidecar-test-{}-{n}.log", std::process::id()));
         command
