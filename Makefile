@@ -45,9 +45,10 @@ run: build ## build it and start it on this kernel, as root (ARGS="--log-level d
 test: deps deps-test ## run every test that this machine can run, also on other kernels, and list what was skipped
 	@sh .ci/test.sh
 
-test-full: deps deps-test deps-browser deps-image ## the same, and what takes long: overhead on every kernel, the page in Chromium, the image in podman, measurements
+test-full: deps deps-test deps-browser ## the same, and what takes long: overhead on every kernel, the page in Chromium, the static binary, measurements
 	@VM_OVERHEAD="5.10 6.1 6.12 7.2" sh .ci/test.sh
 	@cargo test --no-fail-fast -- --test-threads=1 --ignored --nocapture
+	@$(MAKE) --no-print-directory test-static
 
 # The folder of the binary is an absolute one, as the tests run elsewhere.
 test-static: static deps-test deps-image ## run the tests that look at the agent from outside on the static binary
