@@ -511,37 +511,46 @@ fn is_used_with_the_keyboard_alone() {
     let shown = || rows(&browser).0;
     let focus = || browser.eval("return document.activeElement.id || document.activeElement.localName");
     // Whoever has the focus shows it.
-    let outlined = || browser.eval("return getComputedStyle(document.activeElement).outlineStyle") == "solid";
+    let outlined = || {
+        let style = "const s = getComputedStyle(document.activeElement); return s.outlineStyle + ' ' + s.outlineWidth";
+        browser.eval(style) == "solid 3px"
+    };
 
     browser.press(TAB);
     assert_eq!((focus(), outlined()), (json!("pause"), true));
     browser.press(SPACE);
     assert_eq!(browser.eval("return document.activeElement.textContent"), "Resume");
     assert!(shown().starts_with("paused: "), "{}", shown());
+    // What is new is known of, and waits.
+    let next = |n: u64| fake.cell.store(Snapshot { modules: fake_modules(), ..snapshot(n) });
+    next(6);
+    browser.wait("return [...document.querySelectorAll('dd')].some((dd) => dd.textContent === '6')");
+    assert!(shown().contains(", snapshot 5,"), "{}", shown());
     browser.press(ENTER);
     assert!(shown().starts_with("live: "), "{}", shown());
+    wait_for_snapshot(&browser, 6);
 
     browser.press(TAB);
     assert_eq!((focus(), outlined()), (json!("back"), true));
     let value = || browser.eval("return document.activeElement.getAttribute('aria-valuetext')");
     browser.press(LEFT);
     browser.press(LEFT);
-    assert!(shown().starts_with("earlier: ") && shown().contains(", snapshot 3,"), "{}", shown());
+    assert!(shown().starts_with("earlier: ") && shown().contains(", snapshot 4,"), "{}", shown());
     assert!(value().as_str().unwrap().starts_with("earlier, "), "{}", value());
-    // The next snapshot moves the time looked at no more than it must.
-    fake.cell.store(Snapshot { modules: fake_modules(), ..snapshot(6) });
-    browser.wait("return document.getElementById('back').max === '5'");
-    assert!(shown().contains(", snapshot 3,"), "{}", shown());
+    // The next snapshot does not move the time looked at.
+    next(7);
+    browser.wait("return document.getElementById('back').max === '6'");
+    assert!(shown().contains(", snapshot 4,"), "{}", shown());
     browser.press(END);
-    assert!(shown().starts_with("live: ") && shown().contains(", snapshot 6,"), "{}", shown());
+    assert!(shown().starts_with("live: ") && shown().contains(", snapshot 7,"), "{}", shown());
 
     browser.press(TAB);
     assert_eq!((focus(), outlined()), (json!("summary"), true));
     browser.press(ENTER);
     assert_eq!(browser.eval("return document.activeElement.parentElement.open"), true);
     // What was opened stays open, and keeps the focus, when the next snapshot comes.
-    fake.cell.store(Snapshot { modules: fake_modules(), ..snapshot(7) });
-    wait_for_snapshot(&browser, 7);
+    next(8);
+    wait_for_snapshot(&browser, 8);
     assert_eq!(
         (focus(), browser.eval("return document.activeElement.parentElement.open")),
         (json!("summary"), true.into())
@@ -555,6 +564,33 @@ fn is_used_with_the_keyboard_alone() {
     assert_eq!(nameless, 0);
     assert_eq!(browser.eval("return document.getElementById('back').labels[0].textContent.trim()"), "Look back");
     assert_eq!(browser.eval("return document.getElementById('status').getAttribute('role')"), "status");
+    assert_eq!(browser.console(), NOTHING);
+}
+
+#[test]
+#[ignore = "needs Chromium: make test-full"]
+fn a_pointer_on_a_chart_shows_that_time() {
+    let browser = browser!("a_pointer_on_a_chart_shows_that_time");
+    let fake = Fake::start(snapshot(1));
+    browser.resize(1280, 900, false);
+    browser.open(&fake.url());
+    for n in 1..=9 {
+        fake.cell.store(snapshot(n));
+        wait_for_snapshot(&browser, n);
+    }
+    let place =
+        browser.eval("const b = document.querySelector('svg').getBoundingClientRect(); return [b.x, b.y, b.width]");
+    let [x, y, width] = [0, 1, 2].map(|i| place[i].as_f64().unwrap());
+    // Eighty seconds from side to side, of which the third snapshot has those from 10 to 20.
+    for (part, expected) in [(0.2, ", snapshot 3, over 10.0 s"), (0.99, ", snapshot 9, over 10.0 s")] {
+        let to = json!({"type": "mouseMoved", "x": x + part * width, "y": y + 5.0});
+        browser.devtools("Input.dispatchMouseEvent", to);
+        let shown = rows(&browser).0;
+        assert!(shown.ends_with(expected), "{shown}");
+    }
+    browser.devtools("Input.dispatchMouseEvent", json!({"type": "mouseMoved", "x": x + 0.2 * width, "y": y + 5.0}));
+    browser.devtools("Input.dispatchMouseEvent", json!({"type": "mouseMoved", "x": 5, "y": 5}));
+    assert!(rows(&browser).0.starts_with("live: "));
     assert_eq!(browser.console(), NOTHING);
 }
 
