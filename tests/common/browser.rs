@@ -133,6 +133,7 @@ impl Browser {
     pub fn resize(&self, width: u32, height: u32, mobile: bool) {
         let screen = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile});
         self.devtools("Emulation.setDeviceMetricsOverride", screen);
+        self.devtools("Emulation.setScrollbarsHidden", json!({"hidden": true}));
     }
 
     /// What the user prefers, such as `prefers-color-scheme` dark.
