@@ -281,8 +281,15 @@ fn the_image_of_nothing_but_the_binary_works() {
     drop(outside);
 
     // As the README has them. perf_event_open takes CAP_SYS_ADMIN as well in podman's own seccomp profile before 2026.
-    let least = ["--cap-drop=all", "--cap-add=BPF,PERFMON,SYS_RESOURCE", "--read-only", "--pid=host"];
-    let least = [&least[..], &["--volume=/sys/kernel/tracing:/sys/kernel/tracing:ro"]].concat();
+    let least = [
+        "--pid=host",
+        "--read-only",
+        "--security-opt=no-new-privileges",
+        "--security-opt=seccomp=unconfined",
+        "--cap-drop=all",
+        "--cap-add=BPF,PERFMON",
+        "--volume=/sys/kernel/tracing:/sys/kernel/tracing:ro",
+    ];
     let privileged = ["--privileged", "--pid=host"];
     let mounts = ["/sys:/sys", "/proc:/proc", "/lib/modules:/lib/modules:ro"];
     // Docker makes a folder that is not there, podman does not.
@@ -290,7 +297,7 @@ fn the_image_of_nothing_but_the_binary_works() {
     let mounts: Vec<String> = mounts.map(|m| format!("--volume={m}")).collect();
     let mounts: Vec<&str> = mounts.iter().map(String::as_str).collect();
     for (name, options) in [
-        ("least", [&least[..], &["--security-opt=seccomp=unconfined"]].concat()),
+        ("least", least.to_vec()),
         ("privileged", privileged.to_vec()),
         ("mounts", [&privileged[..], &mounts[..]].concat()),
     ] {

@@ -69,7 +69,7 @@ mkdir /empty && mount -t tmpfs empty /empty && cp /bin/ebpf-sidecar-static /empt
 for d in proc sys; do mkdir /empty/$d && mount -o rbind /$d /empty/$d || exit 1; done
 printf '#!/bin/sh\nexec chroot /empty /ebpf-sidecar-static "$@"\n' >/bin/confined
 chmod 755 /bin/confined
-export TEST_STATIC=/bin/ebpf-sidecar-static TEST_AGENT=/bin/confined
+export TEST_STATIC=/bin/ebpf-sidecar-static TEST_AGENT=/bin/confined TEST_GRPC=true
 standalone --test-threads=1 --show-output it_counts it_stays || failed=1
 truth --test-threads=1 --show-output || failed=1
 [ -z "$failed" ]
