@@ -1,0 +1,578 @@
+//! The exporter to BanyanDB, against a server as careless as the real one (tests/common/banyandb.rs): nothing may be lost,
+//! nothing written twice, whatever happens in between.
+
+mod common;
+#[path = "common/banyandb.rs"]
+mod server;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use ebpf_sidecar::config::{BanyanDb as Settings, Config};
+use ebpf_sidecar::export::banyandb::proto::database::FieldType;
+use ebpf_sidecar::export::banyandb::proto::model::Status;
+use ebpf_sidecar::export::banyandb::{self, Exporter};
+use ebpf_sidecar::export::prometheus;
+use ebpf_sidecar::metrics::example;
+use ebpf_sidecar::metrics::export::STATE;
+use ebpf_sidecar::metrics::snapshot::{Snapshot, SnapshotCell, Value};
+use grpcio::RpcStatusCode;
+
+use common::{Agent, Metrics, sys};
+use server::{BanyanDb, Fault, Key};
+
+/// Far longer than anything takes.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// An exporter in this process, and the collections that it was given.
+struct Setup {
+    exporter: Exporter,
+    cell: SnapshotCell,
+    made: u64,
+    truth: BTreeMap<Key, f64>,
+    before: Metrics,
+}
+
+fn settings(endpoint: &str) -> Settings {
+    Settings {
+        endpoint: endpoint.into(),
+        node: Some("n1".into()),
+        timeout: Duration::from_secs(2),
+        batch_size: 500,
+        flush_interval: Duration::from_millis(50),
+        ..Config::default().export.banyandb
+    }
+}
+
+/// What the exporter says of itself.
+fn own_metrics() -> Metrics {
+    let snapshot = Snapshot { families: STATE.families(), ..example::snapshot() };
+    Metrics::parse(&prometheus::text(&snapshot))
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !done() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}; trouble: {:?}", STATE.trouble(Instant::now()));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The collection number `n`: other values and another time.
+fn collection(n: u64) -> Snapshot {
+    let mut snapshot = example::snapshot();
+    snapshot.sequence = n;
+    snapshot.collected_at += Duration::from_millis(1001 * n);
+    for value in snapshot.families.iter_mut().flat_map(|f| &mut f.series).map(|s| &mut s.value) {
+        match value {
+            Value::Int(v) => *v += n,
+            Value::Float(v) => *v += n as f64,
+            _ => {}
+        }
+    }
+    for row in &mut snapshot.io.fadvise.as_mut().unwrap().processes {
+        row.calls += n;
+    }
+    snapshot
+}
+
+/// The points that a collection is, from what Prometheus would be shown.
+fn points_of(snapshot: &Snapshot) -> BTreeMap<Key, f64> {
+    let since = snapshot.collected_at.duration_since(std::time::UNIX_EPOCH).unwrap();
+    let ms = since.as_millis() as i64;
+    let base = ["n1".to_string(), snapshot.scope.clone()];
+    let mut points = BTreeMap::new();
+    for (series, value) in Metrics::parse(&prometheus::text(snapshot)).0 {
+        let (name, labels) = series.split_once('{').unwrap_or((&series, "}"));
+        // No value in the example has a comma or an equals sign.
+        let labels = labels.trim_end_matches('}').split(',').filter_map(|l| l.split_once('='));
+        let tags = base.iter().cloned().chain(labels.map(|(_, v)| v.trim_matches('"').to_owned())).collect();
+        if !value.is_nan() {
+            points.insert((name.to_owned(), tags, ms), value);
+        }
+    }
+    for row in &snapshot.io.fadvise.as_ref().unwrap().processes {
+        let comm = if row.pid == 0 { "other".to_owned() } else { row.comm.clone() };
+        let tags = base.iter().cloned().chain([comm]).collect();
+        points.insert(("ebpf_fadvise_process_calls".into(), tags, ms), row.calls as f64);
+    }
+    points
+}
+
+impl Setup {
+    fn start(settings: &Settings) -> Self {
+        let level = std::env::var("TEST_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(log::LevelFilter::Off);
+        let _ = env_logger::Builder::new().filter_level(level).format_timestamp_millis().try_init();
+        let first = collection(1);
+        let truth = points_of(&first);
+        let cell = SnapshotCell::new(first);
+        STATE.started(settings.unhealthy_after);
+        let before = own_metrics();
+        let exporter = banyandb::start(settings, &cell).unwrap();
+        Self { exporter, cell, made: 1, truth, before }
+    }
+
+    /// Makes another collection.
+    fn collect(&mut self) {
+        self.made += 1;
+        let next = collection(self.made);
+        self.truth.extend(points_of(&next));
+        self.cell.store(next);
+    }
+
+    /// What a counter of the exporter has grown by.
+    fn grown(&self, name: &str) -> f64 {
+        own_metrics().get(name) - self.before.get(name)
+    }
+
+    fn sent(&self) -> usize {
+        self.grown("ebpf_sidecar_export_points_sent_total") as usize
+    }
+
+    fn dropped(&self, reason: &str) -> usize {
+        self.grown(&format!("ebpf_sidecar_export_points_dropped_total{{reason=\"{reason}\"}}")) as usize
+    }
+
+    fn failed(&self, reason: &str) -> usize {
+        self.grown(&format!("ebpf_sidecar_export_points_failed_total{{reason=\"{reason}\"}}")) as usize
+    }
+
+    /// Waits until the server has what it should have, all of it and nothing else.
+    #[track_caller]
+    fn arrived(&self, server: &BanyanDb) {
+        self.arrived_but(server, &[]);
+    }
+
+    #[track_caller]
+    fn arrived_but(&self, server: &BanyanDb, given_up: &[Key]) {
+        let mut truth = self.truth.clone();
+        for key in given_up {
+            truth.remove(key);
+        }
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let waiting = own_metrics().get("ebpf_sidecar_export_queue_points");
+            let late = Instant::now() > deadline;
+            if waiting > 0.0 && !late {
+                std::thread::sleep(Duration::from_millis(20));
+                continue;
+            }
+            let stored = server.store().points();
+            if stored == truth && waiting == 0.0 {
+                break;
+            }
+            if late {
+                let lost: Vec<_> = truth.iter().filter(|(k, v)| stored.get(*k) != Some(v)).take(5).collect();
+                let more: Vec<_> = stored.iter().filter(|(k, v)| truth.get(*k) != Some(v)).take(5).collect();
+                panic!(
+                    "{} of {} points are stored, {waiting} wait; lost: {lost:?}; too many: {more:?}; trouble: {:?}",
+                    stored.len(),
+                    truth.len(),
+                    STATE.trouble(Instant::now())
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(server.store().violations, [""; 0]);
+    }
+}
+
+#[test]
+fn every_sample_arrives_with_its_labels_in_a_schema_of_its_own() {
+    let server = BanyanDb::start();
+    let mut setup = Setup::start(&settings(&server.endpoint()));
+    for _ in 0..20 {
+        setup.collect();
+    }
+    setup.arrived(&server);
+    assert_eq!(setup.sent(), setup.truth.len());
+    let store = server.store();
+    let group = store.group("ebpf-metrics").unwrap();
+    assert_eq!((group.resource_opts.shard_num, group.resource_opts.ttl.num), (1, 7));
+    let measure = store.measure("ebpf_page_cache_adds_total").unwrap();
+    assert_eq!(measure.entity.tag_names, ["node", "scope", "cause"]);
+    assert_eq!(measure.tag_families[0].name, "default");
+    assert_eq!(measure.fields[0].field_type.enum_value(), Ok(FieldType::FIELD_TYPE_FLOAT));
+    assert!(store.largest <= 500, "a batch of {}", store.largest);
+    drop(store);
+    let metrics = own_metrics();
+    assert!(metrics.get("ebpf_sidecar_export_last_success_timestamp_seconds") > 1.7e9);
+    assert!(metrics.get("ebpf_sidecar_export_batch_seconds_count") > 0.0);
+    setup.exporter.stop();
+    assert!(STATE.families().is_empty(), "no metrics without an exporter");
+}
+
+/// A random number generator (splitmix64): the same numbers for a seed on every machine.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) % n as u64) as usize
+    }
+}
+
+const FAULTS: [Fault; 22] = [
+    Fault::KillBefore,
+    Fault::KillAfter,
+    Fault::KillUnanswered,
+    Fault::Hang,
+    Fault::Slow,
+    Fault::Refuse,
+    Fault::Silent,
+    Fault::Fails(RpcStatusCode::UNAVAILABLE),
+    Fault::Fails(RpcStatusCode::RESOURCE_EXHAUSTED),
+    Fault::Fails(RpcStatusCode::INTERNAL),
+    Fault::Removed,
+    Fault::Touched,
+    Fault::Late,
+    Fault::Status(Status::STATUS_NOT_FOUND),
+    Fault::Status(Status::STATUS_EXPIRED_SCHEMA),
+    Fault::Status(Status::STATUS_SCHEMA_NOT_APPLIED),
+    Fault::Status(Status::STATUS_DISK_FULL),
+    Fault::Status(Status::STATUS_INTERNAL_ERROR),
+    Fault::Status(Status::STATUS_INVALID_TIMESTAMP),
+    Fault::Status(Status::STATUS_METADATA_REQUIRED),
+    Fault::Status(Status::STATUS_VERSION_UNSUPPORTED),
+    Fault::Status(Status::STATUS_VERSION_DEPRECATED),
+];
+
+/// `TEST_SEED` repeats a run.
+#[test]
+fn no_point_is_lost_or_doubled_through_a_hundred_faults() {
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let seed = std::env::var("TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(clock.as_nanos() as u64);
+    println!("TEST_SEED={seed}");
+    let mut random = Random(seed);
+    let server = BanyanDb::start();
+    server.store().flush_after = Duration::from_millis(500);
+    let mut settings = settings(&server.endpoint());
+    settings.timeout = Duration::from_secs(3);
+    let mut setup = Setup::start(&settings);
+    for n in 0..100 {
+        // Each once, then any.
+        let fault = FAULTS[if n < FAULTS.len() { n } else { random.below(FAULTS.len()) }];
+        server.store().fault = Some(fault);
+        for _ in 0..1 + random.below(3) {
+            setup.collect();
+        }
+        wait_until(&format!("fault {n}, {fault:?}, to happen"), || server.store().fault.is_none());
+    }
+    setup.collect();
+    wait_until("the queue to be sent", || own_metrics().get("ebpf_sidecar_export_queue_points") == 0.0);
+    // A point refused for good is missing, unless it was refused when it was sent again.
+    let stored = server.store().points();
+    let missing: Vec<Key> = setup.truth.keys().filter(|k| !stored.contains_key(*k)).cloned().collect();
+    let refused = setup.dropped("refused");
+    println!("{} points of {} collections, {refused} refused for good", setup.truth.len(), setup.made);
+    assert!(missing.iter().all(|k| server.store().given_up.contains(k)), "lost, and not refused");
+    assert!(missing.len() <= refused, "{} are missing, {refused} are counted", missing.len());
+    setup.arrived_but(&server, &missing);
+    let (sent, all) = (setup.sent(), setup.truth.len());
+    assert!(sent <= all && sent + refused >= all, "{sent} of {all} sent, {refused} refused");
+    for reason in ["queue_limit", "queue_bytes", "overrun", "schema", "panic", "stopped"] {
+        assert_eq!(setup.dropped(reason), 0, "{reason}");
+    }
+    for reason in ["connection", "no_answer", "disk_full", "internal_error", "not_found", "expired_schema"] {
+        assert!(setup.failed(reason) > 0, "{reason} was not among the faults");
+    }
+    setup.exporter.stop();
+}
+
+#[test]
+fn a_server_that_cannot_tell_when_its_schema_is_loaded_loses_nothing_either() {
+    let server = BanyanDb::start();
+    {
+        let mut store = server.store();
+        store.barrier = false;
+        store.load_time = Duration::from_millis(700);
+    }
+    let mut setup = Setup::start(&settings(&server.endpoint()));
+    for _ in 0..5 {
+        setup.collect();
+    }
+    setup.arrived(&server);
+    assert!(setup.failed("schema_not_applied") > 0, "it lost none, so that this shows nothing");
+    setup.exporter.stop();
+}
+
+#[test]
+fn an_outage_leaves_no_gap_whether_the_server_was_killed_or_away() {
+    let server = BanyanDb::start();
+    let mut setup = Setup::start(&settings(&server.endpoint()));
+    setup.arrived(&server);
+    setup.collect();
+    setup.arrived(&server);
+    // Acknowledged, but only in memory: the next batch goes to a server that has forgotten them.
+    server.kill();
+    assert!(server.store().points().is_empty());
+    setup.arrived(&server);
+    server.refuse(Duration::from_secs(2));
+    for _ in 0..200 {
+        setup.collect();
+    }
+    setup.arrived(&server);
+    assert_eq!(setup.sent(), setup.truth.len());
+    setup.exporter.stop();
+}
+
+#[test]
+fn the_collector_never_waits_for_a_server_that_hangs() {
+    let server = BanyanDb::start();
+    let mut setup = Setup::start(&settings(&server.endpoint()));
+    setup.arrived(&server);
+    server.store().fault = Some(Fault::Hang);
+    setup.collect();
+    wait_until("the hang", || server.store().fault.is_none());
+    // More than a subscriber may leave waiting: they are taken in while it hangs.
+    for _ in 0..10 {
+        let before = setup.made;
+        for _ in 0..20 {
+            setup.collect();
+        }
+        let queued = || own_metrics().get("ebpf_sidecar_export_queue_points") as usize;
+        let at_least = (setup.made - before) as usize;
+        wait_until("the collections to be taken in", || queued() >= at_least);
+    }
+    setup.arrived(&server);
+    assert_eq!(setup.dropped("overrun"), 0);
+    setup.exporter.stop();
+}
+
+#[test]
+fn a_schema_that_differs_is_left_alone_and_gets_no_points() {
+    let server = BanyanDb::start();
+    let (name, other) = ("ebpf_cache_hits_total", "ebpf_cache_misses_total");
+    {
+        // Somebody has made the group and a measure of the same name already.
+        let scratch = BanyanDb::start();
+        let setup = Setup::start(&settings(&scratch.endpoint()));
+        setup.arrived(&scratch);
+        setup.exporter.stop();
+        let scratch = scratch.store();
+        let mut group = scratch.group("ebpf-metrics").unwrap().clone();
+        group.resource_opts.mut_or_insert_default().shard_num = 5;
+        let mut measure = scratch.measure(name).unwrap().clone();
+        measure.fields[0].field_type = FieldType::FIELD_TYPE_INT.into();
+        let same = scratch.measure(other).unwrap().clone();
+        let mut store = server.store();
+        store.create_group(group);
+        store.create(measure);
+        store.create(same);
+    }
+    let mut setup = Setup::start(&settings(&server.endpoint()));
+    setup.collect();
+    let left_out: Vec<Key> = setup.truth.keys().filter(|k| k.0 == name).cloned().collect();
+    assert_eq!(left_out.len(), 2);
+    setup.arrived_but(&server, &left_out);
+    assert_eq!(setup.dropped("schema"), 2);
+    let store = server.store();
+    assert_eq!(store.measure(name).unwrap().fields[0].field_type.enum_value(), Ok(FieldType::FIELD_TYPE_INT));
+    assert_eq!(store.group("ebpf-metrics").unwrap().resource_opts.shard_num, 5);
+    drop(store);
+    setup.exporter.stop();
+}
+
+#[test]
+fn the_next_endpoint_is_taken_when_one_fails() {
+    let (a, b) = (BanyanDb::start(), BanyanDb::start());
+    a.refuse(Duration::from_secs(3600));
+    let endpoints = format!("127.0.0.1:{},localhost:{},localhost:{}", common::free_port(), a.port, b.port);
+    let mut setup = Setup::start(&settings(&endpoints));
+    setup.collect();
+    setup.arrived(&b);
+    assert!(a.store().points().is_empty());
+    setup.exporter.stop();
+}
+
+#[test]
+fn the_password_is_read_anew_from_its_file() {
+    let server = BanyanDb::start();
+    server.store().credentials = Some(("agent".into(), "right".into()));
+    let dir = common::TempDir::new("banyandb");
+    let file = dir.path.join("password");
+    std::fs::write(&file, "wrong\n").unwrap();
+    let settings = Settings {
+        username: Some("agent".into()),
+        password_file: Some(file.clone()),
+        unhealthy_after: Duration::from_millis(10),
+        ..settings(&server.endpoint())
+    };
+    let mut setup = Setup::start(&settings);
+    setup.collect();
+    let trouble = || STATE.trouble(Instant::now()).unwrap_or_default();
+    wait_until("the refusal", || trouble().contains("UNAUTHENTICATED: Invalid credentials"));
+    assert!(!trouble().contains("wrong"), "{}", trouble());
+    assert_eq!(server.store().messages, 0);
+    std::fs::remove_file(&file).unwrap();
+    wait_until("the missing file", || trouble().contains("export.banyandb.password_file: "));
+    std::fs::write(&file, "right\n").unwrap();
+    setup.arrived(&server);
+    // While it is connected, too.
+    server.store().credentials = Some(("agent".into(), "newer".into()));
+    setup.collect();
+    wait_until("the refusal", || trouble().contains("UNAUTHENTICATED"));
+    std::fs::write(&file, "newer").unwrap();
+    setup.arrived(&server);
+    assert_eq!(STATE.trouble(Instant::now() + Duration::from_secs(60)), None);
+    setup.exporter.stop();
+}
+
+#[test]
+fn the_stop_sends_what_is_left_and_waits_no_longer_than_allowed() {
+    let server = BanyanDb::start();
+    let patient = Settings { flush_interval: Duration::from_secs(3600), ..settings(&server.endpoint()) };
+    let mut setup = Setup::start(&Settings { batch_size: 10_000, ..patient.clone() });
+    for _ in 0..3 {
+        setup.collect();
+    }
+    setup.exporter.stop();
+    assert_eq!(server.store().points(), setup.truth, "nothing was due before");
+
+    server.refuse(Duration::from_secs(3600));
+    let mut setup = Setup::start(&patient);
+    setup.collect();
+    let began = Instant::now();
+    let lost = setup.truth.len();
+    STATE.started(patient.unhealthy_after);
+    let dropped = "ebpf_sidecar_export_points_dropped_total{reason=\"stopped\"}";
+    let before = setup.before.get(dropped);
+    setup.exporter.stop();
+    assert!(began.elapsed() >= patient.timeout, "it tried");
+    STATE.started(patient.unhealthy_after);
+    assert_eq!(own_metrics().get(dropped) - before, lost as f64, "and tells what is lost");
+    STATE.ended();
+}
+
+#[test]
+fn what_does_not_fit_into_the_queue_is_dropped_oldest_first_and_counted() {
+    let server = BanyanDb::start();
+    server.refuse(Duration::from_secs(3600));
+    let small = Settings { queue_bytes: 100_000, ..settings(&server.endpoint()) };
+    let mut setup = Setup::start(&small);
+    let queued = || own_metrics();
+    while setup.dropped("queue_bytes") == 0 {
+        setup.collect();
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(queued().get("ebpf_sidecar_export_queue_bytes") <= 100_000.0);
+    }
+    server.accept();
+    wait_until("the queue to be sent", || queued().get("ebpf_sidecar_export_queue_points") == 0.0);
+    let stored = server.store().points();
+    let dropped = setup.dropped("queue_bytes");
+    assert_eq!(stored.len() + dropped, setup.truth.len());
+    let kept: BTreeMap<_, _> = setup.truth.iter().filter(|(k, _)| stored.contains_key(*k)).collect();
+    let oldest = kept.keys().map(|k| k.2).min().unwrap();
+    assert!(setup.truth.keys().all(|k| stored.contains_key(k) || k.2 <= oldest), "only the oldest are missing");
+    setup.exporter.stop();
+}
+
+// ---- the agent as a whole ----
+
+fn agent(server: &BanyanDb, more: &[(&str, &str)]) -> Agent {
+    let endpoint = server.endpoint();
+    let mut settings = vec![
+        ("EXPORT_TYPE", "banyandb"),
+        ("EXPORT_BANYANDB_ENDPOINT", endpoint.as_str()),
+        ("EXPORT_BANYANDB_NODE", "n1"),
+        ("EXPORT_BANYANDB_TIMEOUT", "5s"),
+        ("EXPORT_BANYANDB_FLUSH_INTERVAL", "200ms"),
+        ("COLLECTOR_INTERVAL", "100ms"),
+    ];
+    settings.extend(more);
+    Agent::start(&settings)
+}
+
+/// Timestamps of a measure that are stored.
+fn times(server: &BanyanDb, name: &str) -> Vec<i64> {
+    server.store().points().into_keys().filter(|k| k.0 == name).map(|k| k.2).collect()
+}
+
+const SEQUENCE: &str = "ebpf_sidecar_snapshot_sequence";
+
+#[test]
+fn the_store_agrees_with_prometheus_and_a_stopped_agent_leaves_nothing_behind() {
+    need_bpf!("the_store_agrees_with_prometheus_and_a_stopped_agent_leaves_nothing_behind");
+    let server = BanyanDb::start();
+    let mut agent = agent(&server, &[]);
+    let metrics = agent.wait(|m| {
+        m.get(SEQUENCE) > 5.0 && m.0.get("ebpf_sidecar_export_points_sent_total").is_some_and(|sent| *sent > 0.0)
+    });
+    let last = agent.metrics().get(SEQUENCE);
+    sys::kill(agent.child.id(), libc::SIGTERM);
+    let status = common::wait_for(&mut agent.child, LIMIT).expect("it does not stop");
+    assert!(status.success(), "{}", agent.log());
+    let points = server.store().points();
+    assert_eq!(server.store().violations, [""; 0]);
+    let at = (metrics.get("ebpf_sidecar_snapshot_timestamp_seconds") * 1e3).round() as i64;
+    let mut compared = 0;
+    for (series, value) in metrics.0.iter().filter(|(_, v)| !v.is_nan()) {
+        let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+        let labels = labels.trim_end_matches('}').split(',').filter_map(|l| l.split_once('='));
+        let base = ["n1", "host"].map(String::from).into_iter();
+        let tags = base.chain(labels.map(|(_, v)| v.trim_matches('"').to_owned())).collect();
+        assert_eq!(points.get(&(name.to_owned(), tags, at)), Some(value), "{series}");
+        compared += 1;
+    }
+    assert!(compared > 100, "{compared} compared");
+    // Every collection up to the stop, each once.
+    let sequences: Vec<f64> = points.iter().filter(|(k, _)| k.0 == SEQUENCE).map(|(_, v)| *v).collect();
+    let expected: Vec<f64> = (1..=sequences.len()).map(|n| n as f64).collect();
+    assert_eq!(sequences, expected);
+    assert!(sequences.len() as f64 >= last, "{} of {last} or more", sequences.len());
+}
+
+#[test]
+fn health_is_degraded_while_nothing_can_be_sent_and_heals_by_itself() {
+    need_bpf!("health_is_degraded_while_nothing_can_be_sent_and_heals_by_itself");
+    let server = BanyanDb::start();
+    let agent = agent(&server, &[("EXPORT_BANYANDB_UNHEALTHY_AFTER", "1s")]);
+    let health = || agent.get("/health");
+    let degraded = || health().body.contains("nothing could be sent to BanyanDB");
+    wait_until("the first points", || !times(&server, SEQUENCE).is_empty());
+    server.refuse(Duration::from_secs(3600));
+    wait_until("degraded", degraded);
+    let response = health();
+    assert_eq!(response.status, 200, "a restart would not help: {}", response.body);
+    assert!(response.body.contains("\"status\":\"degraded\""), "{}", response.body);
+    server.accept();
+    wait_until("healed", || !degraded());
+    agent.settled();
+    // Nothing is missing of the time in between.
+    let newest = agent.metrics().get(SEQUENCE);
+    wait_until("the backlog", || {
+        let points = server.store().points();
+        let sequences: Vec<u64> = points.iter().filter(|(k, _)| k.0 == SEQUENCE).map(|(_, v)| *v as u64).collect();
+        sequences.iter().eq((1..=sequences.len() as u64).collect::<Vec<_>>().iter()) && sequences.len() as f64 >= newest
+    });
+}
+
+#[test]
+fn an_agent_killed_in_the_middle_of_a_batch_and_started_again_stores_nothing_twice() {
+    need_bpf!("an_agent_killed_in_the_middle_of_a_batch_and_started_again_stores_nothing_twice");
+    let server = BanyanDb::start();
+    // The batch is with the server when the agent dies; the server takes its time to store it.
+    let mut first = agent(&server, &[]);
+    wait_until("the first points", || !times(&server, SEQUENCE).is_empty());
+    server.store().fault = Some(Fault::Slow);
+    wait_until("the batch", || server.store().fault.is_none());
+    first.child.kill().unwrap();
+    first.child.wait().unwrap();
+    let before = times(&server, SEQUENCE).len();
+    let second = agent(&server, &[]);
+    wait_until("points of the second", || times(&server, SEQUENCE).len() > before + 5);
+    drop(second);
+    let points = server.store().points();
+    let mut by_time: BTreeMap<i64, Vec<f64>> = BTreeMap::new();
+    for (key, value) in points.iter().filter(|(k, _)| k.0 == SEQUENCE) {
+        by_time.entry(key.2).or_default().push(*value);
+    }
+    assert!(by_time.values().all(|v| v.len() == 1), "{by_time:?}");
+    // The sequence begins once more, and only once.
+    let restarts = by_time.values().map(|v| v[0]).collect::<Vec<_>>().windows(2).filter(|w| w[1] != w[0] + 1.0).count();
+    assert_eq!(restarts, 1, "{by_time:?}");
+    assert_eq!(server.store().violations, [""; 0]);
+}
