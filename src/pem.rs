@@ -1,5 +1,5 @@
-//! PEM files of certificates and keys, checked before gRPC sees them: it tells nothing of what is wrong with one. Errors
-//! name the key of the configuration and the file.
+//! PEM files of certificates and keys, checked before gRPC sees them: it tells nothing of what is wrong with one.
+//! Errors name the key of the configuration and the file.
 
 use std::fmt::Display;
 use std::fs;

@@ -1,5 +1,5 @@
-//! The exporter to BanyanDB, against a server as careless as the real one (tests/common/banyandb.rs): nothing may be lost,
-//! nothing written twice, whatever happens in between.
+//! The exporter to BanyanDB, against a server as careless as the real one (tests/common/banyandb.rs): nothing may be
+//! lost, nothing written twice, whatever happens in between.
 
 mod common;
 #[path = "common/banyandb.rs"]

@@ -1,10 +1,10 @@
 //! Sends every collection to BanyanDB's measure service.
 //!
-//! One thread of its own takes the snapshots in as they are published, whatever else it waits for: a server that hangs, is
-//! slow or away never makes the collector wait. Points leave in batches, one Write stream each; a batch is done when every
-//! point of it was answered with success, and what was not is sent again, with the same timestamps and versions, so that
-//! nothing is stored twice. After a lost connection the batches acknowledged shortly before are sent again too, since a
-//! server answers before it stores.
+//! One thread of its own takes the snapshots in as they are published, whatever else it waits for: a server that
+//! hangs, is slow or away never makes the collector wait. Points leave in batches, one Write stream each; a batch is
+//! done when every point of it was answered with success, and what was not is sent again, with the same timestamps
+//! and versions, so that nothing is stored twice. After a lost connection the batches acknowledged shortly before are
+//! sent again too, since a server answers before it stores.
 
 mod link;
 mod points;
@@ -86,6 +86,7 @@ pub fn start(config: &BanyanDb, cell: &SnapshotCell) -> io::Result<Exporter> {
             log::warn!("the password for BanyanDB goes to {endpoint} without TLS: whoever is in between can read it");
         }
     }
+    grpcio::redirect_log();
     let (stop, stopped) = channel::bounded(0);
     let snapshots = cell.subscribe();
     let config = config.clone();
@@ -750,8 +751,8 @@ impl Worker {
         Ok(again)
     }
 
-    /// Of these accepted points, those of measures that the server does not store yet, although it says so: asks for the
-    /// first of each measure of which nothing is known.
+    /// Of these accepted points, those of measures that the server does not store yet, although it says so: asks for
+    /// the first of each measure of which nothing is known.
     fn not_stored(&mut self, link: &Link, schema: &mut Schema, accepted: &[Point]) -> Result<Vec<Point>, End> {
         let mut lost = Vec::new();
         let mut rest = accepted;

@@ -311,8 +311,8 @@ pub struct Encoded {
 }
 
 impl Encoded {
-    /// Adds the point at `row` of `column`, with `metadata` (encoded) if the stream's measure changes. Message ids count
-    /// from 1.
+    /// Adds the point at `row` of `column`, with `metadata` (encoded) if the stream's measure changes. Message ids
+    /// count from 1.
     pub fn push(&mut self, chunk: &Chunk, column: &Column, row: usize, metadata: Option<&[u8]>) {
         let point = &mut self.point;
         point.clear();

@@ -1,5 +1,5 @@
-//! What is on its way to BanyanDB, in order of time: acknowledged a moment ago and kept in case the server loses it, being
-//! sent, and waiting. Bounded in time and bytes.
+//! What is on its way to BanyanDB, in order of time: acknowledged a moment ago and kept in case the server loses it,
+//! being sent, and waiting. Bounded in time and bytes.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -91,8 +91,8 @@ impl Queue {
         self.waiting.front().map(|c| c.at)
     }
 
-    /// Takes the oldest chunks for a batch of at most `size` points (one chunk at least), in place of what was in flight
-    /// before, which has to be settled.
+    /// Takes the oldest chunks for a batch of at most `size` points (one chunk at least), in place of what was in
+    /// flight before, which has to be settled.
     pub fn take(&mut self, size: usize) {
         let mut points = 0;
         while let Some(next) = self.waiting.pop_front() {
