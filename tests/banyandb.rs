@@ -6,17 +6,22 @@ mod common;
 mod server;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ebpf_sidecar::config::{BanyanDb as Settings, Config};
 use ebpf_sidecar::export::banyandb::proto::database::FieldType;
-use ebpf_sidecar::export::banyandb::proto::model::Status;
-use ebpf_sidecar::export::banyandb::{self, Exporter};
+use ebpf_sidecar::export::banyandb::proto::measure::{QueryRequest, QueryResponse, query_request};
+use ebpf_sidecar::export::banyandb::proto::model::{Status, TagProjection, TimeRange, tag_projection};
+use ebpf_sidecar::export::banyandb::{self, Exporter, method};
 use ebpf_sidecar::export::prometheus;
 use ebpf_sidecar::metrics::example;
 use ebpf_sidecar::metrics::export::STATE;
 use ebpf_sidecar::metrics::snapshot::{Snapshot, SnapshotCell, Value};
+use ebpf_sidecar::server::grpc::stubs::called;
 use grpcio::RpcStatusCode;
+use protobuf::well_known_types::timestamp::Timestamp;
 
 use common::{Agent, Metrics, sys};
 use server::{BanyanDb, Fault, Key};
@@ -575,4 +580,197 @@ fn an_agent_killed_in_the_middle_of_a_batch_and_started_again_stores_nothing_twi
     let restarts = by_time.values().map(|v| v[0]).collect::<Vec<_>>().windows(2).filter(|w| w[1] != w[0] + 1.0).count();
     assert_eq!(restarts, 1, "{by_time:?}");
     assert_eq!(server.store().violations, [""; 0]);
+}
+
+// ---- any BanyanDB server ----
+
+/// Asks a server for everything in a measure since `begin`.
+struct Reader {
+    client: grpcio::Client,
+    group: String,
+    credentials: Option<(String, String)>,
+}
+
+impl Reader {
+    fn new(endpoint: &str, group: &str, credentials: Option<(String, String)>, ca: Option<&str>) -> Self {
+        let environment = Arc::new(grpcio::EnvBuilder::new().cq_count(1).build());
+        let mut builder = grpcio::ChannelBuilder::new(environment).max_receive_message_len(-1);
+        if let Some(ca) = ca {
+            let pem = std::fs::read(ca).unwrap();
+            builder = builder.set_credentials(grpcio::ChannelCredentialsBuilder::new().root_cert(pem).build());
+        }
+        Self { client: grpcio::Client::new(builder.connect(endpoint)), group: group.into(), credentials }
+    }
+
+    /// The points of a measure from this node: tags, milliseconds, value.
+    fn points(&self, spec: &(String, Vec<String>), begin: i64, end: i64, node: &str) -> Vec<(Vec<String>, i64, f64)> {
+        let at =
+            |ms: i64| Timestamp { seconds: ms / 1000, nanos: (ms % 1000 * 1_000_000) as i32, ..Default::default() };
+        let range = TimeRange { begin: Some(at(begin)).into(), end: Some(at(end)).into(), ..Default::default() };
+        let family = tag_projection::TagFamily { name: "default".into(), tags: spec.1.clone(), ..Default::default() };
+        let fields = query_request::FieldProjection { names: vec!["value".into()], ..Default::default() };
+        let request = QueryRequest {
+            groups: vec![self.group.clone()],
+            name: spec.0.clone(),
+            time_range: Some(range).into(),
+            tag_projection: Some(TagProjection { tag_families: vec![family], ..Default::default() }).into(),
+            field_projection: Some(fields).into(),
+            limit: 1_000_000,
+            ..Default::default()
+        };
+        let mut option = grpcio::CallOption::default().timeout(LIMIT);
+        if let Some((username, password)) = &self.credentials {
+            let mut metadata = grpcio::MetadataBuilder::new();
+            metadata.add_str("username", username).unwrap().add_str("password", password).unwrap();
+            option = option.headers(metadata.build());
+        }
+        let method = called::<QueryRequest, QueryResponse>(grpcio::MethodType::Unary, method::QUERY);
+        let response = self.client.unary_call(&method, &request, option).unwrap();
+        let points = response.data_points.iter().map(|p| {
+            let tags = p.tag_families.iter().flat_map(|f| &f.tags).map(|t| t.value.str().value.clone());
+            let ms = p.timestamp.seconds * 1000 + i64::from(p.timestamp.nanos) / 1_000_000;
+            (tags.collect::<Vec<_>>(), ms, p.fields[0].value.float().value)
+        });
+        points.filter(|p| p.0[0] == node).collect()
+    }
+}
+
+/// Reads, writes and gives advice until told to stop.
+fn load(stop: &AtomicBool) {
+    let file = common::TestFile::new("banyandb-load", 16 * common::MIB);
+    while !stop.load(Ordering::Relaxed) {
+        file.drop_cache();
+        common::read_all(&file.reopen(), 64 << 10);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// `make test-banyandb BANYANDB=host:port` compares what a BanyanDB server stores with what Prometheus is shown.
+#[test]
+#[ignore = "needs a BanyanDB server: make test-banyandb BANYANDB=host:port"]
+fn a_real_server_stores_what_prometheus_is_shown() {
+    const NAME: &str = "a_real_server_stores_what_prometheus_is_shown";
+    need_bpf!("a_real_server_stores_what_prometheus_is_shown");
+    let variable = |name: &str| std::env::var(format!("TEST_BANYANDB{name}")).ok().filter(|v| !v.is_empty());
+    let Some(endpoint) = variable("") else {
+        return common::skipped(NAME, "no server: make test-banyandb BANYANDB=host:port");
+    };
+    let seconds: u64 = variable("_SECONDS").and_then(|s| s.parse().ok()).unwrap_or(300);
+    let credentials = variable("_USERNAME").zip(variable("_PASSWORD"));
+    let ca = variable("_CA");
+    let node = format!("test-{}-{}", std::process::id(), seconds);
+    let group = "ebpf-sidecar-test";
+    let mut settings = vec![
+        ("EXPORT_TYPE", "banyandb"),
+        ("EXPORT_BANYANDB_ENDPOINT", endpoint.as_str()),
+        ("EXPORT_BANYANDB_GROUP", group),
+        ("EXPORT_BANYANDB_NODE", node.as_str()),
+        ("COLLECTOR_INTERVAL", "1s"),
+    ];
+    if let Some((username, password)) = &credentials {
+        settings.extend([("EXPORT_BANYANDB_USERNAME", username.as_str())]);
+        settings.extend([("EXPORT_BANYANDB_PASSWORD", password.as_str())]);
+    }
+    if let Some(ca) = &ca {
+        settings.extend([("EXPORT_BANYANDB_TLS_ENABLED", "true"), ("EXPORT_BANYANDB_TLS_CA_FILE", ca)]);
+    }
+    let begin = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
+    let mut agent = Agent::start(&settings);
+    let stop = AtomicBool::new(false);
+    let mut scraped: BTreeMap<u64, Metrics> = BTreeMap::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| load(&stop));
+        let started = Instant::now();
+        let mut half = variable("_AT_HALF");
+        let mut disturbance = None;
+        while started.elapsed().as_secs() < seconds {
+            let metrics = agent.metrics();
+            scraped.insert(metrics.get(SEQUENCE) as u64, metrics);
+            std::thread::sleep(Duration::from_millis(100));
+            if started.elapsed().as_secs() >= seconds / 2
+                && let Some(command) = half.take()
+            {
+                let child = std::process::Command::new("sh").args(["-c", &command]).spawn().unwrap();
+                disturbance = Some(common::Killed(child));
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        if let Some(mut child) = disturbance {
+            assert!(common::wait_for(&mut child.0, LIMIT * 2).is_some_and(|s| s.success()));
+        }
+    });
+    // The backlog of an outage first.
+    agent.wait(|m| m.get("ebpf_sidecar_export_queue_points") < 2000.0);
+    let metrics = agent.metrics();
+    sys::kill(agent.child.id(), libc::SIGTERM);
+    let status = common::wait_for(&mut agent.child, LIMIT).expect("it does not stop");
+    println!("{}", agent.log().lines().filter(|l| l.contains("BanyanDB")).collect::<Vec<_>>().join("\n"));
+    assert!(status.success() && !agent.log().contains("are lost"));
+    let own = metrics.0.iter().filter(|(name, _)| name.starts_with("ebpf_sidecar_export_points"));
+    own.filter(|(_, v)| **v > 0.0).for_each(|(name, v)| println!("{name} {v}"));
+
+    // What is stored, by measure.
+    let reader = Reader::new(&endpoint, group, credentials, ca.as_deref());
+    let end = begin + 24 * 3_600_000;
+    let mut stored: BTreeMap<Key, f64> = BTreeMap::new();
+    for spec in measures(&scraped) {
+        for (tags, ms, value) in reader.points(&spec, begin, end, &node) {
+            let again = stored.insert((spec.0.clone(), tags.clone(), ms), value);
+            assert!(again.is_none(), "{} {tags:?} at {ms} is stored twice", spec.0);
+        }
+    }
+    // The processes' calls add up to all calls, but for those between the two readings of a collection.
+    let processes = ("ebpf_fadvise_process_calls".to_owned(), ["node", "scope", "comm"].map(String::from).to_vec());
+    let mut by_time: BTreeMap<i64, f64> = BTreeMap::new();
+    for (_, ms, calls) in reader.points(&processes, begin, end, &node) {
+        *by_time.entry(ms).or_default() += calls;
+    }
+    let mut before = 0.0;
+    for ((_, _, ms), total) in stored.iter().filter(|(k, _)| k.0 == "ebpf_fadvise_calls_total") {
+        let sum = by_time.get(ms).copied().unwrap_or_default();
+        assert!((before..=*total).contains(&sum), "{sum} calls by process of {total} at {ms}, after {before}");
+        before = *total;
+    }
+    assert!(before > 0.0, "no calls");
+    let (mut compared, mut rounded, mut series) = (0, 0, std::collections::BTreeSet::new());
+    for metrics in scraped.values() {
+        let ms = (metrics.get("ebpf_sidecar_snapshot_timestamp_seconds") * 1e3).round() as i64;
+        for (sample, value) in metrics.0.iter().filter(|(_, v)| !v.is_nan()) {
+            let (name, labels) = sample.split_once('{').unwrap_or((sample, "}"));
+            let labels = labels.trim_end_matches('}').split(',').filter_map(|l| l.split_once('='));
+            let base = [node.clone(), "host".into()].into_iter();
+            let tags: Vec<String> = base.chain(labels.map(|(_, v)| v.trim_matches('"').to_owned())).collect();
+            let found = stored.get(&(name.to_owned(), tags, ms)).copied();
+            let found = found.unwrap_or_else(|| panic!("{sample} at {ms} is not stored"));
+            // BanyanDB keeps numbers as decimals: one with more than 15 digits can differ in its last bits.
+            let slack = if value.fract() == 0.0 { 0.0 } else { 4.0 * f64::EPSILON * value.abs() };
+            assert!((found - value).abs() <= slack, "{sample} at {ms}: {found}, not {value}");
+            rounded += usize::from(found != *value);
+            series.insert(sample.clone());
+            compared += 1;
+        }
+    }
+    let sequences: Vec<u64> = stored.iter().filter(|(k, _)| k.0 == SEQUENCE).map(|(_, v)| *v as u64).collect();
+    let expected: Vec<u64> = (1..=sequences.len() as u64).collect();
+    assert_eq!(sequences, expected, "a gap");
+    println!(
+        "{} collections, {} of them scraped, {} series, {} points stored, {compared} values compared: all equal, \
+         {rounded} of them rounded in the last bits",
+        sequences.len(),
+        scraped.len(),
+        series.len(),
+        stored.len()
+    );
+    assert!(scraped.len() as u64 > seconds / 2 && compared > 50 * scraped.len());
+}
+
+/// The measures of what was scraped, with their tags.
+fn measures(scraped: &BTreeMap<u64, Metrics>) -> std::collections::BTreeSet<(String, Vec<String>)> {
+    let names = scraped.values().flat_map(|m| m.0.keys()).map(|sample| {
+        let (name, labels) = sample.split_once('{').unwrap_or((sample, "}"));
+        let labels = labels.trim_end_matches('}').split(',').filter_map(|l| l.split_once('='));
+        let base = ["node", "scope"].map(String::from).into_iter();
+        (name.to_owned(), base.chain(labels.map(|(k, _)| k.to_owned())).collect())
+    });
+    names.collect()
 }
