@@ -2,6 +2,8 @@
 //! lost, nothing written twice, whatever happens in between.
 
 mod common;
+#[path = "common/identity.rs"]
+mod identity;
 #[path = "common/banyandb.rs"]
 mod server;
 
@@ -24,6 +26,7 @@ use grpcio::RpcStatusCode;
 use protobuf::well_known_types::timestamp::Timestamp;
 
 use common::{Agent, Metrics, sys};
+use identity::{Identity, YEAR};
 use server::{BanyanDb, Fault, Key};
 
 /// Far longer than anything takes.
@@ -427,6 +430,45 @@ fn the_password_is_read_anew_from_its_file() {
 }
 
 #[test]
+fn tls_with_a_private_authority_and_a_client_certificate() {
+    let ca = Identity::new(1, None, YEAR);
+    let (own, other) = (Identity::new(2, Some(&ca), YEAR), Identity::new(3, None, YEAR));
+    let required = grpcio::CertificateRequestType::RequestAndRequireClientCertificateAndVerify;
+    let identity = Identity::new(4, Some(&ca), YEAR);
+    let credentials = grpcio::ServerCredentialsBuilder::new()
+        .root_cert(ca.cert_pem(), required)
+        .add_cert(identity.cert_pem(), identity.key_pem());
+    let server = BanyanDb::with(Some(credentials.build()));
+    let dir = common::TempDir::new("banyandb-tls");
+    let [ca_file, cert_file, key_file] = ["ca.crt", "tls.crt", "tls.key"].map(|n| dir.path.join(n));
+    std::fs::write(&ca_file, other.cert_pem()).unwrap();
+    std::fs::write(&cert_file, own.cert_pem()).unwrap();
+    let mut settings = Settings { unhealthy_after: Duration::from_millis(10), ..settings(&server.endpoint()) };
+    settings.tls.enabled = true;
+    settings.tls.ca_file = Some(ca_file.clone());
+    settings.tls.cert_file = Some(cert_file);
+    settings.tls.key_file = Some(key_file.clone());
+    let mut setup = Setup::start(&settings);
+    setup.collect();
+    let trouble = |words: &str| {
+        wait_until(words, || STATE.trouble(Instant::now()).is_some_and(|t| t.contains(words)));
+    };
+    trouble("export.banyandb.tls.key_file: ");
+    std::fs::write(&key_file, other.key_pem()).unwrap();
+    trouble("does not belong to the first certificate");
+    std::fs::write(&key_file, own.key_pem()).unwrap();
+    // The server's certificate is of another authority.
+    trouble("certificate verify failed");
+    assert_eq!(server.store().messages, 0);
+    std::fs::write(&ca_file, [ca.cert_pem(), vec![0]].concat()).unwrap();
+    trouble("NUL byte");
+    // All files are read for each connection.
+    std::fs::write(&ca_file, ca.cert_pem()).unwrap();
+    setup.arrived(&server);
+    setup.exporter.stop();
+}
+
+#[test]
 fn the_stop_sends_what_is_left_and_waits_no_longer_than_allowed() {
     let server = BanyanDb::start();
     let patient = Settings { flush_interval: Duration::from_secs(3600), ..settings(&server.endpoint()) };
@@ -710,6 +752,9 @@ fn a_real_server_stores_what_prometheus_is_shown() {
     own.filter(|(_, v)| **v > 0.0).for_each(|(name, v)| println!("{name} {v}"));
 
     // What is stored, by measure.
+    if let Some(port) = variable("_HTTP_PORT") {
+        run_queries(port.parse().unwrap(), group, credentials.clone());
+    }
     let reader = Reader::new(&endpoint, group, credentials, ca.as_deref());
     let end = begin + 24 * 3_600_000;
     let mut stored: BTreeMap<Key, f64> = BTreeMap::new();
@@ -762,6 +807,29 @@ fn a_real_server_stores_what_prometheus_is_shown() {
         stored.len()
     );
     assert!(scraped.len() as u64 > seconds / 2 && compared > 50 * scraped.len());
+}
+
+/// Asks a server's HTTP port on this host what configs/banyandb/ has, of another group; each has to find something.
+fn run_queries(port: u16, group: &str, credentials: Option<(String, String)>) {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/banyandb/queries.bydbql");
+    let queries = common::bydbql(&std::fs::read_to_string(file).unwrap());
+    for query in &queries {
+        let query = query.replace("ebpf-metrics", group);
+        let body = serde_json::json!({ "query": query }).to_string();
+        let login = credentials.as_ref().map_or(String::new(), |(user, password)| {
+            let both = openssl::base64::encode_block(format!("{user}:{password}").as_bytes());
+            format!("Authorization: Basic {both}\r\n")
+        });
+        let head = format!(
+            "POST /api/v1/bydbql/query HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{login}\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let response = common::request(port, &head).unwrap();
+        assert_eq!(response.status, 200, "{query}: {}", response.body);
+        assert!(response.body.contains("\"float\":"), "{query} finds nothing: {}", response.body);
+    }
+    println!("{} queries find something", queries.len());
 }
 
 /// The measures of what was scraped, with their tags.
