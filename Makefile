@@ -68,6 +68,10 @@ deps-vm: ## install what the tests on other kernels need besides (Debian, Ubuntu
 test-vm: deps deps-vm ## run the ground truth tests on other kernels, emulated (KERNELS="5.10 6.1 6.12 7.2")
 	@bash tests/vm/run.sh $(KERNELS)
 
+test-banyandb: deps ## compare what a BanyanDB server stores with /metrics (BANYANDB=host:port, TEST_BANYANDB_SECONDS=300)
+	@test -n "$(BANYANDB)" || { echo "which server? make test-banyandb BANYANDB=host:port" >&2; exit 2; }
+	@TEST_BANYANDB="$(BANYANDB)" cargo test --test banyandb -- --ignored --nocapture a_real_server
+
 lint: deps ## check the formatting, and clippy with warnings as errors
 	@cargo fmt --check
 	@cargo clippy --all-targets -- -D warnings
@@ -101,4 +105,4 @@ uninstall: ## remove them; a configuration that was changed stays
 clean: ## remove everything that was built
 	@cargo clean
 
-.PHONY: help deps deps-test deps-browser deps-vm deps-image build static run test test-full test-static test-vm lint bench bench-overhead install uninstall clean
+.PHONY: help deps deps-test deps-browser deps-vm deps-image build static run test test-full test-static test-vm test-banyandb lint bench bench-overhead install uninstall clean

@@ -69,21 +69,17 @@ fn compile_bpf(source: &str, object: &Path, options: &[&str]) {
     let _ = Command::new(env::var("LLVM_STRIP").unwrap_or_else(|_| "llvm-strip".into())).arg("-g").arg(object).status();
 }
 
-/// The messages of the gRPC API; src/api/mod.rs includes them.
+/// The messages of the gRPC API, which src/api/mod.rs includes, and of BanyanDB (src/export/banyandb/mod.rs).
 fn generate_messages() {
     println!("cargo::rerun-if-changed=proto");
-    let result = protobuf_codegen::Codegen::new()
-        .pure()
-        .include("proto")
-        .inputs([
-            "proto/banyandb/ebpf/v1/metrics.proto",
-            "proto/banyandb/ebpf/v1/rpc.proto",
-            "proto/grpc/health/v1/health.proto",
-        ])
-        .cargo_out_dir("proto")
-        .run();
-    if let Err(e) = result {
-        fail(&format!("proto/ could not be turned into Rust: {e}"));
+    let of_agent = ["banyandb/ebpf/v1/metrics", "banyandb/ebpf/v1/rpc", "grpc/health/v1/health"];
+    let of_banyandb = ["common", "model", "database", "measure", "schema"].map(|p| format!("banyandb/{p}/v1/{p}"));
+    for (out, files) in [("proto", of_agent.map(String::from).to_vec()), ("banyandb", of_banyandb.to_vec())] {
+        let inputs = files.iter().map(|file| format!("proto/{file}.proto"));
+        let result = protobuf_codegen::Codegen::new().pure().include("proto").inputs(inputs).cargo_out_dir(out).run();
+        if let Err(e) = result {
+            fail(&format!("proto/ could not be turned into Rust: {e}"));
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::ebpf::object::{self, Error};
 use crate::metrics::catalogue as m;
 use crate::metrics::histogram::Histogram;
 use crate::metrics::snapshot::{Family, IoStats, ModuleStatus, Series, Snapshot, SnapshotCell, Value};
-use crate::metrics::{grpc, process};
+use crate::metrics::{export, grpc, process};
 use crate::modules::{Module, ModuleSettings};
 use crate::version;
 
@@ -334,6 +334,7 @@ impl State {
             Family::single(&m::COLLECT_ERRORS, Value::Int(self.errors)),
         ];
         own.extend(grpc::COUNTS.families());
+        own.extend(export::STATE.families());
         own.extend(process::families());
         own
     }

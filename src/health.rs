@@ -1,10 +1,11 @@
-//! Whether the agent does its work, judged from the snapshot alone: every output that speaks of health asks
-//! here.
+//! Whether the agent does its work, judged from the snapshot, and from the exporter if there is one: every output that
+//! speaks of health asks here.
 
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::metrics::export;
 use crate::metrics::snapshot::{ProbeStatus, Snapshot};
 
 /// How well the agent works.
@@ -37,6 +38,10 @@ pub fn stale_after(interval: Duration) -> Duration {
 
 /// Judges `snapshot` as of `now`.
 pub fn assess(snapshot: &Snapshot, now: Instant) -> Health {
+    judge(snapshot, export::STATE.trouble(now), now)
+}
+
+fn judge(snapshot: &Snapshot, export: Option<String>, now: Instant) -> Health {
     let age = now.saturating_duration_since(snapshot.collected_instant);
     let limit = stale_after(snapshot.interval);
     // Who disabled a module wants no restart for it: that is degraded.
@@ -62,6 +67,7 @@ pub fn assess(snapshot: &Snapshot, now: Instant) -> Health {
     if let Some(error) = snapshot.last_error.as_deref().and_then(|e| e.lines().next()) {
         wrong.push(format!("the last collection failed: {error}"));
     }
+    wrong.extend(export);
 
     let status = match () {
         _ if blind || stale => Status::Unhealthy,
@@ -159,6 +165,13 @@ mod tests {
         assert_eq!(health.status, Status::Degraded);
         assert_eq!(health.message, "module iomonitor was disabled by ConfigureModule");
         assert_eq!(after(&snapshot, Duration::from_secs(60)).status, Status::Unhealthy, "but for being stuck");
+    }
+
+    #[test]
+    fn degraded_while_nothing_can_be_sent() {
+        let snapshot = example::snapshot();
+        let health = judge(&snapshot, Some("BanyanDB is away".into()), snapshot.collected_instant);
+        assert_eq!((health.status, health.message.as_str()), (Status::Degraded, "BanyanDB is away"));
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod logging;
 pub mod manual;
 pub mod metrics;
 pub mod modules;
+pub mod pem;
 pub mod pod;
 pub mod preflight;
 pub mod server;

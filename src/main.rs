@@ -13,7 +13,7 @@ use ebpf_sidecar::cli::{self, Cli, Command};
 use ebpf_sidecar::collector::Collector;
 use ebpf_sidecar::config::{self, Config, ExportKind, ModuleName};
 use ebpf_sidecar::ebpf::{object, os};
-use ebpf_sidecar::export::{json, prometheus};
+use ebpf_sidecar::export::{banyandb, json, prometheus};
 use ebpf_sidecar::health::Status;
 use ebpf_sidecar::metrics::snapshot::{Snapshot, SnapshotCell};
 use ebpf_sidecar::modules::Module;
@@ -129,9 +129,6 @@ fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
     os::raise_memlock();
     os::share_heap();
     log::info!("ebpf-sidecar {} ({}), Linux {}", version::VERSION, version::COMMIT, os::kernel_release());
-    if config.export.kind == ExportKind::BanyanDb {
-        log::warn!("this version has no BanyanDB exporter: with export.type banyandb it serves Prometheus only");
-    }
 
     let scope = config.collector.scope.to_string();
     log::info!("counting {} every {:?}", preflight::scope_words(&config.collector), config.collector.interval);
@@ -155,6 +152,15 @@ fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
         }
         _ => None,
     };
+    let exporter = match config.export.kind {
+        ExportKind::Prometheus => None,
+        ExportKind::BanyanDb => {
+            let banyandb = &config.export.banyandb;
+            log::info!("BanyanDB: sending to {}, group {}", banyandb.endpoint, banyandb.group);
+            let started = banyandb::start(banyandb, &collector.snapshots());
+            Some(started.map_err(|e| fail(FAILED, format!("cannot start the exporter to BanyanDB: {e}")))?)
+        }
+    };
 
     let systemd = Systemd::from_env();
     systemd.ready(&format!("counting {scope}; http://{address}"));
@@ -162,6 +168,9 @@ fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
         .map_err(|e| fail(FAILED, format!("cannot wait for signals: {e}")))?;
     log::info!("{signal}: stopping");
     systemd.stopping();
+    if let Some(exporter) = exporter {
+        exporter.stop();
+    }
     drop(grpc);
     http.stop();
     collector.stop().map_err(|e| fail(FAILED, format!("the collector had failed: {e}")))

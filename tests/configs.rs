@@ -41,6 +41,29 @@ type Check = fn(&Path);
 
 /// How each file is checked. What a file needs besides is in tests of its own below.
 const CHECKS: &[(&str, Check)] = &[
+    ("banyandb/config.yaml", the_agent_loads_it),
+    ("banyandb/queries.bydbql", |file| {
+        let tags = ["node", "scope", "le", "comm", "value"];
+        let queries = common::bydbql(&read(file));
+        assert!(queries.len() > 5);
+        for query in queries {
+            let (projection, rest) =
+                query.strip_prefix("SELECT ").and_then(|q| q.split_once(" FROM MEASURE ")).unwrap();
+            let (measure, rest) = rest.split_once(" IN ebpf-metrics TIME > '-").expect(&query);
+            let metric = CATALOGUE.iter().find(|m| match m.kind {
+                Kind::Histogram => ["_bucket", "_sum", "_count"].iter().any(|p| measure == format!("{}{p}", m.name)),
+                _ => measure == m.name,
+            });
+            assert!(metric.is_some() || measure == "ebpf_fadvise_process_calls", "no measure {measure}");
+            let labels = metric.map_or(&[][..], |m| m.labels);
+            let known = |c: &str| tags.contains(&c) || labels.contains(&c);
+            let columns = projection.split(", ").filter(|c| !c.ends_with("(value)"));
+            let grouped = rest.split_once(" GROUP BY ").map_or("", |(_, g)| g);
+            for column in columns.chain(grouped.split(", ").filter(|c| !c.is_empty())) {
+                assert!(known(column), "{query}: {column}");
+            }
+        }
+    }),
     ("config.yaml", the_agent_loads_it),
     ("grafana/dashboards/ebpf-sidecar.json", dashboard_is_whole),
     ("grafana/provisioning/dashboards/ebpf-sidecar.yml", |file| {

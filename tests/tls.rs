@@ -3,6 +3,8 @@
 mod common;
 #[path = "common/grpc.rs"]
 mod grpc;
+#[path = "common/identity.rs"]
+mod identity;
 
 use std::fs;
 use std::net::TcpStream;
@@ -14,66 +16,11 @@ use std::time::{Duration, Instant};
 use ebpf_sidecar::api::proto::rpc;
 use ebpf_sidecar::server::grpc::stubs::name;
 use grpcio::{ChannelCredentials, ChannelCredentialsBuilder, RpcStatusCode};
-use openssl::asn1::Asn1Time;
-use openssl::bn::BigNum;
-use openssl::ec::{EcGroup, EcKey};
-use openssl::hash::MessageDigest;
-use openssl::nid::Nid;
-use openssl::pkey::{PKey, Private};
 use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode, SslVersion};
-use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
-use openssl::x509::{X509, X509NameBuilder};
 
 use common::{Agent, TempDir, output, text};
 use grpc::Client;
-
-// ---- certificates ----
-
-/// A certificate with its key.
-struct Identity {
-    cert: X509,
-    key: PKey<Private>,
-}
-
-const YEAR: i64 = 365 * 24 * 3600;
-
-impl Identity {
-    /// One for `localhost`, signed by `ca` or by itself, that is valid until some seconds from now.
-    fn new(serial: u32, ca: Option<&Identity>, valid: i64) -> Self {
-        let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
-        let key = PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
-        let mut name = X509NameBuilder::new().unwrap();
-        name.append_entry_by_text("CN", &format!("test {serial}")).unwrap();
-        let name = name.build();
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
-        let mut builder = X509::builder().unwrap();
-        builder.set_version(2).unwrap();
-        builder.set_serial_number(&BigNum::from_u32(serial).unwrap().to_asn1_integer().unwrap()).unwrap();
-        builder.set_subject_name(&name).unwrap();
-        builder.set_issuer_name(ca.map_or(&name, |ca| ca.cert.subject_name())).unwrap();
-        builder.set_not_before(&Asn1Time::from_unix(now - 2 * YEAR).unwrap()).unwrap();
-        builder.set_not_after(&Asn1Time::from_unix(now + valid).unwrap()).unwrap();
-        builder.set_pubkey(&key).unwrap();
-        match ca {
-            None => builder.append_extension(BasicConstraints::new().critical().ca().build().unwrap()).unwrap(),
-            Some(ca) => {
-                let context = builder.x509v3_context(Some(&ca.cert), None);
-                let localhost = SubjectAlternativeName::new().dns("localhost").build(&context).unwrap();
-                builder.append_extension(localhost).unwrap();
-            }
-        }
-        builder.sign(ca.map_or(&key, |ca| &ca.key), MessageDigest::sha256()).unwrap();
-        Self { cert: builder.build(), key }
-    }
-
-    fn cert_pem(&self) -> Vec<u8> {
-        self.cert.to_pem().unwrap()
-    }
-
-    fn key_pem(&self) -> Vec<u8> {
-        self.key.private_key_to_pem_pkcs8().unwrap()
-    }
-}
+use identity::{Identity, YEAR};
 
 /// The files of a server.
 struct Files {

@@ -34,6 +34,9 @@ Durations are numbers with units, larger ones first: `500ms`, `10s`, `1m30s`, `1
 The two servers cannot share a port at the same address. `server.grpc.tls.enabled: true` needs both files, and
 `server.allow_configure: mtls` needs TLS with a `client_ca_file`.
 
+With `export.type: banyandb`, a username needs a password or a `password_file`, and with `tls.enabled: true` a `cert_file` needs a
+`key_file`, and the other way round. A password without TLS to another host is sent as it is, with a warning.
+
 ## Scope
 
 Without a scope the agent counts the I/O of the whole host. `collector.scope.cgroup` narrows it to one cgroup v2 directory with

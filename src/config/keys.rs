@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{AllowConfigure, AttachMode, Config, ExportKind, ModuleName, PROBES, Pod, Scope, Switch};
+use super::{AllowConfigure, AttachMode, Config, ExportKind, ModuleName, PROBES, Pod, Scope, Secret, Span, Switch};
 
 /// One key of the configuration.
 pub(super) struct Key {
@@ -30,12 +30,11 @@ pub(super) enum Kind {
     /// A list in YAML; as text, with commas.
     List,
     /// One value that no message or printout shows.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no key is secret yet"))]
     Secret,
 }
 
 /// Why a text is not allowed, where what is allowed does not say enough.
-pub(super) type Why = Option<&'static str>;
+pub(crate) type Why = Option<&'static str>;
 
 type Parsed<T> = Result<T, Why>;
 
@@ -43,6 +42,8 @@ const ADDRESS: &str = "an IPv4 or IPv6 address, such as 0.0.0.0 or ::1";
 const PORT: &str = "a port from 1 to 65535";
 const BOOL: &str = "true or false";
 const FILE: &str = "the path of a PEM file";
+const SPAN: &str = "hours or days, such as 12h or 7d, up to 8760h or 3650d";
+const CREDENTIAL: &str = "1 to 255 printable ASCII characters";
 const DURATION: &str = "a duration from 10ms to 1h, such as 500ms, 10s or 1m30s";
 
 /// Every key, in the order of the file.
@@ -332,6 +333,142 @@ pub(super) static KEYS: &[Key] = &[
         set: |c, s| put(&mut c.export.banyandb.timeout, duration(s)),
         get: |c| Some(show_duration(c.export.banyandb.timeout)),
     },
+    Key {
+        path: "export.banyandb.batch_size",
+        kind: Kind::Scalar,
+        allowed: "a number from 1 to 10000",
+        help: "Points that are sent together.",
+        set: |c, s| put(&mut c.export.banyandb.batch_size, number(s, 1, 10_000)),
+        get: |c| Some(c.export.banyandb.batch_size.to_string()),
+    },
+    Key {
+        path: "export.banyandb.flush_interval",
+        kind: Kind::Scalar,
+        allowed: DURATION,
+        help: "Time after which a point is sent although its batch is not full.",
+        set: |c, s| put(&mut c.export.banyandb.flush_interval, duration(s)),
+        get: |c| Some(show_duration(c.export.banyandb.flush_interval)),
+    },
+    Key {
+        path: "export.banyandb.queue_limit",
+        kind: Kind::Scalar,
+        allowed: DURATION,
+        help: "How long points are kept while BanyanDB cannot be reached; older ones are dropped, and counted.",
+        set: |c, s| put(&mut c.export.banyandb.queue_limit, duration(s)),
+        get: |c| Some(show_duration(c.export.banyandb.queue_limit)),
+    },
+    Key {
+        path: "export.banyandb.queue_bytes",
+        kind: Kind::Scalar,
+        allowed: "a number from 1048576 to 1073741824",
+        help: "Bytes of memory for them; the oldest are dropped beyond, and counted.",
+        set: |c, s| put(&mut c.export.banyandb.queue_bytes, number(s, 1 << 20, 1 << 30)),
+        get: |c| Some(c.export.banyandb.queue_bytes.to_string()),
+    },
+    Key {
+        path: "export.banyandb.resend_window",
+        kind: Kind::Scalar,
+        allowed: DURATION,
+        help: "Points acknowledged so shortly before a lost connection are sent again: the server may not have stored them.",
+        set: |c, s| put(&mut c.export.banyandb.resend_window, duration(s)),
+        get: |c| Some(show_duration(c.export.banyandb.resend_window)),
+    },
+    Key {
+        path: "export.banyandb.unhealthy_after",
+        kind: Kind::Scalar,
+        allowed: DURATION,
+        help: "Time of trying in vain to send after which the agent's health is degraded.",
+        set: |c, s| put(&mut c.export.banyandb.unhealthy_after, duration(s)),
+        get: |c| Some(show_duration(c.export.banyandb.unhealthy_after)),
+    },
+    Key {
+        path: "export.banyandb.node",
+        kind: Kind::Scalar,
+        allowed: "a name of 1 to 255 letters, digits and -._:",
+        help: "Value of the tag node; without it the host's name, which in a Kubernetes pod is the pod's.",
+        set: |c, s| put(&mut c.export.banyandb.node, node(s).map(Some)),
+        get: |c| c.export.banyandb.node.clone(),
+    },
+    Key {
+        path: "export.banyandb.shards",
+        kind: Kind::Scalar,
+        allowed: "a number from 1 to 1024",
+        help: "Shards of the group, when the agent creates it.",
+        set: |c, s| put(&mut c.export.banyandb.shards, small(s, 1024)),
+        get: |c| Some(c.export.banyandb.shards.to_string()),
+    },
+    Key {
+        path: "export.banyandb.segment_interval",
+        kind: Kind::Scalar,
+        allowed: SPAN,
+        help: "Length of the group's segments, when the agent creates it.",
+        set: |c, s| put(&mut c.export.banyandb.segment_interval, span(s)),
+        get: |c| Some(show_span(c.export.banyandb.segment_interval)),
+    },
+    Key {
+        path: "export.banyandb.ttl",
+        kind: Kind::Scalar,
+        allowed: SPAN,
+        help: "How long the group keeps its points, when the agent creates it.",
+        set: |c, s| put(&mut c.export.banyandb.ttl, span(s)),
+        get: |c| Some(show_span(c.export.banyandb.ttl)),
+    },
+    Key {
+        path: "export.banyandb.username",
+        kind: Kind::Scalar,
+        allowed: CREDENTIAL,
+        help: "User to log in as, where the server asks for one.",
+        set: |c, s| put(&mut c.export.banyandb.username, credential(s).map(Some)),
+        get: |c| c.export.banyandb.username.clone(),
+    },
+    Key {
+        path: "export.banyandb.password",
+        kind: Kind::Secret,
+        allowed: CREDENTIAL,
+        help: "Password of that user.",
+        set: |c, s| put(&mut c.export.banyandb.password, credential(s).map(|p| Some(Secret(p)))),
+        get: |c| c.export.banyandb.password.as_ref().map(|p| p.0.clone()),
+    },
+    Key {
+        path: "export.banyandb.password_file",
+        kind: Kind::Scalar,
+        allowed: "the path of a file with the password",
+        help: "The same from a file, which is read for each batch: a new password needs no restart.",
+        set: |c, s| put(&mut c.export.banyandb.password_file, file(s).map(Some)),
+        get: |c| c.export.banyandb.password_file.as_deref().map(show_path),
+    },
+    Key {
+        path: "export.banyandb.tls.enabled",
+        kind: Kind::Scalar,
+        allowed: BOOL,
+        help: "Whether to speak TLS with BanyanDB.",
+        set: |c, s| put(&mut c.export.banyandb.tls.enabled, boolean(s)),
+        get: |c| Some(c.export.banyandb.tls.enabled.to_string()),
+    },
+    Key {
+        path: "export.banyandb.tls.ca_file",
+        kind: Kind::Scalar,
+        allowed: FILE,
+        help: "Authorities that sign BanyanDB's certificate; without it, those of the system.",
+        set: |c, s| put(&mut c.export.banyandb.tls.ca_file, file(s).map(Some)),
+        get: |c| c.export.banyandb.tls.ca_file.as_deref().map(show_path),
+    },
+    Key {
+        path: "export.banyandb.tls.cert_file",
+        kind: Kind::Scalar,
+        allowed: FILE,
+        help: "Certificate chain of the agent, where the server asks for one.",
+        set: |c, s| put(&mut c.export.banyandb.tls.cert_file, file(s).map(Some)),
+        get: |c| c.export.banyandb.tls.cert_file.as_deref().map(show_path),
+    },
+    Key {
+        path: "export.banyandb.tls.key_file",
+        kind: Kind::Scalar,
+        allowed: FILE,
+        help: "Private key that belongs to it.",
+        set: |c, s| put(&mut c.export.banyandb.tls.key_file, file(s).map(Some)),
+        get: |c| c.export.banyandb.tls.key_file.as_deref().map(show_path),
+    },
 ];
 
 /// The key with this path.
@@ -495,6 +632,36 @@ fn host(s: &str) -> Parsed<String> {
 
 fn group(s: &str) -> Parsed<String> {
     if plain(s, "-._") { Ok(s.into()) } else { Err(None) }
+}
+
+fn node(s: &str) -> Parsed<String> {
+    if plain(s, "-._:") { Ok(s.into()) } else { Err(None) }
+}
+
+/// A number from 1 to `max`.
+fn small(s: &str, max: u32) -> Parsed<u32> {
+    number(s, 1, max as usize).and_then(|n| u32::try_from(n).map_err(|_| None))
+}
+
+fn span(s: &str) -> Parsed<Span> {
+    match (s.strip_suffix('h'), s.strip_suffix('d')) {
+        (Some(n), _) => small(n, 8760).map(Span::Hours),
+        (_, Some(n)) => small(n, 3650).map(Span::Days),
+        _ => Err(None),
+    }
+}
+
+fn show_span(span: Span) -> String {
+    match span {
+        Span::Hours(n) => format!("{n}h"),
+        Span::Days(n) => format!("{n}d"),
+    }
+}
+
+/// A text that can go into the head of a request.
+pub(crate) fn credential(s: &str) -> Parsed<String> {
+    let printable = s.bytes().all(|b| (b' '..=b'~').contains(&b));
+    if printable && (1..=255).contains(&s.len()) { Ok(s.into()) } else { Err(None) }
 }
 
 /// Units of durations with their milliseconds, in the order in which they may follow each other.

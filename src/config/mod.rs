@@ -22,6 +22,8 @@ use std::time::Duration;
 pub use docs::{KeyReference, markdown, reference};
 use keys::{KEYS, Key, Kind, Why};
 
+pub(crate) use keys::credential;
+
 /// Where the configuration lies when the command line names no file.
 pub const DEFAULT_PATH: &str = "/etc/ebpf-sidecar/config.yaml";
 
@@ -298,8 +300,68 @@ pub struct BanyanDb {
     pub endpoint: String,
     /// The group that holds the measures.
     pub group: String,
-    /// Time limit of one request.
+    /// Time limit of one request, and of sending what is left when the agent stops.
     pub timeout: Duration,
+    /// Points of one Write stream.
+    pub batch_size: usize,
+    /// How long a point may wait for others to fill its batch.
+    pub flush_interval: Duration,
+    /// How long points are kept for a server that cannot be reached.
+    pub queue_limit: Duration,
+    /// Bytes of memory that they may take.
+    pub queue_bytes: usize,
+    /// For how long acknowledged points are kept, to send them again after a lost connection.
+    pub resend_window: Duration,
+    /// Time without success after which the agent is degraded.
+    pub unhealthy_after: Duration,
+    /// How this agent is called in the tag `node`; `None`: the name of the host.
+    pub node: Option<String>,
+    /// Shards of the group, if it has to be created.
+    pub shards: u32,
+    /// Length of its segments.
+    pub segment_interval: Span,
+    /// How long it keeps its points.
+    pub ttl: Span,
+    /// User to log in as; with it, a password is given.
+    pub username: Option<String>,
+    /// Password, unless it is in a file.
+    pub password: Option<Secret>,
+    /// File with the password.
+    pub password_file: Option<PathBuf>,
+    /// Encryption.
+    pub tls: ClientTls,
+}
+
+/// A time as BanyanDB has it for groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Span {
+    /// So many hours.
+    Hours(u32),
+    /// So many days.
+    Days(u32),
+}
+
+/// A text that nothing prints.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
+
+/// Encryption of a connection that the agent opens. A certificate and its key are given both or not at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientTls {
+    /// Whether it is on.
+    pub enabled: bool,
+    /// Authorities that sign the server's certificate; `None`: those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// Certificate chain of the agent, for servers that ask for one.
+    pub cert_file: Option<PathBuf>,
+    /// Its private key.
+    pub key_file: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -342,6 +404,20 @@ impl Default for Config {
                     endpoint: "localhost:17912".into(),
                     group: "ebpf-metrics".into(),
                     timeout: Duration::from_secs(30),
+                    batch_size: 1000,
+                    flush_interval: Duration::from_secs(10),
+                    queue_limit: Duration::from_secs(3600),
+                    queue_bytes: 8 << 20,
+                    resend_window: Duration::from_secs(30),
+                    unhealthy_after: Duration::from_secs(60),
+                    node: None,
+                    shards: 1,
+                    segment_interval: Span::Days(1),
+                    ttl: Span::Days(7),
+                    username: None,
+                    password: None,
+                    password_file: None,
+                    tls: ClientTls { enabled: false, ca_file: None, cert_file: None, key_file: None },
                 },
             },
         }
@@ -535,10 +611,43 @@ impl Sources<'_> {
             let allowed = "mtls with a gRPC server, tls.enabled: true and a client_ca_file, or another value";
             return Err(self.conflict(("server.allow_configure", "mtls"), "cannot be had with", missing, allowed));
         }
+        if config.export.kind == ExportKind::BanyanDb {
+            self.check_banyandb(&config.export.banyandb)?;
+        }
         let scopes = ["collector.scope.comm", "collector.scope.cgroup", "collector.scope.pod_uid"];
         let mut given = scopes.into_iter().filter_map(|path| Some((path, self.text(path)?)));
         if let (Some(a), Some(b)) = (given.next(), given.next()) {
             return Err(self.conflict(a, "cannot be combined with", b, "at most one of them"));
+        }
+        Ok(())
+    }
+
+    fn check_banyandb(&self, banyandb: &BanyanDb) -> Result<(), ConfigError> {
+        const USERNAME: &str = "export.banyandb.username";
+        const PASSWORD: &str = "export.banyandb.password";
+        const PASSWORD_FILE: &str = "export.banyandb.password_file";
+        let given = |path| self.text(path).unwrap_or_default();
+        let file = given(PASSWORD_FILE);
+        let (password, allowed) = match (&banyandb.password, &banyandb.password_file) {
+            (Some(_), Some(_)) => {
+                let file = (PASSWORD_FILE, file);
+                return Err(self.conflict((PASSWORD, MASK), "cannot be combined with", file, "one of them"));
+            }
+            (Some(_), None) => ((PASSWORD, MASK), "a username with a password or a password_file"),
+            _ => ((PASSWORD_FILE, file), "a username with a password or a password_file"),
+        };
+        let has_password = banyandb.password.is_some() || banyandb.password_file.is_some();
+        match &banyandb.username {
+            Some(name) if !has_password => {
+                return Err(self.conflict((USERNAME, name), "needs", (PASSWORD, ""), allowed));
+            }
+            None if has_password => return Err(self.conflict(password, "needs", (USERNAME, ""), allowed)),
+            _ => {}
+        }
+        let (cert, key) = ("export.banyandb.tls.cert_file", "export.banyandb.tls.key_file");
+        let (a, b) = if banyandb.tls.cert_file.is_some() { (cert, key) } else { (key, cert) };
+        if banyandb.tls.enabled && banyandb.tls.cert_file.is_some() != banyandb.tls.key_file.is_some() {
+            return Err(self.conflict((a, given(a)), "needs", (b, ""), "both files or neither"));
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::keys::{KEYS, Key, Kind};
+use super::keys::KEYS;
 use super::*;
 
 const FILE: &str = "/etc/x.yaml";
@@ -86,7 +86,11 @@ collector:
   ebpf: {attach: kprobe, btf: off}
 export:
   type: banyandb
-  banyandb: {endpoint: 'a-b.c:1,[::1]:17912,10.0.0.1:2', group: g_1, timeout: *time}
+  banyandb:
+    {endpoint: 'a-b.c:1,[::1]:17912,10.0.0.1:2', group: g_1, timeout: *time, batch_size: 7, flush_interval: 1s,
+     queue_limit: 2m, queue_bytes: 2097152, resend_window: 3s, unhealthy_after: 4s, node: 'n:1', shards: 2,
+     segment_interval: 12h, ttl: 30d, username: me, password_file: /p,
+     tls: {enabled: true, ca_file: ca, cert_file: c, key_file: k}}
 ";
     let expected = Config {
         server: Server {
@@ -134,6 +138,25 @@ export:
                 endpoint: "a-b.c:1,[::1]:17912,10.0.0.1:2".into(),
                 group: "g_1".into(),
                 timeout: Duration::from_secs(90),
+                batch_size: 7,
+                flush_interval: Duration::from_secs(1),
+                queue_limit: Duration::from_secs(120),
+                queue_bytes: 2 << 20,
+                resend_window: Duration::from_secs(3),
+                unhealthy_after: Duration::from_secs(4),
+                node: Some("n:1".into()),
+                shards: 2,
+                segment_interval: Span::Hours(12),
+                ttl: Span::Days(30),
+                username: Some("me".into()),
+                password: None,
+                password_file: Some("/p".into()),
+                tls: ClientTls {
+                    enabled: true,
+                    ca_file: Some("ca".into()),
+                    cert_file: Some("c".into()),
+                    key_file: Some("k".into()),
+                },
             },
         },
     };
@@ -199,6 +222,22 @@ const BAD_VALUES: &[(&str, &str, &[&str])] = &[
     ),
     ("export.banyandb.group", "", &["''", "a/b", "a b"]),
     ("export.banyandb.timeout", "", &["0s", "2h"]),
+    ("export.banyandb.batch_size", "", &["0", "10001", "x"]),
+    ("export.banyandb.flush_interval", "", &["0s", "2h"]),
+    ("export.banyandb.queue_limit", "", &["0s", "2h"]),
+    ("export.banyandb.queue_bytes", "", &["1048575", "1073741825"]),
+    ("export.banyandb.resend_window", "", &["0s", "2h"]),
+    ("export.banyandb.unhealthy_after", "", &["0s", "2h"]),
+    ("export.banyandb.node", "", &["''", "a b", "a/b"]),
+    ("export.banyandb.shards", "", &["0", "1025", "-1"]),
+    ("export.banyandb.segment_interval", "", &["1", "0d", "0h", "8761h", "3651d", "1m", "+1d", "d", "''"]),
+    ("export.banyandb.ttl", "", &["1", "0d", "7days"]),
+    ("export.banyandb.username", "", &["''", "é"]),
+    ("export.banyandb.password_file", "", &["''"]),
+    ("export.banyandb.tls.enabled", "", &["yes"]),
+    ("export.banyandb.tls.ca_file", "", &["''"]),
+    ("export.banyandb.tls.cert_file", "", &["''"]),
+    ("export.banyandb.tls.key_file", "", &["''"]),
     ("export.banyandb.timeout", "a number alone has no unit", &["30"]),
 ];
 
@@ -222,8 +261,8 @@ fn a_bad_value_is_an_error_with_file_line_key_value_and_what_is_allowed() {
     let without: Vec<_> = KEYS.iter().filter(|k| !BAD_VALUES.iter().any(|b| b.0 == k.path)).map(|k| k.path).collect();
     assert_eq!(
         without,
-        ["server.http.hosts", "collector.modules", "collector.probes"],
-        "lists are among the bad files"
+        ["server.http.hosts", "collector.modules", "collector.probes", "export.banyandb.password"],
+        "lists are among the bad files, and a secret is not shown"
     );
 }
 
@@ -268,6 +307,10 @@ server:\n  http:\n    port: 9090 | 3 | server.http.port: "9090" | server.grpc.po
 server:\n  grpc:\n    port: 8080 | 3 | server.grpc.port: "8080" | server.http.port: "8080" (built-in default) | allowed: different ports
 server:\n  grpc:\n    tls:\n      enabled: true\n      key_file: /k | 4 | server.grpc.tls.enabled: "true" needs server.grpc.tls.cert_file: "" | allowed: true with
 server:\n  grpc:\n    tls: {enabled: true, cert_file: /c} | 3 | server.grpc.tls.enabled: "true" needs server.grpc.tls.key_file: "" | allowed: true with
+export:\n  type: banyandb\n  banyandb: {username: me} | 3 | export.banyandb.username: "me" needs export.banyandb.password: "" | allowed: a username with
+export:\n  type: banyandb\n  banyandb: {password_file: /p} | 3 | export.banyandb.password_file: "/p" needs export.banyandb.username: ""
+export:\n  type: banyandb\n  banyandb: {username: a, password: b, password_file: /p} | 3 | password: "***" cannot be combined with export.banyandb.password_file: "/p"
+export:\n  type: banyandb\n  banyandb:\n    tls: {enabled: true, cert_file: /c} | 4 | export.banyandb.tls.cert_file: "/c" needs export.banyandb.tls.key_file: ""
 collector:\n  scope:\n    comm: db\n    cgroup: /a | 3 | collector.scope.comm: "db" | collector.scope.cgroup: "/a" (/etc/x.yaml:4) | at most one of them
 server:\n  http: [1\n | 3 | not valid YAML
 server:\n	http: 1 | 2 | not valid YAML
@@ -524,16 +567,15 @@ fn what_is_printed_loads_again() {
 
 #[test]
 fn secrets_are_never_shown() {
-    let key = Key {
-        path: "export.banyandb.password",
-        kind: Kind::Secret,
-        allowed: "anything",
-        help: "",
-        set: |_, _| Err(None),
-        get: |_| Some("hunter2".into()),
-    };
-    assert!(!not_allowed(&key, "hunter2", None).contains("hunter2"));
-    assert_eq!(print_keys(&[key], &Config::default()), "export:\n  banyandb:\n    password: '***'\n");
+    let message = load_text("export:\n  banyandb:\n    password: hünter2\n", &[]).unwrap_err();
+    assert!(message.contains("/etc/x.yaml:3: export.banyandb.password: *** is not allowed"), "{message}");
+    let good = "export:\n  type: banyandb\n  banyandb:\n    password: hunter2\n";
+    let message = load_text(good, &[]).unwrap_err();
+    assert!(message.contains("needs export.banyandb.username") && !message.contains("hunter2"), "{message}");
+    let config = load_text(&format!("{good}    username: me\n"), &[]).unwrap();
+    assert_eq!(config.export.banyandb.password, Some(Secret("hunter2".into())));
+    assert!(print(&config).contains("    password: '***'\n"));
+    assert!(!print(&config).contains("hunter2") && !format!("{config:?}").contains("hunter2"));
 }
 
 #[test]

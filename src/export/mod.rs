@@ -1,6 +1,7 @@
-//! Renderings of a snapshot. Each is a function from the snapshot to text, so that a server can keep the text
-//! until the next collection.
+//! Snapshots on their way out. The renderings are functions from a snapshot to text, so that a server can keep the text
+//! until the next collection; the exporter to BanyanDB is a thread of its own.
 
+pub mod banyandb;
 pub mod json;
 #[cfg(test)]
 mod markdown;

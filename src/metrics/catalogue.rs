@@ -2,6 +2,7 @@
 //! metric: declare it here, add it to [`CATALOGUE`], and fill it where its data lies (for kernel data
 //! `modules/iomonitor.rs`, for the agent itself `collector.rs`).
 
+use super::export::{DROPS, FAILURES};
 use super::snapshot::{ADVICES, EVICTION_CAUSES, FILL_CAUSES, RECLAIMERS};
 
 /// Type of a metric.
@@ -120,6 +121,21 @@ metrics! {
         "gRPC calls that were answered, and streams that were opened; refused are those above a limit.";
     CERTIFICATES_REFUSED = Counter "ebpf_sidecar_grpc_certificates_refused_total" [] "changes":
         "Changes of the gRPC server's certificate files that could not be used: the certificates before stay in use.";
+
+    EXPORT_SENT = Counter "ebpf_sidecar_export_points_sent_total" [] "points":
+        "Points that BanyanDB has acknowledged, each counted once; with export.type banyandb, as all of these.";
+    EXPORT_FAILED = Counter "ebpf_sidecar_export_points_failed_total" ["reason" in FAILURES] "points":
+        "Times that a point was sent in vain and has to be sent again.";
+    EXPORT_DROPPED = Counter "ebpf_sidecar_export_points_dropped_total" ["reason" in DROPS] "points":
+        "Points given up: too old or too many while BanyanDB could not be reached (queue_limit, queue_bytes), missed by a starved exporter (overrun), of a measure whose schema differs, refused for good, in a batch at which the exporter panicked, left at the stop.";
+    EXPORT_QUEUE_POINTS = Gauge "ebpf_sidecar_export_queue_points" [] "points":
+        "Points that wait for BanyanDB's acknowledgement.";
+    EXPORT_QUEUE_BYTES = Gauge "ebpf_sidecar_export_queue_bytes" [] "bytes":
+        "Memory of those points, and of those kept to be sent again.";
+    EXPORT_LAST_SUCCESS = Gauge "ebpf_sidecar_export_last_success_timestamp_seconds" [] "seconds since 1970":
+        "When BanyanDB last acknowledged a whole batch; absent before.";
+    EXPORT_BATCH_SECONDS = Histogram "ebpf_sidecar_export_batch_seconds" [] "seconds":
+        "How long each batch took until all of it was acknowledged, with what had to be sent again.";
 
     PROCESS_CPU = Counter "process_cpu_seconds_total" [] "seconds":
         "User and system CPU time of the agent.";

@@ -4,6 +4,7 @@
 pub mod catalogue;
 #[doc(hidden)]
 pub mod example;
+pub mod export;
 pub mod grpc;
 pub mod histogram;
 pub mod process;

@@ -6,6 +6,8 @@ use std::ops::Range;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use crossbeam::channel::{self, Receiver, Sender, TrySendError};
+
 use super::catalogue::Metric;
 use super::histogram::Histogram;
 
@@ -240,9 +242,13 @@ pub const HISTORY_BYTES: usize = 8 << 20;
 #[derive(Debug, Clone)]
 pub struct SnapshotCell(Arc<RwLock<Kept>>);
 
+/// Snapshots that may wait for a subscriber; more pass it by.
+const SUBSCRIBER_WAITING: usize = 256;
+
 #[derive(Debug)]
 struct Kept {
     newest: Arc<Snapshot>,
+    subscribers: Vec<Sender<Arc<Snapshot>>>,
     /// Successful collections with their sizes, oldest first.
     past: VecDeque<(Arc<Snapshot>, usize)>,
     bytes: usize,
@@ -259,7 +265,8 @@ impl SnapshotCell {
     /// of them.
     pub fn with_history(first: Snapshot, history: Duration) -> Self {
         let newest = Arc::new(first);
-        let mut kept = Kept { newest: Arc::clone(&newest), past: VecDeque::new(), bytes: 0, history };
+        let (past, subscribers) = (VecDeque::new(), Vec::new());
+        let mut kept = Kept { newest: Arc::clone(&newest), subscribers, past, bytes: 0, history };
         kept.remember(&newest);
         Self(Arc::new(RwLock::new(kept)))
     }
@@ -277,11 +284,22 @@ impl SnapshotCell {
         kept.past.iter().map(|(s, _)| s).filter(|s| inside(s)).cloned().collect()
     }
 
-    /// Publishes `next`.
+    /// The newest snapshot, and every later one as it is published.
+    pub fn subscribe(&self) -> Receiver<Arc<Snapshot>> {
+        let (sender, receiver) = channel::bounded(SUBSCRIBER_WAITING);
+        let mut kept = self.0.write().unwrap_or_else(|e| e.into_inner());
+        // It has room, and its receiver is here.
+        let _ = sender.try_send(Arc::clone(&kept.newest));
+        kept.subscribers.push(sender);
+        receiver
+    }
+
+    /// Publishes `next`. Never waits for a subscriber.
     pub fn store(&self, next: Snapshot) {
         let next = Arc::new(next);
         let mut kept = self.0.write().unwrap_or_else(|e| e.into_inner());
         kept.newest = Arc::clone(&next);
+        kept.subscribers.retain(|s| !matches!(s.try_send(Arc::clone(&next)), Err(TrySendError::Disconnected(_))));
         kept.remember(&next);
     }
 }

@@ -299,6 +299,12 @@ pub fn request(port: u16, head: &str) -> std::io::Result<Response> {
     Ok(Response { status, head: head.to_owned(), body: body.to_owned() })
 }
 
+/// The queries in a file of BydbQL, without comments.
+pub fn bydbql(file: &str) -> Vec<String> {
+    let lines: Vec<&str> = file.lines().filter(|l| !l.trim_start().starts_with("--")).collect();
+    lines.join(" ").split(';').map(|q| q.trim().to_owned()).filter(|q| !q.is_empty()).collect()
+}
+
 // ---- metrics ----
 
 /// Samples of a Prometheus text: `name` or `name{labels}` to value.

@@ -5,7 +5,7 @@
 //! No panic may leave a callback: it would end the thread, and all calls on it.
 
 mod gate;
-mod stream;
+pub(crate) mod stream;
 pub mod stubs;
 mod ticker;
 pub mod tls;

@@ -2,18 +2,15 @@
 //! changed files need no restart.
 
 use std::error::Error;
-use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Mutex;
 
 use grpcio::{CertificateRequestType, ServerCredentials, ServerCredentialsBuilder, ServerCredentialsFetcher};
-use openssl::asn1::Asn1Time;
-use openssl::pkey::PKey;
-use openssl::x509::X509;
 
 use crate::config::{Grpc, Tls};
 use crate::metrics::grpc::COUNTS;
+use crate::pem;
 
 /// The server's credentials, `None` without TLS. An error names the file.
 pub fn credentials(config: &Tls) -> Result<Option<ServerCredentials>, String> {
@@ -55,35 +52,9 @@ impl Files {
 
     /// Reads and checks them.
     fn load(&self) -> Result<Pems, String> {
-        let read = |key: &str, path: &PathBuf| {
-            let at = |why: &dyn std::fmt::Display| format!("server.grpc.tls.{key}: {}: {why}", path.display());
-            let pem = fs::read(path).map_err(|e| at(&e))?;
-            // gRPC panics on it, in the middle of C code.
-            if pem.contains(&0) { Err(at(&"has a NUL byte: not PEM")) } else { Ok(pem) }
-        };
-        let bad = |key: &str, path: &PathBuf, why: &str| format!("server.grpc.tls.{key}: {}: {why}", path.display());
-        let certificates = |key: &str, path: &PathBuf, pem: &[u8]| match X509::stack_from_pem(pem) {
-            Ok(all) if !all.is_empty() => Ok(all),
-            _ => Err(bad(key, path, "no PEM certificate in it")),
-        };
-
-        let cert = read("cert_file", &self.cert)?;
-        let chain = certificates("cert_file", &self.cert, &cert)?;
-        let key = read("key_file", &self.key)?;
-        // Without a callback OpenSSL would ask the terminal for a password.
-        let private = PKey::private_key_from_pem_callback(&key, |_| Ok(0))
-            .map_err(|_| bad("key_file", &self.key, "no PEM private key without a password in it"))?;
-        if !chain[0].public_key().is_ok_and(|public| public.public_eq(&private)) {
-            let why = format!("does not belong to the first certificate in {}", self.cert.display());
-            return Err(bad("key_file", &self.key, &why));
-        }
-        if Asn1Time::days_from_now(0).is_ok_and(|now| chain[0].not_after() < now) {
-            log::warn!("{}", bad("cert_file", &self.cert, "the certificate has expired: clients will refuse it"));
-        }
-        let ca = self.ca.as_ref().map(|path| {
-            let pem = read("client_ca_file", path)?;
-            certificates("client_ca_file", path, &pem).map(|_| pem)
-        });
+        let (cert_key, key_key) = ("server.grpc.tls.cert_file", "server.grpc.tls.key_file");
+        let (cert, key) = pem::identity((cert_key, &self.cert), (key_key, &self.key))?;
+        let ca = self.ca.as_ref().map(|path| pem::certificates("server.grpc.tls.client_ca_file", path));
         Ok(Pems { cert, key, ca: ca.transpose()? })
     }
 }

@@ -1,0 +1,50 @@
+//! PEM files of certificates and keys, checked before gRPC sees them: it tells nothing of what is wrong with one.
+//! Errors name the key of the configuration and the file.
+
+use std::fmt::Display;
+use std::fs;
+use std::path::Path;
+
+use openssl::asn1::Asn1Time;
+use openssl::pkey::PKey;
+use openssl::x509::X509;
+
+fn wrong(key: &str, path: &Path, why: impl Display) -> String {
+    format!("{key}: {}: {why}", path.display())
+}
+
+fn read(key: &str, path: &Path) -> Result<Vec<u8>, String> {
+    let pem = fs::read(path).map_err(|e| wrong(key, path, e))?;
+    // grpcio panics on it, in the middle of C code.
+    if pem.contains(&0) { Err(wrong(key, path, "has a NUL byte: not PEM")) } else { Ok(pem) }
+}
+
+fn parsed(key: &str, path: &Path) -> Result<(Vec<u8>, Vec<X509>), String> {
+    let pem = read(key, path)?;
+    match X509::stack_from_pem(&pem) {
+        Ok(all) if !all.is_empty() => Ok((pem, all)),
+        _ => Err(wrong(key, path, "no PEM certificate in it")),
+    }
+}
+
+/// The file `path`, which has at least one certificate.
+pub fn certificates(key: &str, path: &Path) -> Result<Vec<u8>, String> {
+    parsed(key, path).map(|(pem, _)| pem)
+}
+
+/// A certificate chain and the private key of its first certificate: each a key of the configuration with its file.
+pub fn identity(cert: (&str, &Path), key: (&str, &Path)) -> Result<(Vec<u8>, Vec<u8>), String> {
+    let (chain_pem, chain) = parsed(cert.0, cert.1)?;
+    let key_pem = read(key.0, key.1)?;
+    // Without a callback OpenSSL would ask the terminal for a password.
+    let private = PKey::private_key_from_pem_callback(&key_pem, |_| Ok(0))
+        .map_err(|_| wrong(key.0, key.1, "no PEM private key without a password in it"))?;
+    if !chain[0].public_key().is_ok_and(|public| public.public_eq(&private)) {
+        let why = format!("does not belong to the first certificate in {}", cert.1.display());
+        return Err(wrong(key.0, key.1, why));
+    }
+    if Asn1Time::days_from_now(0).is_ok_and(|now| chain[0].not_after() < now) {
+        log::warn!("{}", wrong(cert.0, cert.1, "the certificate has expired: peers will refuse it"));
+    }
+    Ok((chain_pem, key_pem))
+}

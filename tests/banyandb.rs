@@ -1,0 +1,844 @@
+//! The exporter to BanyanDB, against a server as careless as the real one (tests/common/banyandb.rs): nothing may be
+//! lost, nothing written twice, whatever happens in between.
+
+mod common;
+#[path = "common/identity.rs"]
+mod identity;
+#[path = "common/banyandb.rs"]
+mod server;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ebpf_sidecar::config::{BanyanDb as Settings, Config};
+use ebpf_sidecar::export::banyandb::proto::database::FieldType;
+use ebpf_sidecar::export::banyandb::proto::measure::{QueryRequest, QueryResponse, query_request};
+use ebpf_sidecar::export::banyandb::proto::model::{Status, TagProjection, TimeRange, tag_projection};
+use ebpf_sidecar::export::banyandb::{self, Exporter, method};
+use ebpf_sidecar::export::prometheus;
+use ebpf_sidecar::metrics::example;
+use ebpf_sidecar::metrics::export::STATE;
+use ebpf_sidecar::metrics::snapshot::{Snapshot, SnapshotCell, Value};
+use ebpf_sidecar::server::grpc::stubs::called;
+use grpcio::RpcStatusCode;
+use protobuf::well_known_types::timestamp::Timestamp;
+
+use common::{Agent, Metrics, sys};
+use identity::{Identity, YEAR};
+use server::{BanyanDb, Fault, Key};
+
+/// Far longer than anything takes.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// An exporter in this process, and the collections that it was given.
+struct Setup {
+    exporter: Exporter,
+    cell: SnapshotCell,
+    made: u64,
+    truth: BTreeMap<Key, f64>,
+    before: Metrics,
+}
+
+fn settings(endpoint: &str) -> Settings {
+    Settings {
+        endpoint: endpoint.into(),
+        node: Some("n1".into()),
+        timeout: Duration::from_secs(2),
+        batch_size: 500,
+        flush_interval: Duration::from_millis(50),
+        ..Config::default().export.banyandb
+    }
+}
+
+/// What the exporter says of itself.
+fn own_metrics() -> Metrics {
+    let snapshot = Snapshot { families: STATE.families(), ..example::snapshot() };
+    Metrics::parse(&prometheus::text(&snapshot))
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !done() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}; trouble: {:?}", STATE.trouble(Instant::now()));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The collection number `n`: other values and another time.
+fn collection(n: u64) -> Snapshot {
+    let mut snapshot = example::snapshot();
+    snapshot.sequence = n;
+    snapshot.collected_at += Duration::from_millis(1001 * n);
+    for value in snapshot.families.iter_mut().flat_map(|f| &mut f.series).map(|s| &mut s.value) {
+        match value {
+            Value::Int(v) => *v += n,
+            Value::Float(v) => *v += n as f64,
+            _ => {}
+        }
+    }
+    for row in &mut snapshot.io.fadvise.as_mut().unwrap().processes {
+        row.calls += n;
+    }
+    snapshot
+}
+
+/// The points that a collection is, from what Prometheus would be shown.
+fn points_of(snapshot: &Snapshot) -> BTreeMap<Key, f64> {
+    let since = snapshot.collected_at.duration_since(std::time::UNIX_EPOCH).unwrap();
+    let ms = since.as_millis() as i64;
+    let base = ["n1".to_string(), snapshot.scope.clone()];
+    let mut points = BTreeMap::new();
+    for (series, value) in Metrics::parse(&prometheus::text(snapshot)).0 {
+        let (name, labels) = series.split_once('{').unwrap_or((&series, "}"));
+        // No value in the example has a comma or an equals sign.
+        let labels = labels.trim_end_matches('}').split(',').filter_map(|l| l.split_once('='));
+        let tags = base.iter().cloned().chain(labels.map(|(_, v)| v.trim_matches('"').to_owned())).collect();
+        if !value.is_nan() {
+            points.insert((name.to_owned(), tags, ms), value);
+        }
+    }
+    for row in &snapshot.io.fadvise.as_ref().unwrap().processes {
+        let comm = if row.pid == 0 { "other".to_owned() } else { row.comm.clone() };
+        let tags = base.iter().cloned().chain([comm]).collect();
+        points.insert(("ebpf_fadvise_process_calls".into(), tags, ms), row.calls as f64);
+    }
+    points
+}
+
+impl Setup {
+    fn start(settings: &Settings) -> Self {
+        let level = std::env::var("TEST_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(log::LevelFilter::Off);
+        let _ = env_logger::Builder::new().filter_level(level).format_timestamp_millis().try_init();
+        let first = collection(1);
+        let truth = points_of(&first);
+        let cell = SnapshotCell::new(first);
+        STATE.started(settings.unhealthy_after);
+        let before = own_metrics();
+        let exporter = banyandb::start(settings, &cell).unwrap();
+        Self { exporter, cell, made: 1, truth, before }
+    }
+
+    /// Makes another collection.
+    fn collect(&mut self) {
+        self.made += 1;
+        let next = collection(self.made);
+        self.truth.extend(points_of(&next));
+        self.cell.store(next);
+    }
+
+    /// What a counter of the exporter has grown by.
+    fn grown(&self, name: &str) -> f64 {
+        own_metrics().get(name) - self.before.get(name)
+    }
+
+    fn sent(&self) -> usize {
+        self.grown("ebpf_sidecar_export_points_sent_total") as usize
+    }
+
+    fn dropped(&self, reason: &str) -> usize {
+        self.grown(&format!("ebpf_sidecar_export_points_dropped_total{{reason=\"{reason}\"}}")) as usize
+    }
+
+    fn failed(&self, reason: &str) -> usize {
+        self.grown(&format!("ebpf_sidecar_export_points_failed_total{{reason=\"{reason}\"}}")) as usize
+    }
+
+    /// Waits until the server has what it should have, all of it and nothing else.
+    #[track_caller]
+    fn arrived(&self, server: &BanyanDb) {
+        self.arrived_but(server, &[]);
+    }
+
+    #[track_caller]
+    fn arrived_but(&self, server: &BanyanDb, given_up: &[Key]) {
+        let mut truth = self.truth.clone();
+        for key in given_up {
+            truth.remove(key);
+        }
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let waiting = own_metrics().get("ebpf_sidecar_export_queue_points");
+            let late = Instant::now() > deadline;
+            if waiting > 0.0 && !late {
+                std::thread::sleep(Duration::from_millis(20));
+                continue;
+            }
+            let stored = server.store().points();
+            if stored == truth && waiting == 0.0 {
+                break;
+            }
+            if late {
+                let lost: Vec<_> = truth.iter().filter(|(k, v)| stored.get(*k) != Some(v)).take(5).collect();
+                let more: Vec<_> = stored.iter().filter(|(k, v)| truth.get(*k) != Some(v)).take(5).collect();
+                panic!(
+                    "{} of {} points are stored, {waiting} wait; lost: {lost:?}; too many: {more:?}; trouble: {:?}",
+                    stored.len(),
+                    truth.len(),
+                    STATE.trouble(Instant::now())
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(server.store().violations, [""; 0]);
+    }
+}
+
+#[test]
+fn every_sample_arrives_with_its_labels_in_a_schema_of_its_own() {
+    let server = BanyanDb::start();
+    let mut setup = Setup::start(&settings(&server.endpoint()));
+    for _ in 0..20 {
+        setup.collect();
+    }
+    setup.arrived(&server);
+    assert_eq!(setup.sent(), setup.truth.len());
+    let store = server.store();
+    let group = store.group("ebpf-metrics").unwrap();
+    assert_eq!((group.resource_opts.shard_num, group.resource_opts.ttl.num), (1, 7));
+    let measure = store.measure("ebpf_page_cache_adds_total").unwrap();
+    assert_eq!(measure.entity.tag_names, ["node", "scope", "cause"]);
+    assert_eq!(measure.tag_families[0].name, "default");
+    assert_eq!(measure.fields[0].field_type.enum_value(), Ok(FieldType::FIELD_TYPE_FLOAT));
+    assert!(store.largest <= 500, "a batch of {}", store.largest);
+    drop(store);
+    let metrics = own_metrics();
+    assert!(metrics.get("ebpf_sidecar_export_last_success_timestamp_seconds") > 1.7e9);
+    assert!(metrics.get("ebpf_sidecar_export_batch_seconds_count") > 0.0);
+    setup.exporter.stop();
+    assert!(STATE.families().is_empty(), "no metrics without an exporter");
+}
+
+/// A random number generator (splitmix64): the same numbers for a seed on every machine.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) % n as u64) as usize
+    }
+}
+
+const FAULTS: [Fault; 22] = [
+    Fault::KillBefore,
+    Fault::KillAfter,
+    Fault::KillUnanswered,
+    Fault::Hang,
+    Fault::Slow,
+    Fault::Refuse,
+    Fault::Silent,
+    Fault::Fails(RpcStatusCode::UNAVAILABLE),
+    Fault::Fails(RpcStatusCode::RESOURCE_EXHAUSTED),
+    Fault::Fails(RpcStatusCode::INTERNAL),
+    Fault::Removed,
+    Fault::Touched,
+    Fault::Late,
+    Fault::Status(Status::STATUS_NOT_FOUND),
+    Fault::Status(Status::STATUS_EXPIRED_SCHEMA),
+    Fault::Status(Status::STATUS_SCHEMA_NOT_APPLIED),
+    Fault::Status(Status::STATUS_DISK_FULL),
+    Fault::Status(Status::STATUS_INTERNAL_ERROR),
+    Fault::Status(Status::STATUS_INVALID_TIMESTAMP),
+    Fault::Status(Status::STATUS_METADATA_REQUIRED),
+    Fault::Status(Status::STATUS_VERSION_UNSUPPORTED),
+    Fault::Status(Status::STATUS_VERSION_DEPRECATED),
+];
+
+/// `TEST_SEED` repeats a run.
+#[test]
+fn no_point_is_lost_or_doubled_through_a_hundred_faults() {
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let seed = std::env::var("TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(clock.as_nanos() as u64);
+    println!("TEST_SEED={seed}");
+    let mut random = Random(seed);
+    let server = BanyanDb::start();
+    server.store().flush_after = Duration::from_millis(500);
+    let mut settings = settings(&server.endpoint());
+    settings.timeout = Duration::from_secs(3);
+    let mut setup = Setup::start(&settings);
+    for n in 0..100 {
+        // Each once, then any.
+        let fault = FAULTS[if n < FAULTS.len() { n } else { random.below(FAULTS.len()) }];
+        server.store().fault = Some(fault);
+        for _ in 0..1 + random.below(3) {
+            setup.collect();
+        }
+        wait_until(&format!("fault {n}, {fault:?}, to happen"), || server.store().fault.is_none());
+    }
+    setup.collect();
+    wait_until("the queue to be sent", || own_metrics().get("ebpf_sidecar_export_queue_points") == 0.0);
+    // A point refused for good is missing, unless it was refused when it was sent again.
+    let stored = server.store().points();
+    let missing: Vec<Key> = setup.truth.keys().filter(|k| !stored.contains_key(*k)).cloned().collect();
+    let refused = setup.dropped("refused");
+    println!("{} points of {} collections, {refused} refused for good", setup.truth.len(), setup.made);
+    assert!(missing.iter().all(|k| server.store().given_up.contains(k)), "lost, and not refused");
+    assert!(missing.len() <= refused, "{} are missing, {refused} are counted", missing.len());
+    setup.arrived_but(&server, &missing);
+    let (sent, all) = (setup.sent(), setup.truth.len());
+    assert!(sent <= all && sent + refused >= all, "{sent} of {all} sent, {refused} refused");
+    for reason in ["queue_limit", "queue_bytes", "overrun", "schema", "panic", "stopped"] {
+        assert_eq!(setup.dropped(reason), 0, "{reason}");
+    }
+    for reason in ["connection", "no_answer", "disk_full", "internal_error", "not_found", "expired_schema"] {
+        assert!(setup.failed(reason) > 0, "{reason} was not among the faults");
+    }
+    setup.exporter.stop();
+}
+
+#[test]
+fn a_server_that_cannot_tell_when_its_schema_is_loaded_loses_nothing_either() {
+    let server = BanyanDb::start();
+    {
+        let mut store = server.store();
+        store.barrier = false;
+        store.load_time = Duration::from_millis(700);
+    }
+    let mut setup = Setup::start(&settings(&server.endpoint()));
+    for _ in 0..5 {
+        setup.collect();
+    }
+    setup.arrived(&server);
+    assert!(setup.failed("schema_not_applied") > 0, "it lost none, so that this shows nothing");
+    setup.exporter.stop();
+}
+
+#[test]
+fn an_outage_leaves_no_gap_whether_the_server_was_killed_or_away() {
+    let server = BanyanDb::start();
+    let mut setup = Setup::start(&settings(&server.endpoint()));
+    setup.arrived(&server);
+    setup.collect();
+    setup.arrived(&server);
+    // Acknowledged, but only in memory: the next batch goes to a server that has forgotten them.
+    server.kill();
+    assert!(server.store().points().is_empty());
+    setup.arrived(&server);
+    server.refuse(Duration::from_secs(2));
+    for _ in 0..200 {
+        setup.collect();
+    }
+    setup.arrived(&server);
+    assert_eq!(setup.sent(), setup.truth.len());
+    setup.exporter.stop();
+}
+
+#[test]
+fn the_collector_never_waits_for_a_server_that_hangs() {
+    let server = BanyanDb::start();
+    let mut setup = Setup::start(&settings(&server.endpoint()));
+    setup.arrived(&server);
+    server.store().fault = Some(Fault::Hang);
+    setup.collect();
+    wait_until("the hang", || server.store().fault.is_none());
+    // More than a subscriber may leave waiting: they are taken in while it hangs.
+    for _ in 0..10 {
+        let before = setup.made;
+        for _ in 0..20 {
+            setup.collect();
+        }
+        let queued = || own_metrics().get("ebpf_sidecar_export_queue_points") as usize;
+        let at_least = (setup.made - before) as usize;
+        wait_until("the collections to be taken in", || queued() >= at_least);
+    }
+    setup.arrived(&server);
+    assert_eq!(setup.dropped("overrun"), 0);
+    setup.exporter.stop();
+}
+
+#[test]
+fn a_schema_that_differs_is_left_alone_and_gets_no_points() {
+    let server = BanyanDb::start();
+    let (name, other) = ("ebpf_cache_hits_total", "ebpf_cache_misses_total");
+    {
+        // Somebody has made the group and a measure of the same name already.
+        let scratch = BanyanDb::start();
+        let setup = Setup::start(&settings(&scratch.endpoint()));
+        setup.arrived(&scratch);
+        setup.exporter.stop();
+        let scratch = scratch.store();
+        let mut group = scratch.group("ebpf-metrics").unwrap().clone();
+        group.resource_opts.mut_or_insert_default().shard_num = 5;
+        let mut measure = scratch.measure(name).unwrap().clone();
+        measure.fields[0].field_type = FieldType::FIELD_TYPE_INT.into();
+        let same = scratch.measure(other).unwrap().clone();
+        let mut store = server.store();
+        store.create_group(group);
+        store.create(measure);
+        store.create(same);
+    }
+    let mut setup = Setup::start(&settings(&server.endpoint()));
+    setup.collect();
+    let left_out: Vec<Key> = setup.truth.keys().filter(|k| k.0 == name).cloned().collect();
+    assert_eq!(left_out.len(), 2);
+    setup.arrived_but(&server, &left_out);
+    assert_eq!(setup.dropped("schema"), 2);
+    let store = server.store();
+    assert_eq!(store.measure(name).unwrap().fields[0].field_type.enum_value(), Ok(FieldType::FIELD_TYPE_INT));
+    assert_eq!(store.group("ebpf-metrics").unwrap().resource_opts.shard_num, 5);
+    drop(store);
+    setup.exporter.stop();
+}
+
+#[test]
+fn the_next_endpoint_is_taken_when_one_fails() {
+    let (a, b) = (BanyanDb::start(), BanyanDb::start());
+    a.refuse(Duration::from_secs(3600));
+    let endpoints = format!("127.0.0.1:{},localhost:{},localhost:{}", common::free_port(), a.port, b.port);
+    let mut setup = Setup::start(&settings(&endpoints));
+    setup.collect();
+    setup.arrived(&b);
+    assert!(a.store().points().is_empty());
+    setup.exporter.stop();
+}
+
+#[test]
+fn the_password_is_read_anew_from_its_file() {
+    let server = BanyanDb::start();
+    server.store().credentials = Some(("agent".into(), "right".into()));
+    let dir = common::TempDir::new("banyandb");
+    let file = dir.path.join("password");
+    std::fs::write(&file, "wrong\n").unwrap();
+    let settings = Settings {
+        username: Some("agent".into()),
+        password_file: Some(file.clone()),
+        unhealthy_after: Duration::from_millis(10),
+        ..settings(&server.endpoint())
+    };
+    let mut setup = Setup::start(&settings);
+    setup.collect();
+    let trouble = || STATE.trouble(Instant::now()).unwrap_or_default();
+    wait_until("the refusal", || trouble().contains("UNAUTHENTICATED: Invalid credentials"));
+    assert!(!trouble().contains("wrong"), "{}", trouble());
+    assert_eq!(server.store().messages, 0);
+    std::fs::remove_file(&file).unwrap();
+    wait_until("the missing file", || trouble().contains("export.banyandb.password_file: "));
+    std::fs::write(&file, "right\n").unwrap();
+    setup.arrived(&server);
+    // While it is connected, too.
+    server.store().credentials = Some(("agent".into(), "newer".into()));
+    setup.collect();
+    wait_until("the refusal", || trouble().contains("UNAUTHENTICATED"));
+    std::fs::write(&file, "newer").unwrap();
+    setup.arrived(&server);
+    assert_eq!(STATE.trouble(Instant::now() + Duration::from_secs(60)), None);
+    setup.exporter.stop();
+}
+
+#[test]
+fn tls_with_a_private_authority_and_a_client_certificate() {
+    let ca = Identity::new(1, None, YEAR);
+    let (own, other) = (Identity::new(2, Some(&ca), YEAR), Identity::new(3, None, YEAR));
+    let required = grpcio::CertificateRequestType::RequestAndRequireClientCertificateAndVerify;
+    let identity = Identity::new(4, Some(&ca), YEAR);
+    let credentials = grpcio::ServerCredentialsBuilder::new()
+        .root_cert(ca.cert_pem(), required)
+        .add_cert(identity.cert_pem(), identity.key_pem());
+    let server = BanyanDb::with(Some(credentials.build()));
+    let dir = common::TempDir::new("banyandb-tls");
+    let [ca_file, cert_file, key_file] = ["ca.crt", "tls.crt", "tls.key"].map(|n| dir.path.join(n));
+    std::fs::write(&ca_file, other.cert_pem()).unwrap();
+    std::fs::write(&cert_file, own.cert_pem()).unwrap();
+    let mut settings = Settings { unhealthy_after: Duration::from_millis(10), ..settings(&server.endpoint()) };
+    settings.tls.enabled = true;
+    settings.tls.ca_file = Some(ca_file.clone());
+    settings.tls.cert_file = Some(cert_file);
+    settings.tls.key_file = Some(key_file.clone());
+    let mut setup = Setup::start(&settings);
+    setup.collect();
+    let trouble = |words: &str| {
+        wait_until(words, || STATE.trouble(Instant::now()).is_some_and(|t| t.contains(words)));
+    };
+    trouble("export.banyandb.tls.key_file: ");
+    std::fs::write(&key_file, other.key_pem()).unwrap();
+    trouble("does not belong to the first certificate");
+    std::fs::write(&key_file, own.key_pem()).unwrap();
+    // The server's certificate is of another authority.
+    trouble("certificate verify failed");
+    assert_eq!(server.store().messages, 0);
+    std::fs::write(&ca_file, [ca.cert_pem(), vec![0]].concat()).unwrap();
+    trouble("NUL byte");
+    // All files are read for each connection.
+    std::fs::write(&ca_file, ca.cert_pem()).unwrap();
+    setup.arrived(&server);
+    setup.exporter.stop();
+}
+
+#[test]
+fn the_stop_sends_what_is_left_and_waits_no_longer_than_allowed() {
+    let server = BanyanDb::start();
+    let patient = Settings { flush_interval: Duration::from_secs(3600), ..settings(&server.endpoint()) };
+    let mut setup = Setup::start(&Settings { batch_size: 10_000, ..patient.clone() });
+    for _ in 0..3 {
+        setup.collect();
+    }
+    setup.exporter.stop();
+    assert_eq!(server.store().points(), setup.truth, "nothing was due before");
+
+    server.refuse(Duration::from_secs(3600));
+    let mut setup = Setup::start(&patient);
+    setup.collect();
+    let began = Instant::now();
+    let lost = setup.truth.len();
+    STATE.started(patient.unhealthy_after);
+    let dropped = "ebpf_sidecar_export_points_dropped_total{reason=\"stopped\"}";
+    let before = setup.before.get(dropped);
+    setup.exporter.stop();
+    assert!(began.elapsed() >= patient.timeout, "it tried");
+    STATE.started(patient.unhealthy_after);
+    assert_eq!(own_metrics().get(dropped) - before, lost as f64, "and tells what is lost");
+    STATE.ended();
+}
+
+#[test]
+fn what_does_not_fit_into_the_queue_is_dropped_oldest_first_and_counted() {
+    let server = BanyanDb::start();
+    server.refuse(Duration::from_secs(3600));
+    let small = Settings { queue_bytes: 100_000, ..settings(&server.endpoint()) };
+    let mut setup = Setup::start(&small);
+    let queued = || own_metrics();
+    while setup.dropped("queue_bytes") == 0 {
+        setup.collect();
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(queued().get("ebpf_sidecar_export_queue_bytes") <= 100_000.0);
+    }
+    server.accept();
+    wait_until("the queue to be sent", || queued().get("ebpf_sidecar_export_queue_points") == 0.0);
+    let stored = server.store().points();
+    let dropped = setup.dropped("queue_bytes");
+    assert_eq!(stored.len() + dropped, setup.truth.len());
+    let kept: BTreeMap<_, _> = setup.truth.iter().filter(|(k, _)| stored.contains_key(*k)).collect();
+    let oldest = kept.keys().map(|k| k.2).min().unwrap();
+    assert!(setup.truth.keys().all(|k| stored.contains_key(k) || k.2 <= oldest), "only the oldest are missing");
+    setup.exporter.stop();
+}
+
+// ---- the agent as a whole ----
+
+fn agent(server: &BanyanDb, more: &[(&str, &str)]) -> Agent {
+    let endpoint = server.endpoint();
+    let mut settings = vec![
+        ("EXPORT_TYPE", "banyandb"),
+        ("EXPORT_BANYANDB_ENDPOINT", endpoint.as_str()),
+        ("EXPORT_BANYANDB_NODE", "n1"),
+        ("EXPORT_BANYANDB_TIMEOUT", "5s"),
+        ("EXPORT_BANYANDB_FLUSH_INTERVAL", "200ms"),
+        ("COLLECTOR_INTERVAL", "100ms"),
+    ];
+    settings.extend(more);
+    Agent::start(&settings)
+}
+
+/// Timestamps of a measure that are stored.
+fn times(server: &BanyanDb, name: &str) -> Vec<i64> {
+    server.store().points().into_keys().filter(|k| k.0 == name).map(|k| k.2).collect()
+}
+
+const SEQUENCE: &str = "ebpf_sidecar_snapshot_sequence";
+
+#[test]
+fn the_store_agrees_with_prometheus_and_a_stopped_agent_leaves_nothing_behind() {
+    need_bpf!("the_store_agrees_with_prometheus_and_a_stopped_agent_leaves_nothing_behind");
+    let server = BanyanDb::start();
+    let mut agent = agent(&server, &[]);
+    let metrics = agent.wait(|m| {
+        m.get(SEQUENCE) > 5.0 && m.0.get("ebpf_sidecar_export_points_sent_total").is_some_and(|sent| *sent > 0.0)
+    });
+    let last = agent.metrics().get(SEQUENCE);
+    sys::kill(agent.child.id(), libc::SIGTERM);
+    let status = common::wait_for(&mut agent.child, LIMIT).expect("it does not stop");
+    assert!(status.success(), "{}", agent.log());
+    let points = server.store().points();
+    assert_eq!(server.store().violations, [""; 0]);
+    let at = (metrics.get("ebpf_sidecar_snapshot_timestamp_seconds") * 1e3).round() as i64;
+    let mut compared = 0;
+    for (series, value) in metrics.0.iter().filter(|(_, v)| !v.is_nan()) {
+        let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+        let labels = labels.trim_end_matches('}').split(',').filter_map(|l| l.split_once('='));
+        let base = ["n1", "host"].map(String::from).into_iter();
+        let tags = base.chain(labels.map(|(_, v)| v.trim_matches('"').to_owned())).collect();
+        assert_eq!(points.get(&(name.to_owned(), tags, at)), Some(value), "{series}");
+        compared += 1;
+    }
+    assert!(compared > 100, "{compared} compared");
+    // Every collection up to the stop, each once.
+    let sequences: Vec<f64> = points.iter().filter(|(k, _)| k.0 == SEQUENCE).map(|(_, v)| *v).collect();
+    let expected: Vec<f64> = (1..=sequences.len()).map(|n| n as f64).collect();
+    assert_eq!(sequences, expected);
+    assert!(sequences.len() as f64 >= last, "{} of {last} or more", sequences.len());
+}
+
+#[test]
+fn health_is_degraded_while_nothing_can_be_sent_and_heals_by_itself() {
+    need_bpf!("health_is_degraded_while_nothing_can_be_sent_and_heals_by_itself");
+    let server = BanyanDb::start();
+    let agent = agent(&server, &[("EXPORT_BANYANDB_UNHEALTHY_AFTER", "1s")]);
+    let health = || agent.get("/health");
+    let degraded = || health().body.contains("nothing could be sent to BanyanDB");
+    wait_until("the first points", || !times(&server, SEQUENCE).is_empty());
+    server.refuse(Duration::from_secs(3600));
+    wait_until("degraded", degraded);
+    let response = health();
+    assert_eq!(response.status, 200, "a restart would not help: {}", response.body);
+    assert!(response.body.contains("\"status\":\"degraded\""), "{}", response.body);
+    server.accept();
+    wait_until("healed", || !degraded());
+    agent.settled();
+    // Nothing is missing of the time in between.
+    let newest = agent.metrics().get(SEQUENCE);
+    wait_until("the backlog", || {
+        let points = server.store().points();
+        let sequences: Vec<u64> = points.iter().filter(|(k, _)| k.0 == SEQUENCE).map(|(_, v)| *v as u64).collect();
+        sequences.iter().eq((1..=sequences.len() as u64).collect::<Vec<_>>().iter()) && sequences.len() as f64 >= newest
+    });
+}
+
+#[test]
+fn an_agent_killed_in_the_middle_of_a_batch_and_started_again_stores_nothing_twice() {
+    need_bpf!("an_agent_killed_in_the_middle_of_a_batch_and_started_again_stores_nothing_twice");
+    let server = BanyanDb::start();
+    // The batch is with the server when the agent dies; the server takes its time to store it.
+    let mut first = agent(&server, &[]);
+    wait_until("the first points", || !times(&server, SEQUENCE).is_empty());
+    server.store().fault = Some(Fault::Slow);
+    wait_until("the batch", || server.store().fault.is_none());
+    first.child.kill().unwrap();
+    first.child.wait().unwrap();
+    let before = times(&server, SEQUENCE).len();
+    let second = agent(&server, &[]);
+    wait_until("points of the second", || times(&server, SEQUENCE).len() > before + 5);
+    drop(second);
+    let points = server.store().points();
+    let mut by_time: BTreeMap<i64, Vec<f64>> = BTreeMap::new();
+    for (key, value) in points.iter().filter(|(k, _)| k.0 == SEQUENCE) {
+        by_time.entry(key.2).or_default().push(*value);
+    }
+    assert!(by_time.values().all(|v| v.len() == 1), "{by_time:?}");
+    // The sequence begins once more, and only once.
+    let restarts = by_time.values().map(|v| v[0]).collect::<Vec<_>>().windows(2).filter(|w| w[1] != w[0] + 1.0).count();
+    assert_eq!(restarts, 1, "{by_time:?}");
+    assert_eq!(server.store().violations, [""; 0]);
+}
+
+// ---- any BanyanDB server ----
+
+/// Asks a server for everything in a measure since `begin`.
+struct Reader {
+    client: grpcio::Client,
+    group: String,
+    credentials: Option<(String, String)>,
+}
+
+impl Reader {
+    fn new(endpoint: &str, group: &str, credentials: Option<(String, String)>, ca: Option<&str>) -> Self {
+        let environment = Arc::new(grpcio::EnvBuilder::new().cq_count(1).build());
+        let mut builder = grpcio::ChannelBuilder::new(environment).max_receive_message_len(-1);
+        if let Some(ca) = ca {
+            let pem = std::fs::read(ca).unwrap();
+            builder = builder.set_credentials(grpcio::ChannelCredentialsBuilder::new().root_cert(pem).build());
+        }
+        Self { client: grpcio::Client::new(builder.connect(endpoint)), group: group.into(), credentials }
+    }
+
+    /// The points of a measure from this node: tags, milliseconds, value.
+    fn points(&self, spec: &(String, Vec<String>), begin: i64, end: i64, node: &str) -> Vec<(Vec<String>, i64, f64)> {
+        let at =
+            |ms: i64| Timestamp { seconds: ms / 1000, nanos: (ms % 1000 * 1_000_000) as i32, ..Default::default() };
+        let range = TimeRange { begin: Some(at(begin)).into(), end: Some(at(end)).into(), ..Default::default() };
+        let family = tag_projection::TagFamily { name: "default".into(), tags: spec.1.clone(), ..Default::default() };
+        let fields = query_request::FieldProjection { names: vec!["value".into()], ..Default::default() };
+        let request = QueryRequest {
+            groups: vec![self.group.clone()],
+            name: spec.0.clone(),
+            time_range: Some(range).into(),
+            tag_projection: Some(TagProjection { tag_families: vec![family], ..Default::default() }).into(),
+            field_projection: Some(fields).into(),
+            limit: 1_000_000,
+            ..Default::default()
+        };
+        let mut option = grpcio::CallOption::default().timeout(LIMIT);
+        if let Some((username, password)) = &self.credentials {
+            let mut metadata = grpcio::MetadataBuilder::new();
+            metadata.add_str("username", username).unwrap().add_str("password", password).unwrap();
+            option = option.headers(metadata.build());
+        }
+        let method = called::<QueryRequest, QueryResponse>(grpcio::MethodType::Unary, method::QUERY);
+        let response = self.client.unary_call(&method, &request, option).unwrap();
+        let points = response.data_points.iter().map(|p| {
+            let tags = p.tag_families.iter().flat_map(|f| &f.tags).map(|t| t.value.str().value.clone());
+            let ms = p.timestamp.seconds * 1000 + i64::from(p.timestamp.nanos) / 1_000_000;
+            (tags.collect::<Vec<_>>(), ms, p.fields[0].value.float().value)
+        });
+        points.filter(|p| p.0[0] == node).collect()
+    }
+}
+
+/// Reads, writes and gives advice until told to stop.
+fn load(stop: &AtomicBool) {
+    let file = common::TestFile::new("banyandb-load", 16 * common::MIB);
+    while !stop.load(Ordering::Relaxed) {
+        file.drop_cache();
+        common::read_all(&file.reopen(), 64 << 10);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// `make test-banyandb BANYANDB=host:port` compares what a BanyanDB server stores with what Prometheus is shown.
+#[test]
+#[ignore = "needs a BanyanDB server: make test-banyandb BANYANDB=host:port"]
+fn a_real_server_stores_what_prometheus_is_shown() {
+    const NAME: &str = "a_real_server_stores_what_prometheus_is_shown";
+    need_bpf!("a_real_server_stores_what_prometheus_is_shown");
+    let variable = |name: &str| std::env::var(format!("TEST_BANYANDB{name}")).ok().filter(|v| !v.is_empty());
+    let Some(endpoint) = variable("") else {
+        return common::skipped(NAME, "no server: make test-banyandb BANYANDB=host:port");
+    };
+    let seconds: u64 = variable("_SECONDS").and_then(|s| s.parse().ok()).unwrap_or(300);
+    let credentials = variable("_USERNAME").zip(variable("_PASSWORD"));
+    let ca = variable("_CA");
+    let node = format!("test-{}-{}", std::process::id(), seconds);
+    let group = "ebpf-sidecar-test";
+    let mut settings = vec![
+        ("EXPORT_TYPE", "banyandb"),
+        ("EXPORT_BANYANDB_ENDPOINT", endpoint.as_str()),
+        ("EXPORT_BANYANDB_GROUP", group),
+        ("EXPORT_BANYANDB_NODE", node.as_str()),
+        ("COLLECTOR_INTERVAL", "1s"),
+    ];
+    if let Some((username, password)) = &credentials {
+        settings.extend([("EXPORT_BANYANDB_USERNAME", username.as_str())]);
+        settings.extend([("EXPORT_BANYANDB_PASSWORD", password.as_str())]);
+    }
+    if let Some(ca) = &ca {
+        settings.extend([("EXPORT_BANYANDB_TLS_ENABLED", "true"), ("EXPORT_BANYANDB_TLS_CA_FILE", ca)]);
+    }
+    let begin = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
+    let mut agent = Agent::start(&settings);
+    let stop = AtomicBool::new(false);
+    let mut scraped: BTreeMap<u64, Metrics> = BTreeMap::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| load(&stop));
+        let started = Instant::now();
+        let mut half = variable("_AT_HALF");
+        let mut disturbance = None;
+        while started.elapsed().as_secs() < seconds {
+            let metrics = agent.metrics();
+            scraped.insert(metrics.get(SEQUENCE) as u64, metrics);
+            std::thread::sleep(Duration::from_millis(100));
+            if started.elapsed().as_secs() >= seconds / 2
+                && let Some(command) = half.take()
+            {
+                let child = std::process::Command::new("sh").args(["-c", &command]).spawn().unwrap();
+                disturbance = Some(common::Killed(child));
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        if let Some(mut child) = disturbance {
+            assert!(common::wait_for(&mut child.0, LIMIT * 2).is_some_and(|s| s.success()));
+        }
+    });
+    // The backlog of an outage first.
+    agent.wait(|m| m.get("ebpf_sidecar_export_queue_points") < 2000.0);
+    let metrics = agent.metrics();
+    sys::kill(agent.child.id(), libc::SIGTERM);
+    let status = common::wait_for(&mut agent.child, LIMIT).expect("it does not stop");
+    println!("{}", agent.log().lines().filter(|l| l.contains("BanyanDB")).collect::<Vec<_>>().join("\n"));
+    assert!(status.success() && !agent.log().contains("are lost"));
+    let own = metrics.0.iter().filter(|(name, _)| name.starts_with("ebpf_sidecar_export_points"));
+    own.filter(|(_, v)| **v > 0.0).for_each(|(name, v)| println!("{name} {v}"));
+
+    // What is stored, by measure.
+    if let Some(port) = variable("_HTTP_PORT") {
+        run_queries(port.parse().unwrap(), group, credentials.clone());
+    }
+    let reader = Reader::new(&endpoint, group, credentials, ca.as_deref());
+    let end = begin + 24 * 3_600_000;
+    let mut stored: BTreeMap<Key, f64> = BTreeMap::new();
+    for spec in measures(&scraped) {
+        for (tags, ms, value) in reader.points(&spec, begin, end, &node) {
+            let again = stored.insert((spec.0.clone(), tags.clone(), ms), value);
+            assert!(again.is_none(), "{} {tags:?} at {ms} is stored twice", spec.0);
+        }
+    }
+    // The processes' calls add up to all calls, but for those between the two readings of a collection.
+    let processes = ("ebpf_fadvise_process_calls".to_owned(), ["node", "scope", "comm"].map(String::from).to_vec());
+    let mut by_time: BTreeMap<i64, f64> = BTreeMap::new();
+    for (_, ms, calls) in reader.points(&processes, begin, end, &node) {
+        *by_time.entry(ms).or_default() += calls;
+    }
+    let mut before = 0.0;
+    for ((_, _, ms), total) in stored.iter().filter(|(k, _)| k.0 == "ebpf_fadvise_calls_total") {
+        let sum = by_time.get(ms).copied().unwrap_or_default();
+        assert!((before..=*total).contains(&sum), "{sum} calls by process of {total} at {ms}, after {before}");
+        before = *total;
+    }
+    assert!(before > 0.0, "no calls");
+    let (mut compared, mut rounded, mut series) = (0, 0, std::collections::BTreeSet::new());
+    for metrics in scraped.values() {
+        let ms = (metrics.get("ebpf_sidecar_snapshot_timestamp_seconds") * 1e3).round() as i64;
+        for (sample, value) in metrics.0.iter().filter(|(_, v)| !v.is_nan()) {
+            let (name, labels) = sample.split_once('{').unwrap_or((sample, "}"));
+            let labels = labels.trim_end_matches('}').split(',').filter_map(|l| l.split_once('='));
+            let base = [node.clone(), "host".into()].into_iter();
+            let tags: Vec<String> = base.chain(labels.map(|(_, v)| v.trim_matches('"').to_owned())).collect();
+            let found = stored.get(&(name.to_owned(), tags, ms)).copied();
+            let found = found.unwrap_or_else(|| panic!("{sample} at {ms} is not stored"));
+            // BanyanDB keeps numbers as decimals: one with more than 15 digits can differ in its last bits.
+            let slack = if value.fract() == 0.0 { 0.0 } else { 4.0 * f64::EPSILON * value.abs() };
+            assert!((found - value).abs() <= slack, "{sample} at {ms}: {found}, not {value}");
+            rounded += usize::from(found != *value);
+            series.insert(sample.clone());
+            compared += 1;
+        }
+    }
+    let sequences: Vec<u64> = stored.iter().filter(|(k, _)| k.0 == SEQUENCE).map(|(_, v)| *v as u64).collect();
+    let expected: Vec<u64> = (1..=sequences.len() as u64).collect();
+    assert_eq!(sequences, expected, "a gap");
+    println!(
+        "{} collections, {} of them scraped, {} series, {} points stored, {compared} values compared: all equal, \
+         {rounded} of them rounded in the last bits",
+        sequences.len(),
+        scraped.len(),
+        series.len(),
+        stored.len()
+    );
+    assert!(scraped.len() as u64 > seconds / 2 && compared > 50 * scraped.len());
+}
+
+/// Asks a server's HTTP port on this host what configs/banyandb/ has, of another group; each has to find something.
+fn run_queries(port: u16, group: &str, credentials: Option<(String, String)>) {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/banyandb/queries.bydbql");
+    let queries = common::bydbql(&std::fs::read_to_string(file).unwrap());
+    for query in &queries {
+        let query = query.replace("ebpf-metrics", group);
+        let body = serde_json::json!({ "query": query }).to_string();
+        let login = credentials.as_ref().map_or(String::new(), |(user, password)| {
+            let both = openssl::base64::encode_block(format!("{user}:{password}").as_bytes());
+            format!("Authorization: Basic {both}\r\n")
+        });
+        let head = format!(
+            "POST /api/v1/bydbql/query HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{login}\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let response = common::request(port, &head).unwrap();
+        assert_eq!(response.status, 200, "{query}: {}", response.body);
+        assert!(response.body.contains("\"float\":"), "{query} finds nothing: {}", response.body);
+    }
+    println!("{} queries find something", queries.len());
+}
+
+/// The measures of what was scraped, with their tags.
+fn measures(scraped: &BTreeMap<u64, Metrics>) -> std::collections::BTreeSet<(String, Vec<String>)> {
+    let names = scraped.values().flat_map(|m| m.0.keys()).map(|sample| {
+        let (name, labels) = sample.split_once('{').unwrap_or((sample, "}"));
+        let labels = labels.trim_end_matches('}').split(',').filter_map(|l| l.split_once('='));
+        let base = ["node", "scope"].map(String::from).into_iter();
+        (name.to_owned(), base.chain(labels.map(|(k, _)| k.to_owned())).collect())
+    });
+    names.collect()
+}
