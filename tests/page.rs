@@ -248,7 +248,10 @@ fn shows_what_the_agent_counts() {
             }
         }
         let hit_rate = &now["cache"]["hit_rate_percent"];
-        assert_eq!(rows["Page cache/hit rate"].value, hit_rate.as_f64(), "{hit_rate}");
+        let shown = rows["Page cache/hit rate"].value;
+        // serde_json reads numbers to the last digit but one.
+        let near = shown.zip(hit_rate.as_f64()).is_some_and(|(a, b)| (a - b).abs() <= 1e-9);
+        assert!(near || shown.is_none() && !hit_rate.is_f64(), "{shown:?}, not {hit_rate}");
     }
     // This very work was counted: the file was dropped, calls failed.
     for row in ["fadvise by advice/dontneed", "fadvise by advice/failed", "Evictions by cause/fadvise"] {

@@ -31,20 +31,10 @@ pub struct Browser {
 impl Browser {
     /// Starts it; an error says that it is not installed.
     pub fn start() -> Result<Self, String> {
-        let mut driver = Command::new("chromedriver")
-            .arg("--port=0")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|e| format!("chromedriver: {e} (sh .ci/deps.sh browser)"))?;
-        let mut said = BufReader::new(driver.stdout.take().unwrap());
-        let driver = Killed(driver);
-        let port = (&mut said).lines().map_while(Result::ok).find_map(|line| {
-            let (_, port) = line.split_once("started successfully on port ")?;
-            port.trim_end_matches('.').parse().ok()
-        });
-        let port = port.expect("chromedriver tells its port");
+        // It wants the same port of IPv4 and of IPv6, and ends if somebody has the second.
+        let mut words = String::new();
+        let started = (0..10).find_map(|_| start_driver(&mut words).transpose());
+        let (driver, said, port) = started.unwrap_or_else(|| panic!("chromedriver ends by itself: {words}"))?;
         let mut browser = Self { _driver: driver, _said: said, port, session: String::new() };
         // Root cannot have the sandbox, and what is looked at is our own.
         let arguments = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"];
@@ -153,6 +143,29 @@ impl Browser {
         let how = json!({"format": "png", "captureBeyondViewport": true});
         let answer = self.devtools("Page.captureScreenshot", how);
         std::fs::write(file, decode_block(answer["data"].as_str().unwrap()).unwrap()).unwrap();
+    }
+}
+
+/// The driver, what it says, and its port; `None` if it ends at once, after `words`.
+fn start_driver(words: &mut String) -> Result<Option<(Killed, BufReader<ChildStdout>, u16)>, String> {
+    let mut driver = Command::new("chromedriver")
+        .arg("--port=0")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|e| format!("chromedriver: {e} (sh .ci/deps.sh browser)"))?;
+    let mut said = BufReader::new(driver.stdout.take().unwrap());
+    let driver = Killed(driver);
+    loop {
+        let begin = words.len();
+        if said.read_line(words).unwrap() == 0 {
+            return Ok(None);
+        }
+        let port = words[begin..].split_once("started successfully on port ");
+        if let Some(port) = port.and_then(|(_, port)| port.trim_end().trim_end_matches('.').parse().ok()) {
+            return Ok(Some((driver, said, port)));
+        }
     }
 }
 
