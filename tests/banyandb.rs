@@ -20,7 +20,7 @@ use ebpf_sidecar::export::banyandb::{self, Exporter, method};
 use ebpf_sidecar::export::prometheus;
 use ebpf_sidecar::metrics::example;
 use ebpf_sidecar::metrics::export::STATE;
-use ebpf_sidecar::metrics::snapshot::{Snapshot, SnapshotCell, Value};
+use ebpf_sidecar::metrics::snapshot::{Family, Series, Snapshot, SnapshotCell, Value};
 use ebpf_sidecar::server::grpc::stubs::called;
 use grpcio::RpcStatusCode;
 use protobuf::well_known_types::timestamp::Timestamp;
@@ -841,4 +841,126 @@ fn measures(scraped: &BTreeMap<u64, Metrics>) -> std::collections::BTreeSet<(Str
         (name.to_owned(), base.chain(labels.map(|(k, _)| k.to_owned())).collect())
     });
     names.collect()
+}
+
+// ---- measurements ----
+
+/// The server of a measurement, in a process of its own so that its time is not the exporter's.
+#[test]
+#[ignore = "started by the measurements"]
+fn a_server_for_a_measurement() {
+    if std::env::var_os("TEST_BANYANDB_SERVE").is_none() {
+        return;
+    }
+    let server = BanyanDb::start();
+    println!("port {}", server.port);
+    // Until the other side closes it.
+    let _ = std::io::Read::read(&mut std::io::stdin(), &mut [0]);
+}
+
+fn server_process() -> (common::Killed, u16) {
+    use std::io::BufRead;
+    use std::process::{Command, Stdio};
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "a_server_for_a_measurement", "--nocapture"])
+        .env("TEST_BANYANDB_SERVE", "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    let port = lines.map_while(Result::ok).find_map(|l| l.split_once("port ").and_then(|(_, p)| p.parse().ok()));
+    (common::Killed(child), port.unwrap())
+}
+
+/// User and system time of this process so far.
+fn cpu() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
+
+/// A collection with ten thousand series, as it is after the one with the number before.
+fn large(n: u64) -> Snapshot {
+    let metrics = ebpf_sidecar::metrics::catalogue::CATALOGUE;
+    let metric = metrics.iter().find(|m| m.name == "ebpf_page_cache_adds_total").unwrap();
+    let series = (0..10_000).map(|i| Series { labels: vec![format!("cause-{i:05}")], value: Value::Int(i * 7 + n) });
+    let families = vec![Family { metric, series: series.collect() }];
+    Snapshot { families, io: Default::default(), ..collection(n) }
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn cost_of_ten_thousand_series() {
+    let (_server, port) = server_process();
+    let settings = Settings { batch_size: 1000, ..settings(&format!("localhost:{port}")) };
+    let collections: Vec<Snapshot> = (2..=21).map(large).collect();
+    let cell = SnapshotCell::new(large(1));
+    STATE.started(settings.unhealthy_after);
+    let before = own_metrics();
+    let sent = || {
+        let name = "ebpf_sidecar_export_points_sent_total";
+        own_metrics().get(name) - before.get(name)
+    };
+    let exporter = banyandb::start(&settings, &cell).unwrap();
+    wait_until("the first collection", || sent() == 10_000.0);
+    let began = cpu();
+    let mut bytes = 0.0f64;
+    for (i, collection) in collections.into_iter().enumerate() {
+        cell.store(collection);
+        let all = 10_000.0 * (i + 2) as f64;
+        let deadline = Instant::now() + LIMIT;
+        while sent() < all {
+            assert!(Instant::now() < deadline, "{:?}", STATE.trouble(Instant::now()));
+            bytes = bytes.max(own_metrics().get("ebpf_sidecar_export_queue_bytes"));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    let took = cpu() - began;
+    exporter.stop();
+    println!("{:.2} ms of CPU per 1,000 points, of 200,000", took.as_secs_f64() * 1e3 / 200.0);
+    if !cfg!(debug_assertions) {
+        assert!(took <= Duration::from_millis(5 * 200));
+    }
+
+    // How long the queue lasts.
+    let away = Settings { endpoint: format!("127.0.0.1:{}", common::free_port()), ..settings };
+    let away = Settings { queue_bytes: 8 << 20, timeout: Duration::from_millis(100), ..away };
+    let cell = SnapshotCell::new(large(1));
+    let exporter = banyandb::start(&away, &cell).unwrap();
+    let name = "ebpf_sidecar_export_points_dropped_total{reason=\"queue_bytes\"}";
+    let before = own_metrics().get(name);
+    let mut n = 1;
+    while own_metrics().get(name) == before {
+        n += 1;
+        cell.store(large(n));
+        wait_until("it to be taken in", || {
+            let metrics = own_metrics();
+            metrics.get("ebpf_sidecar_export_queue_points") + metrics.get(name) - before >= 10_000.0 * n as f64
+        });
+    }
+    exporter.stop();
+    println!("8 MiB are {} collections of 10,000 series: {} min at an interval of 10 s", n - 1, (n - 1) / 6);
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn memory_with_an_hour_of_backlog() {
+    need_bpf!("memory_with_an_hour_of_backlog");
+    // An hour of collections every 10 s and 15 min of history, a hundred times as fast.
+    let endpoint = format!("127.0.0.1:{}", common::free_port());
+    let agent = Agent::start(&[
+        ("EXPORT_TYPE", "banyandb"),
+        ("EXPORT_BANYANDB_ENDPOINT", &endpoint),
+        ("COLLECTOR_INTERVAL", "100ms"),
+        ("COLLECTOR_HISTORY", "9s"),
+    ]);
+    let metrics = agent.wait(|m| m.get(SEQUENCE) >= 360.0);
+    let own = |name: &str| metrics.get(&format!("ebpf_sidecar_export_{name}"));
+    let (points, bytes) = (own("queue_points"), own("queue_bytes"));
+    let rss = agent.rss_kib();
+    println!("{points} points in {:.0} KiB; resident: {rss} KiB", bytes / 1024.0);
+    assert!(points > 360.0 * 100.0);
+    assert!(rss <= 20 << 10, "{rss} KiB");
 }
