@@ -84,8 +84,9 @@ fn generate_messages() {
 }
 
 fn stamp() {
-    println!("cargo::rerun-if-env-changed=SOURCE_DATE_EPOCH");
-    println!("cargo::rerun-if-env-changed=EBPF_SIDECAR_COMMIT");
+    for name in ["SOURCE_DATE_EPOCH", "EBPF_SIDECAR_TIME", "EBPF_SIDECAR_COMMIT"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
     println!("cargo::rerun-if-changed=src");
     // The log of HEAD changes with every commit and checkout.
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|p| fs::exists(p).unwrap_or(false)) {
@@ -99,7 +100,10 @@ fn stamp() {
     });
     println!("cargo::rustc-env=BUILD_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let time = env::var("SOURCE_DATE_EPOCH").ok().and_then(|s| s.parse().ok()).unwrap_or(now);
+    // The first is for .ci/static.sh, whose SOURCE_DATE_EPOCH is the same for every commit.
+    let given =
+        ["EBPF_SIDECAR_TIME", "SOURCE_DATE_EPOCH"].into_iter().find_map(|name| env::var(name).ok()?.parse().ok());
+    let time = given.unwrap_or(now);
     println!("cargo::rustc-env=BUILD_TIME={time}");
 }
 

@@ -17,9 +17,11 @@ triple=$arch-unknown-linux-musl
 name=${arch}_unknown_linux_musl
 
 # Times and folders leave no trace. Of these OpenSSL keeps two, under the names that its Makefile has for them.
-SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
+# The time is that of the commit; C sources have a constant one, since they are compiled again when it changes.
+EBPF_SIDECAR_TIME=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
+SOURCE_DATE_EPOCH=0
 GNUMAKEFLAGS="MODULESDIR=/usr/local/lib/ossl-modules ENGINESDIR=/usr/local/lib/engines-3"
-export SOURCE_DATE_EPOCH GNUMAKEFLAGS
+export EBPF_SIDECAR_TIME SOURCE_DATE_EPOCH GNUMAKEFLAGS
 rust="" c="-Os -D_LARGEFILE64_SOURCE" # musl hides the *64 names, which libelf uses
 for map in "$PWD=/src" "$CARGO_TARGET_DIR=/target" "${CARGO_HOME:-$HOME/.cargo}=/cargo"; do
     rust="$rust --remap-path-prefix=$map"
