@@ -873,12 +873,14 @@ fn server_process() -> (common::Killed, u16) {
     (common::Killed(child), port.unwrap())
 }
 
-/// User and system time of this process so far.
+/// User and system time of this process so far, without that of this thread, which makes the collections.
 fn cpu() -> Duration {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    Duration::from_millis(ticks * 10)
+    let of = |who: &str| {
+        let stat = std::fs::read_to_string(format!("/proc/{who}/stat")).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    Duration::from_millis((of("self") - of("thread-self")) * 10)
 }
 
 /// A collection with ten thousand series, as it is after the one with the number before.
