@@ -586,6 +586,10 @@ impl Worker {
             attempts += 1;
             todo = self.attempt(link, schema, todo)?;
         }
+        // Before the acknowledged ones that may have to be sent again are forgotten.
+        if link.lost().try_recv().is_ok() {
+            return Err(End::Lost("the connection was lost".into()));
+        }
         let first = self.queue.acknowledge(Instant::now());
         STATE.sent(first);
         STATE.success(began.elapsed());
