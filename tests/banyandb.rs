@@ -966,8 +966,9 @@ fn memory_with_an_hour_of_backlog() {
     let metrics = agent.wait(|m| m.get(SEQUENCE) >= 360.0);
     let own = |name: &str| metrics.get(&format!("ebpf_sidecar_export_{name}"));
     let (points, bytes) = (own("queue_points"), own("queue_bytes"));
-    let rss = agent.rss_kib();
-    println!("{points} points in {:.0} KiB; resident: {rss} KiB", bytes / 1024.0);
+    let (rss, own) = (agent.rss_kib(), common::status_field(agent.child.id(), "RssAnon:"));
+    println!("{points} points in {:.0} KiB; resident: {rss} KiB, of which {own} KiB are not files", bytes / 1024.0);
     assert!(points > 360.0 * 100.0);
-    assert!(rss <= 20 << 10, "{rss} KiB");
+    // The pages of the program and its libraries depend on how it was built.
+    assert!(own <= 12 << 10, "{own} KiB");
 }
