@@ -15,7 +15,7 @@ use ebpf_sidecar::api::proto::rpc;
 use ebpf_sidecar::server::grpc::stubs::name;
 
 use client::Client;
-use common::{Agent, MIB, TempDir, TestFile, command_of, read_all, skipped, sys, text};
+use common::{Agent, MIB, TempDir, TestFile, command_of, read_all, sized, skipped, sys, text};
 
 /// What the issue allows the binary, and the agent with everything running.
 const MAX_BYTES: usize = 12 * MIB;
@@ -105,7 +105,7 @@ fn it_stays_small_while_it_serves() {
         for _ in 0..4 {
             scope.spawn(|| {
                 let client = Client::new(agent.grpc_port);
-                for _ in 0..200 {
+                for _ in 0..sized(200, 20) {
                     for page in ["/metrics", "/health", "/api/v1/stats"] {
                         assert_ne!(agent.get(page).body, "");
                     }
