@@ -15,6 +15,12 @@ pub fn rfc3339(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
 }
 
+/// Milliseconds since 1970 as whole seconds and nanoseconds: the parts of protobuf's Timestamp.
+pub fn timestamp_parts(millis: i64) -> (i64, i32) {
+    // Below a thousand million.
+    (millis.div_euclid(1000), millis.rem_euclid(1000) as i32 * 1_000_000)
+}
+
 /// Date of a day counted from 1970-01-01. Counts in eras of 400 years (146097 days) and years that begin in
 /// March, so that the leap day is the last of its year.
 fn civil_from_days(days: i64) -> (i64, i64, i64) {
@@ -33,6 +39,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn parts_of_timestamps() {
+        for (millis, parts) in [(0, (0, 0)), (1_999, (1, 999_000_000)), (-1, (-1, 999_000_000))] {
+            assert_eq!(timestamp_parts(millis), parts);
+        }
+    }
 
     #[test]
     fn dates() {

@@ -1,5 +1,6 @@
 //! ConfigureModule: who may, what is asked for, and the request to the collector.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -21,6 +22,14 @@ pub struct Caller {
     pub loopback: bool,
     /// Whether it has shown a certificate that the configured authorities have signed.
     pub authenticated: bool,
+}
+
+impl Caller {
+    /// The caller at `peer`, an address with its port; what is none is not of this host.
+    pub fn new(peer: String, authenticated: bool) -> Self {
+        let loopback = peer.parse::<SocketAddr>().is_ok_and(|a| a.ip().to_canonical().is_loopback());
+        Self { peer, loopback, authenticated }
+    }
 }
 
 /// `config_json`.

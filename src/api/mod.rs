@@ -17,6 +17,7 @@ use crate::config::AllowConfigure;
 use crate::ebpf::os;
 use crate::health::{self, Status};
 use crate::metrics::snapshot::{ModuleStatus, Snapshot, SnapshotCell};
+use crate::time::timestamp_parts;
 use crate::version;
 
 pub use configure::Caller;
@@ -299,13 +300,8 @@ fn instant(name: &str, time: &MessageField<Timestamp>) -> Result<Bound, Failure>
 fn at(time: SystemTime) -> MessageField<Timestamp> {
     // Whole milliseconds, as in every other output.
     let millis = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    let (seconds, nanos) = (millis / 1000, millis % 1000 * 1_000_000);
-    let timestamp = Timestamp {
-        seconds: i64::try_from(seconds).unwrap_or(i64::MAX),
-        nanos: i32::try_from(nanos).unwrap_or_default(),
-        ..Default::default()
-    };
-    Some(timestamp).into()
+    let (seconds, nanos) = timestamp_parts(i64::try_from(millis).unwrap_or(i64::MAX));
+    Some(Timestamp { seconds, nanos, ..Default::default() }).into()
 }
 
 fn count(n: usize) -> u32 {

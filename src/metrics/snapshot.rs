@@ -37,6 +37,9 @@ pub struct Snapshot {
     pub last_error: Option<String>,
 }
 
+/// Bytes that an allocation costs beside its own, about.
+pub const ALLOCATION: usize = 16;
+
 impl Snapshot {
     /// The metrics of one of its modules.
     pub fn families_of(&self, module: &ModuleStatus) -> &[Family] {
@@ -50,8 +53,6 @@ impl Snapshot {
 
     /// About the bytes of memory that it takes.
     fn size(&self) -> usize {
-        // What an allocation costs beside its bytes.
-        const ALLOCATION: usize = 16;
         let labels = |s: &Series| s.labels.iter().map(|l| size_of::<String>() + l.len() + ALLOCATION).sum::<usize>();
         let series = |s: &Series| size_of::<Series>() + labels(s) + ALLOCATION;
         let family = |f: &Family| size_of::<Family>() + f.series.iter().map(series).sum::<usize>() + ALLOCATION;

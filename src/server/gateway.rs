@@ -97,9 +97,7 @@ impl Gateway {
             return reply(Err(Failure::new(Code::Unavailable, "another change is under way: try again")));
         }
         let done = Done(Arc::clone(&self.configuring));
-        let address = by.peer.parse::<std::net::SocketAddr>();
-        let loopback = address.is_ok_and(|a| a.ip().to_canonical().is_loopback());
-        let caller = Caller { peer: by.peer.to_owned(), loopback, authenticated: false };
+        let caller = Caller::new(by.peer.to_owned(), false);
         self.api.configure(&caller, &request, move |result| {
             drop(done);
             reply(result.and_then(|response| json(&response)));

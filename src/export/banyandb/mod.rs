@@ -30,6 +30,7 @@ use protobuf::well_known_types::timestamp::Timestamp;
 use crate::config::BanyanDb;
 use crate::metrics::export::STATE;
 use crate::metrics::snapshot::{Snapshot, SnapshotCell};
+use crate::time::timestamp_parts;
 use link::{Link, Written, backoff, left, name, option, text};
 use points::{Converter, Encoded, Meter};
 use proto::common::{Catalog, Metadata};
@@ -790,10 +791,9 @@ impl Worker {
 
     /// Asks for the points of a measure at this time.
     fn query(&self, spec: &Spec, time: i64) -> QueryRequest {
-        let timestamp = |ms: i64| Timestamp {
-            seconds: ms.div_euclid(1000),
-            nanos: (ms.rem_euclid(1000) * 1_000_000).try_into().unwrap_or(0),
-            ..Default::default()
+        let timestamp = |ms: i64| {
+            let (seconds, nanos) = timestamp_parts(ms);
+            Timestamp { seconds, nanos, ..Default::default() }
         };
         let range = TimeRange {
             begin: Some(timestamp(time)).into(),

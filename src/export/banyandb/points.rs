@@ -12,7 +12,8 @@ use protobuf::Message;
 use super::proto::measure::DataPointValue;
 use super::schema::{PROCESS_CALLS, Spec};
 use crate::export::prometheus::cumulative;
-use crate::metrics::snapshot::{Fadvise, Snapshot, Value};
+use crate::metrics::snapshot::{ALLOCATION, Fadvise, Snapshot, Value};
+use crate::time::timestamp_parts;
 
 /// Processes of a collection that have a series of their own; the rest is `other`.
 const TOP_PROCESSES: usize = 20;
@@ -236,9 +237,6 @@ impl Converter {
     }
 }
 
-/// What an allocation costs beside its bytes.
-const ALLOCATION: usize = 16;
-
 /// Calls by name of the process, most first, and of all others.
 fn top(fadvise: &Fadvise) -> Vec<(&str, u64)> {
     let mut by_comm: HashMap<&str, u64> = HashMap::new();
@@ -316,7 +314,8 @@ impl Encoded {
     pub fn push(&mut self, chunk: &Chunk, column: &Column, row: usize, metadata: Option<&[u8]>) {
         let point = &mut self.point;
         point.clear();
-        let (seconds, nanos) = (chunk.time.div_euclid(1000) as u64, chunk.time.rem_euclid(1000) as u64 * 1_000_000);
+        let (seconds, nanos) = timestamp_parts(chunk.time);
+        let (seconds, nanos) = (seconds as u64, nanos as u64);
         put_head(point, 1, 2 + varint_len(seconds as usize) + varint_len(nanos as usize));
         point.push(1 << 3);
         put_varint(point, seconds);

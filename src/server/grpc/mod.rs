@@ -358,10 +358,7 @@ fn status(failure: &Failure) -> RpcStatus {
 }
 
 fn caller(context: &RpcContext) -> Caller {
-    let peer = peer(context);
-    let loopback = peer.parse::<SocketAddr>().is_ok_and(|a| a.ip().to_canonical().is_loopback());
-    let authenticated = context.auth_context().is_some_and(|a| a.peer_is_authenticated());
-    Caller { peer, loopback, authenticated }
+    Caller::new(peer(context), context.auth_context().is_some_and(|a| a.peer_is_authenticated()))
 }
 
 /// Address of the client: gRPC calls it `ipv4:127.0.0.1:5` or `ipv6:%5B::1%5D:5`.
