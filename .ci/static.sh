@@ -3,15 +3,23 @@
 # not said. The same commit gives the same bytes in whatever folder, if made by the same compilers. On Alpine they are
 # Alpine's. Elsewhere zig brings a C++ compiler with musl for every architecture; Rust's library is rustup's, or where
 # rustup has no network, built from the sources in Debian's rustc-web.
+#   static.sh test OPTION...    cargo test with those options, against musl, with the gRPC and OpenSSL of that build
+# Exit status 3 if a tool cannot be installed.
 set -eu
 cd "$(dirname "$0")/.."
-arch=${1:-$(uname -m)}
+if [ "${1-}" = test ]; then
+    command=test arch=$(uname -m)
+    shift
+else
+    command=build arch=${1:-$(uname -m)}
+fi
 case $arch in
 x86_64 | aarch64) ;;
-*) echo "usage: $0 [x86_64|aarch64]" >&2 && exit 2 ;;
+*) echo "usage: $0 [x86_64|aarch64] | test OPTION..." >&2 && exit 2 ;;
 esac
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
-export CARGO_TARGET_DIR="$target/static/build"
+made=$target/static/$arch # folder of what is made
+build=$target/static/build
 triple=$arch-unknown-linux-musl
 # As it is in the names of variables.
 name=${arch}_unknown_linux_musl
@@ -22,39 +30,50 @@ EBPF_SIDECAR_TIME=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || 
 SOURCE_DATE_EPOCH=0
 GNUMAKEFLAGS="MODULESDIR=/usr/local/lib/ossl-modules ENGINESDIR=/usr/local/lib/engines-3"
 export EBPF_SIDECAR_TIME SOURCE_DATE_EPOCH GNUMAKEFLAGS
-rust="" c="-Os -D_LARGEFILE64_SOURCE" # musl hides the *64 names, which libelf uses
-for map in "$PWD=/src" "$CARGO_TARGET_DIR=/target" "${CARGO_HOME:-$HOME/.cargo}=/cargo"; do
+# musl hides the *64 names, which libelf uses. Nothing unwinds through C or C++: the callbacks that gRPC has of ours catch
+# their panics, and gRPC throws nothing itself. Abseil, in gRPC, throws: where it cannot open /dev/urandom, which an empty
+# root does not have, unless it is told to ask the kernel, as it does by itself with glibc.
+c="-Os -g0 -fomit-frame-pointer -fno-exceptions -fno-unwind-tables -fno-asynchronous-unwind-tables -D_LARGEFILE64_SOURCE"
+cxx="-DABSL_RANDOM_USE_GET_ENTROPY=1 -Wno-missing-template-arg-list-after-template-kw"
+rust="" paths=""
+for map in "$PWD=/src" "$build=/target" "${CARGO_HOME:-$HOME/.cargo}=/cargo"; do
     rust="$rust --remap-path-prefix=$map"
-    c="$c -ffile-prefix-map=$map"
+    paths="$paths -ffile-prefix-map=$map"
 done
 
 has_library() { # of Rust, for this target
     [ -d "$(rustc --print target-libdir --target "$triple" 2>/dev/null)" ]
 }
 
+std="" link=""
 if [ -e /etc/alpine-release ]; then
     triple=$(rustc -vV | sed -n 's/^host: //p')
-    [ "${triple%%-*}" = "$arch" ] || { echo "on Alpine only for its own architecture" >&2 && exit 1; }
+    [ "${triple%%-*}" = "$arch" ] || { echo "on Alpine only for its own architecture" >&2 && exit 3; }
     name=$(echo "$triple" | tr - _)
     rust="$rust -C target-feature=+crt-static"
-    cargo=build
+    cargo=cargo
 else
-    sh .ci/deps.sh static
+    sh .ci/deps.sh static || exit 3
     tools=$target/static/venv
+    # The last zig whose libc is musl as it is: later ones replace parts of it (posix_fadvise of 0.17 returns -1 for EBADF).
     [ -x "$tools/bin/cargo-zigbuild" ] || {
-        python3 -m venv "$tools"
-        "$tools/bin/pip" install --quiet --disable-pip-version-check ziglang==0.17.1 cargo-zigbuild==0.24.0
-    }
+        python3 -m venv "$tools" &&
+            "$tools/bin/pip" install --quiet --disable-pip-version-check ziglang==0.14.1 cargo-zigbuild==0.24.0
+    } || exit 3
     export PATH="$tools/bin:$PATH"
-    cargo=zigbuild
+    # It would start zig through Python, some 2,500 times.
+    CARGO_ZIGBUILD_ZIG_PATH=$(echo "$tools"/lib/python3*/site-packages/ziglang/zig)
+    export CARGO_ZIGBUILD_ZIG_PATH CARGO_ZIGBUILD_PYTHON_PATH=false
+    link="-C link-arg=-Os" # zig builds its libraries when it links
+    cargo=cargo-zigbuild
     if ! has_library; then
         rustup target add "$triple" 2>/dev/null || :
     fi
     if ! has_library; then
-        sh .ci/deps.sh std
+        sh .ci/deps.sh std || exit 3
         export RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1
         rust="$rust -C link-self-contained=no"
-        cargo="zigbuild -Zbuild-std=std,panic_unwind"
+        std=-Zbuild-std=std,panic_unwind
     fi
     # libelf's configure asks for three libraries that musl has not, and its neighbours declare things of the first's
     # header; nothing that is linked uses them.
@@ -79,14 +98,58 @@ struct argp {
 #define ARGP_ERR_UNKNOWN E2BIG
 void argp_help(const struct argp *, FILE *, unsigned, char *);
 END
-    c="$c -idirafter $target/static/include"
+    # OpenSSL keeps the compiler's name and flags in the library: what has a path in it is in commands of our own.
+    mkdir -p "$target/static/bin"
+    for language in cc c++; do
+        cat >"$target/static/bin/$triple-$language" <<END
+#!/bin/sh
+exec "$tools/bin/cargo-zigbuild" zig $language -- -target $arch-linux-musl -fno-sanitize=all $paths \\
+    -idirafter "$target/static/include" "\$@"
+END
+        chmod 755 "$target/static/bin/$triple-$language"
+    done
+    export PATH="$target/static/bin:$PATH" "CC_$name=$triple-cc" "CXX_$name=$triple-c++" \
+        "CMAKE_TOOLCHAIN_FILE_$name=$PWD/.cargo/grpc.cmake"
+    paths=""
 fi
+c="$c $paths"
 
-export RUSTFLAGS="$rust" "CFLAGS_$name=$c" "CXXFLAGS_$name=$c -Wno-missing-template-arg-list-after-template-kw"
-# shellcheck disable=SC2086 # a command and its option
-cargo $cargo --locked --profile static --bin ebpf-sidecar --target "$triple"
+export RUSTFLAGS="$rust" "CFLAGS_$name=$c" "CXXFLAGS_$name=$c $cxx"
+if [ $command = test ]; then
+    set -a
+    # shellcheck disable=SC1091 # made below
+    . "$made/reuse.env"
+    set +a
+    # shellcheck disable=SC2086 # an option or none
+    exec $cargo test ${std:+$std,test} --locked --target "$triple" "$@"
+fi
+# shellcheck disable=SC2086
+CARGO_TARGET_DIR=$build $cargo rustc $std --locked --profile static --bin ebpf-sidecar --target "$triple" -- $link
 
-made=$target/static/$arch/ebpf-sidecar
-mkdir -p "$(dirname "$made")"
-cp "$CARGO_TARGET_DIR/$triple/static/ebpf-sidecar" "$made"
-echo "$made: $(stat -c %s "$made") bytes, sha256 $(sha256sum "$made" | cut -d ' ' -f 1)"
+mkdir -p "$made/pkgconfig"
+cp "$build/$triple/static/ebpf-sidecar" "$made"
+# Where the libraries of this build are, as pkg-config says it. The newest folder is the one in use.
+newest() { # FILE under the folder of a crate's build script
+    ls -td "$build/$triple/static/build"/$1 | head -n 1
+}
+output=$(newest 'grpcio-sys-*/output')
+sources=$(sed -n 's/^CMAKE_HOME_DIRECTORY:INTERNAL=//p' "${output%/*}/out/build/CMakeCache.txt")
+{
+    echo "Name: grpc"
+    echo "Description: gRPC's core, as $0 built it"
+    echo "Version: $(sed -n 's/^set(PACKAGE_VERSION "\(.*\)")$/\1/p' "${output%/*}/out/build/gRPCConfigVersion.cmake")"
+    echo "Cflags: -I$sources/include"
+    echo "Libs: $(sed -n 's/^cargo:rustc-link-search=native=/-L/p; s/^cargo:rustc-link-lib=static=/-l/p' "$output" |
+        grep -v '^-lgrpc_wrap$' | tr '\n' ' ')"
+} >"$made/pkgconfig/grpc.pc"
+cat >"$made/reuse.env" <<END
+GRPCIO_SYS_USE_PKG_CONFIG=1
+PKG_CONFIG_ALLOW_CROSS=1
+PKG_CONFIG_ALL_STATIC=1
+PKG_CONFIG_LIBDIR='$made/pkgconfig'
+OPENSSL_NO_VENDOR=1
+OPENSSL_STATIC=1
+OPENSSL_DIR='$(newest 'openssl-sys-*/out/openssl-build/install')'
+END
+binary=$made/ebpf-sidecar
+echo "$binary: $(stat -c %s "$binary") bytes, sha256 $(sha256sum "$binary" | cut -d ' ' -f 1)"
