@@ -162,6 +162,7 @@ fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
         }
     };
 
+    os::unmap_start();
     let systemd = Systemd::from_env();
     systemd.ready(&format!("counting {scope}; http://{address}"));
     let signal = wait(&signals, &systemd, &collector.snapshots())

@@ -52,7 +52,7 @@ impl StopSignals {
     pub fn wait_for(&self, limit: Duration) -> io::Result<Option<&'static str>> {
         // SAFETY: all-zero is a valid timespec.
         let mut time: libc::timespec = unsafe { mem::zeroed() };
-        time.tv_sec = limit.as_secs().try_into().unwrap_or(libc::time_t::MAX);
+        time.tv_sec = limit.as_secs().try_into().unwrap_or(i64::MAX);
         time.tv_nsec = limit.subsec_nanos() as _; // below 10^9: fits
         // SAFETY: the set was made by block(); no siginfo is asked for; the time is live.
         let signal = unsafe { libc::sigtimedwait(&self.0, ptr::null_mut(), &time) };
@@ -441,6 +441,30 @@ pub fn share_heap() {
     };
 }
 
+/// Unmaps the pages of the program and its libraries, most of which only starting needed. They stay in the page cache, and
+/// come back one by one where they are run or read again.
+pub fn unmap_start() {
+    unsafe extern "C" fn unmap(object: *mut libc::dl_phdr_info, _: usize, _: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: the C library passes a loaded object, whose headers stay as they are.
+        let (base, headers) = unsafe {
+            let object = &*object;
+            (object.dlpi_addr, std::slice::from_raw_parts(object.dlpi_phdr, usize::from(object.dlpi_phnum)))
+        };
+        let page = page_size();
+        for part in headers.iter().filter(|h| h.p_type == libc::PT_LOAD && h.p_flags & libc::PF_W == 0) {
+            let begin = base + part.p_vaddr;
+            let first = begin.next_multiple_of(page);
+            let len = (begin + part.p_filesz).saturating_sub(first) / page * page;
+            // SAFETY: whole pages of a mapping that nobody could write since the file was mapped: the kernel reads the
+            // same from the file again.
+            unsafe { libc::madvise(first as *mut libc::c_void, len as usize, libc::MADV_DONTNEED) };
+        }
+        0
+    }
+    // SAFETY: a function of the type that is wanted, which keeps no pointer.
+    unsafe { libc::dl_iterate_phdr(Some(unmap), ptr::null_mut()) };
+}
+
 /// Effective capabilities of this process, as the bits of `CapEff`.
 pub fn capabilities() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -492,6 +516,20 @@ mod tests {
     fn the_kernel_is_known() {
         assert!(kernel_release().contains('.'));
         assert!(page_size().is_power_of_two());
+    }
+
+    #[test]
+    fn what_is_unmapped_comes_back() {
+        let of_files = || {
+            let status = fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|l| l.strip_prefix("RssFile:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        static WORDS: &str = include_str!("os.rs");
+        let (before, sum) = (of_files(), WORDS.bytes().map(u64::from).sum::<u64>());
+        unmap_start();
+        assert!(of_files() < before, "{before} KiB stay");
+        assert_eq!(WORDS.bytes().map(u64::from).sum::<u64>(), sum);
     }
 
     #[test]
