@@ -46,14 +46,14 @@ test: deps deps-test ## run every test that this machine can run, also on other 
 	@sh .ci/test.sh
 
 test-full: deps deps-test deps-browser ## the same, and what takes long: overhead on every kernel, the page in Chromium, the static binary, measurements
-	@VM_OVERHEAD="5.10 6.1 6.12 7.2" sh .ci/test.sh
-	@cargo test --no-fail-fast -- --test-threads=1 --ignored --nocapture
+	@VM_OVERHEAD="5.10 6.1 6.12 7.2" VM_STATIC="5.10 6.1 6.12 7.2" sh .ci/test.sh
+	@sh .ci/static.sh test --no-fail-fast -- --test-threads=1 --ignored --nocapture
 	@$(MAKE) --no-print-directory test-static
 
 # The folder of the binary is an absolute one, as the tests run elsewhere.
 test-static: static deps-test deps-image ## run the tests that look at the agent from outside on the static binary
 	@binary=$$(realpath $(TARGET))/static/$$(uname -m)/ebpf-sidecar && \
-		TEST_STATIC=$$binary TEST_AGENT=$$binary cargo test --no-fail-fast --test standalone --test images --test truth \
+		TEST_STATIC=$$binary TEST_AGENT=$$binary sh .ci/static.sh test --no-fail-fast --test standalone --test images --test truth \
 		--test agent --test config --test outputs --test grpc --test tls -- --test-threads=1 --show-output
 
 deps-image: ## install what the test of the image needs besides
@@ -73,8 +73,7 @@ test-banyandb: deps ## compare what a BanyanDB server stores with /metrics (BANY
 	@TEST_BANYANDB="$(BANYANDB)" cargo test --test banyandb -- --ignored --nocapture a_real_server
 
 lint: deps ## check the formatting, and clippy with warnings as errors
-	@cargo fmt --check
-	@cargo clippy --all-targets -- -D warnings
+	@sh .ci/lint.sh
 
 bench: deps deps-test ## measure cost and speed
 	@cargo bench --bench '*'

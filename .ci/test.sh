@@ -1,7 +1,9 @@
 #!/bin/sh
 # Runs every test and lists at the end what was skipped and why. A test that this machine cannot run prints
-# `SKIPPED reason` and passes. The output is kept in test.log in the target folder. Then the tests on other kernels
-# (tests/vm/run.sh), where an emulator and kernels can be had; VM=off leaves them out.
+# `SKIPPED reason` and passes. The output is kept in test.log in the target folder. First the static binary is built,
+# which some tests look at, and whose gRPC and OpenSSL the tests are then linked with: compiling these takes a quarter of
+# an hour. STATIC=off leaves it out. Last come the tests on other kernels (tests/vm/run.sh), where an emulator and kernels
+# can be had; VM=off leaves them out.
 set -eu
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}
@@ -32,11 +34,32 @@ vm_tests() {
     fi
 }
 
+# Sets TEST_STATIC to the binary and CARGO_TEST to what tests are run with.
+build_static() {
+    CARGO_TEST="cargo test"
+    if [ "${STATIC-}" = off ]; then
+        echo "SKIPPED the static binary: STATIC=off"
+        return
+    fi
+    built=0
+    sh .ci/static.sh || built=$?
+    case $built in
+    0)
+        TEST_STATIC=$(realpath "$target")/static/$(uname -m)/ebpf-sidecar
+        [ -e /etc/alpine-release ] || CARGO_TEST="sh .ci/static.sh test"
+        export TEST_STATIC CARGO_TEST
+        ;;
+    3) echo "SKIPPED the static binary: what builds it cannot be installed here" ;;
+    *) code=$built ;;
+    esac
+}
+
 # One after the other, since they count what the whole kernel does. Their status goes through a file because
 # POSIX sh has no pipefail.
 {
     code=0
-    cargo test --no-fail-fast "$@" -- --test-threads=1 --show-output || code=$?
+    build_static
+    $CARGO_TEST --no-fail-fast "$@" -- --test-threads=1 --show-output || code=$?
     rm -f "$target/vm/table.txt"
     vm_tests || code=$?
     echo "$code" >"$status"
@@ -46,7 +69,7 @@ awk '
     /^test result: / { passed += $4; failed += $6 }
     /^test .* FAILED$/ { bad[$2] }
     /^---- .* stdout ----$/ { test = $2; counted = 0 }
-    /^SKIPPED tests\/vm/ { sub(/^SKIPPED /, ""); line[n++] = $0; next }
+    /^SKIPPED (tests\/vm|the static)/ { sub(/^SKIPPED /, ""); line[n++] = $0; next }
     /^SKIPPED / {
         sub(/^SKIPPED /, "")
         line[n++] = index($0, test ": ") == 1 ? $0 : test ": " $0

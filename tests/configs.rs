@@ -216,12 +216,10 @@ fn agent_container(workload: &Yaml) -> (&Yaml, &Yaml) {
 
 #[test]
 fn the_schemas_of_kubernetes_have_nothing_against_the_workloads() {
-    // Where `make deps-test` puts it.
-    let installed = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("venv/bin/kubernetes-validate");
-    let program = if installed.exists() { text(&installed) } else { "kubernetes-validate" };
+    let program = common::tool("kubernetes-validate");
     for name in ["daemonset", "sidecar"] {
         let file = configs().join(format!("kubernetes/{name}.yaml"));
-        if !run(program, &["--strict", "--quiet", text(&file)]) {
+        if !run(text(&program), &["--strict", "--quiet", text(&file)]) {
             let why = "kubernetes-validate is not installed (make deps-test)";
             return skipped("the_schemas_of_kubernetes_have_nothing_against_the_workloads", why);
         }

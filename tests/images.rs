@@ -36,10 +36,8 @@ const DOCKERFILES: [&str; 2] = ["Dockerfile", "Dockerfile.alpine"];
 
 #[test]
 fn hadolint_has_nothing_against_the_dockerfiles() {
-    // Where `make deps-test` puts it.
-    let installed = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("venv/bin/hadolint");
-    let program = if installed.exists() { text(&installed) } else { "hadolint" };
-    if run(Command::new(program).arg("--version")).is_err() {
+    let program = common::tool("hadolint");
+    if run(Command::new(&program).arg("--version")).is_err() {
         let why = "hadolint is not installed (make deps-test)";
         return skipped("hadolint_has_nothing_against_the_dockerfiles", why);
     }

@@ -9,7 +9,6 @@ pub mod btf;
 pub mod prometheus;
 pub mod sys;
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -20,7 +19,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,6 +36,13 @@ pub fn missing_for_bpf() -> Option<&'static str> {
         return Some("needs a mounted cgroup v2 hierarchy");
     }
     None
+}
+
+/// The command for a program that `make deps-test` puts into the target folder, or else that of the host. Tests built for
+/// another target than the host's have a folder of their own below it.
+pub fn tool(name: &str) -> PathBuf {
+    let targets = Path::new(env!("CARGO_TARGET_TMPDIR")).ancestors().skip(1).take(2);
+    targets.map(|t| t.join("venv/bin").join(name)).find(|p| p.exists()).unwrap_or_else(|| name.into())
 }
 
 /// Says that a test did not run, where `make test` collects it.
@@ -413,7 +419,7 @@ pub fn cgroup_root() -> Option<PathBuf> {
 pub struct Cgroup {
     pub path: PathBuf,
     /// Where this process was before [`Cgroup::enter`].
-    home: RefCell<Option<PathBuf>>,
+    home: Mutex<Option<PathBuf>>,
 }
 
 static CGROUPS: AtomicU32 = AtomicU32::new(0);
@@ -446,7 +452,7 @@ impl Cgroup {
 
     pub fn at(path: PathBuf) -> Self {
         fs::create_dir(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        Self { path, home: RefCell::default() }
+        Self { path, home: Mutex::default() }
     }
 
     pub fn add(&self, pid: u32) {
@@ -457,12 +463,12 @@ impl Cgroup {
     pub fn enter(&self) {
         let mine = fs::read_to_string("/proc/self/cgroup").unwrap();
         let home = mine.lines().find_map(|l| l.strip_prefix("0::/")).unwrap();
-        *self.home.borrow_mut() = Some(cgroup_root().unwrap().join(home));
+        *self.home.lock().unwrap() = Some(cgroup_root().unwrap().join(home));
         self.add(std::process::id());
     }
 
     pub fn leave(&self) {
-        if let Some(home) = self.home.take() {
+        if let Some(home) = self.home.lock().unwrap().take() {
             fs::write(home.join("cgroup.procs"), std::process::id().to_string()).unwrap();
         }
     }
@@ -484,22 +490,46 @@ impl Drop for Cgroup {
 
 /// An agent that counts this process alone, which is in the agent's scope as long as this lives.
 pub struct Scoped {
-    pub agent: Agent,
-    pub cgroup: Cgroup,
+    pub agent: Arc<Agent>,
+    pub cgroup: Arc<Cgroup>,
     _alone: MutexGuard<'static, ()>,
 }
+
+/// In an emulated machine starting an agent is most of what a test does: there those without settings have the same one.
+static SHARED: Mutex<Option<(Arc<Agent>, Arc<Cgroup>)>> = Mutex::new(None);
 
 impl Scoped {
     pub fn start(settings: &[(&str, &str)]) -> Self {
         let alone = alone();
+        let mut shared = SHARED.lock().unwrap_or_else(|e| e.into_inner());
+        let share = settings.is_empty() && sized(false, true);
+        // One with settings runs alone.
+        let (agent, cgroup) = match shared.take().filter(|_| share) {
+            Some(running) => running,
+            None => Self::alone_in_scope(settings),
+        };
+        if share {
+            *shared = Some((Arc::clone(&agent), Arc::clone(&cgroup)));
+        }
+        cgroup.enter();
+        Self { agent, cgroup, _alone: alone }
+    }
+
+    /// An agent, and the empty cgroup that is its scope.
+    fn alone_in_scope(settings: &[(&str, &str)]) -> (Arc<Agent>, Arc<Cgroup>) {
         let cgroup = Cgroup::new();
         let path = cgroup.path.to_str().unwrap().to_owned();
         let interval = sized("100ms", "30ms");
         let mut all = vec![("COLLECTOR_INTERVAL", interval), ("COLLECTOR_SCOPE_CGROUP", path.as_str())];
         all.extend(settings);
         let agent = Agent::start(&all);
-        cgroup.enter();
-        Self { agent, cgroup, _alone: alone }
+        (Arc::new(agent), Arc::new(cgroup))
+    }
+}
+
+impl Drop for Scoped {
+    fn drop(&mut self) {
+        self.cgroup.leave();
     }
 }
 

@@ -15,10 +15,11 @@ for tool in qemu-system-x86_64 busybox cpio mkfs.ext4 dpkg apt-get cc; do
     command -v $tool >/dev/null || { echo "SKIPPED bench-overhead: $tool is missing" && exit 0; }
 done
 
-# What counts runs in the kernel, and is the same in a release build.
-cargo build --quiet --bin ebpf-sidecar
+# What counts runs in the kernel, and is the same in every build.
+agent=${TEST_STATIC:-${CARGO_TARGET_DIR:-target}/debug/ebpf-sidecar}
+[ -n "${TEST_STATIC:-}" ] || cargo build --quiet --bin ebpf-sidecar
 cc -static -O2 -o "$out/measure" tests/vm/measure.c
-export VM_PROGRAMS="${CARGO_TARGET_DIR:-target}/debug/ebpf-sidecar $out/measure" VM_CPUS=1
+export VM_PROGRAMS="$agent $out/measure" VM_CPUS=1
 
 # Prints lines `cost MODE OPERATION HUNDREDTHS`, and `probe MODE PROBE HOW`.
 cat >"$out/overhead-job" <<'JOB'

@@ -1,7 +1,8 @@
 #!/bin/bash
 # The tests of the kernel on other kernels, in emulated machines, and one table of them:
 #   run.sh [KERNEL...]        5.10, 6.1, 6.12 and 7.2 without arguments
-# TEST_STATIC names the static binary (make static), which then runs on the oldest and the newest in an empty root.
+# TEST_STATIC names the static binary (make static): it is then the agent in all of them, and those in VM_STATIC (5.10 and
+# 7.2) boot once more to run it in an empty root.
 # Each kernel boots once for each mode (see modes_of), three machines at a time or VM_PARALLEL, since they wait now and
 # then. VM_MODES="kprobe auto" runs only those; VM_OVERHEAD names the kernels whose overhead is checked beside
 # (tests/vm/overhead.sh). The table goes to stdout and to target/vm/table.txt, the consoles to target/vm/KERNEL-MODE.log.
@@ -22,15 +23,15 @@ done
 
 tests="--lib --test truth --test agent --test grpc --test standalone"
 # shellcheck disable=SC2086
-built=$(cargo test --no-run $tests --message-format json 2>/dev/null |
+built=$(${CARGO_TEST:-cargo test} --no-run $tests --message-format json 2>/dev/null |
     grep -o '"executable":"[^"]*"' | cut -d '"' -f 4 | sort -u) || built=
 # shellcheck disable=SC2086
-[ -n "$built" ] || { cargo test --no-run $tests; exit 1; }
+[ -n "$built" ] || { ${CARGO_TEST:-cargo test} --no-run $tests; exit 1; }
 # Copies, so that a build meanwhile does not change what is tested.
 for program in $built $(command -v setpriv); do
     strip -o "$out/bin/$(basename "$program" | sed 's/-[0-9a-f]\{16\}$//')" "$program"
 done
-[ -z "${TEST_STATIC:-}" ] || cp "$TEST_STATIC" "$out/bin/ebpf-sidecar-static"
+[ -z "${TEST_STATIC:-}" ] || cp "$TEST_STATIC" "$out/bin/ebpf-sidecar"
 
 # What a kernel is booted for. fentry, kprobe, tracepoint: the ground truth with that way of attaching alone, and the
 # module disabled and enabled. nobtf: the ground truth with the kernel's BTF ignored, on the oldest unless VM_MODES names
@@ -40,9 +41,7 @@ modes_of() {
     local modes="fentry kprobe tracepoint auto" mode
     [[ $1 != 5.10 && " ${VM_MODES:-} " != *" nobtf "* ]] || modes+=" nobtf"
     [ "$1" != 6.1 ] || modes+=" lru_gen"
-    if [ -n "${TEST_STATIC:-}" ] && [[ "5.10 7.2" = *$1* || " ${VM_MODES:-} " = *" static "* ]]; then
-        modes+=" static"
-    fi
+    [[ -z ${TEST_STATIC:-} || " ${VM_STATIC:-5.10 7.2} " != *" $1 "* ]] || modes+=" static"
     for mode in $modes; do
         [[ " ${VM_MODES:-$modes} " != *" $mode "* ]] || echo "$mode"
     done
@@ -65,11 +64,11 @@ job_of() {
         ;;
     static)
         cat <<'END' ;;
-mkdir /empty && mount -t tmpfs empty /empty && cp /bin/ebpf-sidecar-static /empty || exit 1
+mkdir /empty && mount -t tmpfs empty /empty && cp /bin/ebpf-sidecar /empty || exit 1
 for d in proc sys; do mkdir /empty/$d && mount -o rbind /$d /empty/$d || exit 1; done
-printf '#!/bin/sh\nexec chroot /empty /ebpf-sidecar-static "$@"\n' >/bin/confined
+printf '#!/bin/sh\nexec chroot /empty /ebpf-sidecar "$@"\n' >/bin/confined
 chmod 755 /bin/confined
-export TEST_STATIC=/bin/ebpf-sidecar-static TEST_AGENT=/bin/confined TEST_GRPC=true
+export TEST_STATIC=/bin/ebpf-sidecar TEST_AGENT=/bin/confined TEST_GRPC=true
 standalone --test-threads=1 --show-output it_counts it_stays || failed=1
 truth --test-threads=1 --show-output || failed=1
 [ -z "$failed" ]
@@ -78,6 +77,7 @@ END
     *)
         echo "export TEST_ATTACH=$1"
         echo 'truth --test-threads=1 --show-output || failed=1'
+        echo 'killall ebpf-sidecar # which the tests shared'
         echo 'TEST_GRPC=true grpc --show-output disabled_it_costs_nothing_and_enabled_it_goes_on_counting || failed=1'
         echo '[ -z "$failed" ]'
         ;;
@@ -88,7 +88,7 @@ END
 programs_of() {
     case $1 in
     auto) echo "$out"/bin/{agent,ebpf_sidecar,ebpf-sidecar,setpriv} ;;
-    static) echo "$out"/bin/{truth,standalone,ebpf-sidecar-static} ;;
+    static) echo "$out"/bin/{truth,standalone,ebpf-sidecar} ;;
     *) echo "$out"/bin/{truth,grpc,ebpf-sidecar} ;;
     esac
 }
