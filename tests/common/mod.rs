@@ -495,7 +495,7 @@ pub struct Scoped {
     _alone: MutexGuard<'static, ()>,
 }
 
-/// In an emulated machine starting an agent is most of what a test does: there those without settings have the same one.
+/// In an emulated machine starting an agent takes more than a second: there the tests without settings have the same one.
 static SHARED: Mutex<Option<(Arc<Agent>, Arc<Cgroup>)>> = Mutex::new(None);
 
 impl Scoped {
