@@ -45,7 +45,7 @@ has_library() { # of Rust, for this target
     [ -d "$(rustc --print target-libdir --target "$triple" 2>/dev/null)" ]
 }
 
-std="" link=""
+std=""
 if [ -e /etc/alpine-release ]; then
     triple=$(rustc -vV | sed -n 's/^host: //p')
     [ "${triple%%-*}" = "$arch" ] || { echo "on Alpine only for its own architecture" >&2 && exit 3; }
@@ -55,7 +55,8 @@ if [ -e /etc/alpine-release ]; then
 else
     sh .ci/deps.sh static || exit 3
     tools=$target/static/venv
-    # The last zig whose libc is musl as it is: later ones replace parts of it (posix_fadvise of 0.17 returns -1 for EBADF).
+    # The last zig whose libc is musl but for memcpy and memmove: later ones replace more of it (posix_fadvise of 0.17
+    # returns -1 for EBADF). No -Os when linking, which is when zig builds both: they would copy byte by byte.
     [ -x "$tools/bin/cargo-zigbuild" ] || {
         python3 -m venv "$tools" &&
             "$tools/bin/pip" install --quiet --disable-pip-version-check ziglang==0.14.1 cargo-zigbuild==0.24.0
@@ -64,7 +65,6 @@ else
     # It would start zig through Python, some 2,500 times.
     CARGO_ZIGBUILD_ZIG_PATH=$(echo "$tools"/lib/python3*/site-packages/ziglang/zig)
     export CARGO_ZIGBUILD_ZIG_PATH CARGO_ZIGBUILD_PYTHON_PATH=false
-    link="-C link-arg=-Os" # zig builds its libraries when it links
     cargo=cargo-zigbuild
     if ! has_library; then
         rustup target add "$triple" 2>/dev/null || :
@@ -124,7 +124,7 @@ if [ $command = test ]; then
     exec $cargo test ${std:+$std,test} --locked --target "$triple" "$@"
 fi
 # shellcheck disable=SC2086
-CARGO_TARGET_DIR=$build $cargo rustc $std --locked --profile static --bin ebpf-sidecar --target "$triple" -- $link
+CARGO_TARGET_DIR=$build $cargo rustc $std --locked --profile static --bin ebpf-sidecar --target "$triple"
 
 mkdir -p "$made/pkgconfig"
 cp "$build/$triple/static/ebpf-sidecar" "$made"

@@ -236,6 +236,8 @@ impl Agent {
     /// The metrics of a collection that began after this call: two ticks on, since one may be under way.
     pub fn settled(&self) -> Metrics {
         let now = self.metrics().get("ebpf_sidecar_snapshot_sequence");
+        // Where asking costs more than waiting.
+        thread::sleep(Duration::from_millis(sized(0, 50)));
         self.wait(|m| m.get("ebpf_sidecar_snapshot_sequence") >= now + 2.0)
     }
 
@@ -248,7 +250,7 @@ impl Agent {
                 return m;
             }
             assert!(Instant::now() < deadline, "waited in vain; agent's log:\n{}", self.log());
-            thread::sleep(Duration::from_millis(sized(10, 25)));
+            thread::sleep(Duration::from_millis(sized(10, 50)));
         }
     }
 
@@ -503,10 +505,9 @@ impl Scoped {
         let alone = alone();
         let mut shared = SHARED.lock().unwrap_or_else(|e| e.into_inner());
         let share = settings.is_empty() && sized(false, true);
-        // One with settings runs alone.
-        let (agent, cgroup) = match shared.take().filter(|_| share) {
-            Some(running) => running,
-            None => Self::alone_in_scope(settings),
+        let (agent, cgroup) = match &*shared {
+            Some((agent, cgroup)) if share => (Arc::clone(agent), Arc::clone(cgroup)),
+            _ => Self::alone_in_scope(settings),
         };
         if share {
             *shared = Some((Arc::clone(&agent), Arc::clone(&cgroup)));

@@ -52,6 +52,10 @@ modes_of() {
     done
 }
 
+# Tests of the ground truth that say the same whatever the agent is told: run once on a kernel.
+once="by_default_what_misses_least_watches_a_preemptible_kernel fields_found_without_btf_are_those_of_btf"
+not_once=$(printf ' --skip %s' $once)
+
 # The job for a mode, to be run in the machine.
 job_of() {
     # Starting gRPC's C core takes half a second of emulated CPU.
@@ -62,6 +66,7 @@ job_of() {
         'the_fewest_capabilities a_refused_program_is_explained_wherever_one_looks' \
         'without_btf_it_says_why_not_in_a_better_way || failed=1'
         echo 'ebpf_sidecar --test-threads=1 --show-output refusals_of_this_kernel || failed=1'
+        echo "truth --test-threads=1 --show-output --exact $once || failed=1"
         echo '[ -z "$failed" ]' ;;
     lru_gen)
         echo 'echo 7 >/sys/kernel/mm/lru_gen/enabled || exit 1'
@@ -80,10 +85,10 @@ killall ebpf-sidecar # which the tests shared
 grpc --show-output disabled_it_costs_nothing_and_enabled_it_goes_on_counting || failed=1
 [ -z "$failed" ]
 END
-    nobtf) echo 'TEST_BTF=off truth --test-threads=1 --show-output' ;;
+    nobtf) echo "TEST_BTF=off truth --test-threads=1 --show-output$not_once" ;;
     *)
         echo "export TEST_ATTACH=$1"
-        echo 'truth --test-threads=1 --show-output || failed=1'
+        echo "truth --test-threads=1 --show-output$not_once || failed=1"
         echo 'killall ebpf-sidecar # which the tests shared'
         echo 'TEST_GRPC=true grpc --show-output disabled_it_costs_nothing_and_enabled_it_goes_on_counting || failed=1'
         echo '[ -z "$failed" ]'
@@ -94,7 +99,7 @@ END
 # The programs in a machine: no more than its job needs, since it has to unpack them.
 programs_of() {
     case $1 in
-    auto) echo "$out"/bin/{agent,ebpf_sidecar,ebpf-sidecar,setpriv} ;;
+    auto) echo "$out"/bin/{agent,truth,ebpf_sidecar,ebpf-sidecar,setpriv} ;;
     static) echo "$out"/bin/{truth,grpc,standalone,ebpf-sidecar} ;;
     *) echo "$out"/bin/{truth,grpc,ebpf-sidecar} ;;
     esac
