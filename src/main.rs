@@ -137,6 +137,8 @@ fn run(config: &Config, level: log::LevelFilter) -> Result<(), u8> {
         let hint = preflight::missing_privilege(false).map(|h| format!("\n{h}")).unwrap_or_default();
         fail(FAILED, format!("{e}{hint}"))
     })?;
+    // What loading took is gone before gRPC takes its own.
+    os::unmap_start();
     let api = Arc::new(Api::new(collector.snapshots(), collector.control(), config.server.allow_configure));
     let address = SocketAddr::new(config.server.http.address, config.server.http.port);
     let path = &config.server.http.metrics_path;
