@@ -242,12 +242,12 @@ impl Layout {
         self.add("file", "f_inode", found.inode, Kind::Pointer);
         let [file, file2] = found.files;
         let [(inode, memory), (inode2, memory2)] = found.inodes;
-        let has_flags = |place: &usize| file2.range(*place..*place + 4).bytes == known[1].flags.to_ne_bytes();
-        let flags = file.places(&known[0].flags.to_ne_bytes(), 4).find(has_flags).ok_or("file.f_flags")?;
+        let flags = [known[0].flags.to_ne_bytes(), known[1].flags.to_ne_bytes()];
+        let flags = place_in_both([&file, &file2], flags).ok_or("file.f_flags")?;
         self.add("file", "f_flags", flags, Kind::Int(4));
 
-        let is_size = |place: &usize| memory2.word(*place) == Some(known[1].size);
-        let size = memory.place(&known[0].size.to_ne_bytes(), 8).filter(is_size).ok_or("inode.i_size")?;
+        let sizes = [known[0].size.to_ne_bytes(), known[1].size.to_ne_bytes()];
+        let size = place_in_both([&memory, &memory2], sizes).ok_or("inode.i_size")?;
         self.add("inode", "i_size", size, Kind::Int(8));
 
         let magic = |sb| kernel.read(sb, 256)?.place(&TMPFS_MAGIC.to_ne_bytes(), 8);
@@ -509,6 +509,12 @@ impl Memory {
     }
 }
 
+/// Where the first value stands in the first and the second in the second: one alone may well stand somewhere else too, as
+/// a number of an inode that is as large as the file.
+fn place_in_both<const N: usize>([first, second]: [&Memory; 2], [a, b]: [[u8; N]; 2]) -> Option<usize> {
+    first.places(&a, N).find(|place| second.range(*place..*place + N).bytes == b)
+}
+
 /// Whether `word` can be the address of an object in the kernel, whose half of the address space begins at `kernel`,
 /// and is no error number.
 fn is_pointer(word: u64, kernel: u64) -> bool {
@@ -656,6 +662,19 @@ mod tests {
         assert_eq!(memory.word(33), None);
         assert_eq!(memory.range(36..80).bytes, [16, 17, 18, 19]);
         assert_eq!(memory.words(1..24).map(|(place, _)| place).collect::<Vec<_>>(), [8, 16]);
+    }
+
+    #[test]
+    fn a_value_that_stands_elsewhere_too_is_told_by_the_second_object() {
+        let inode = |ino: u64, size: u64| {
+            let bytes = [7, ino, size, 7].iter().flat_map(|w| w.to_ne_bytes()).collect();
+            Memory { bytes, kernel: 0 }
+        };
+        let (first, second) = (inode(1234, 1234), inode(1235, 2345));
+        let places = |a: u64, b: u64| place_in_both([&first, &second], [a.to_ne_bytes(), b.to_ne_bytes()]);
+        assert_eq!(places(1234, 2345), Some(16));
+        assert_eq!(places(1234, 1235), Some(8));
+        assert_eq!((places(1234, 7), places(1234, 1)), (None, None));
     }
 
     #[test]
