@@ -175,7 +175,8 @@ done
     for first in "$out"/*.first; do
         [ -e "$first" ] || continue
         echo "a second machine after a failure in the first ($first):"
-        grep -aE '^test .*FAILED|panicked at' -A 3 "$first" | head -n 20 || tail -n 3 "$first"
+        # Indented, for it to be no result.
+        { grep -aE '^test .*FAILED|panicked at' -A 6 "$first" | head -n 20 || tail -n 3 "$first"; } | sed 's/^/    /'
     done
     echo "$(wc -w <<<"$logs") machines in $((SECONDS / 60)) min $((SECONDS % 60)) s; consoles: $out/KERNEL-MODE.log"
     [ $status = 0 ] || echo "tests/vm: FAILED"
