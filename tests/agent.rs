@@ -820,9 +820,10 @@ fn stopped_and_continued_it_loses_nothing() {
     let d = common::Delta { before, after: s.agent.settled() };
     assert_eq!(d.of("ebpf_fadvise_calls_total"), f64::from(calls), "{}", d.moved());
     assert_eq!((d.attempts(2048.0), d.misses()), (2048.0, 2048.0), "{}", d.moved());
+    let me = common::kernel_pid(&s.agent);
     let stats = s.agent.stats();
     let rows = stats["fadvise"]["process_stats"].as_array().unwrap();
-    let row = rows.iter().find(|r| r["pid"] == std::process::id()).unwrap();
+    let row = rows.iter().find(|r| r["pid"] == me).unwrap();
     assert!(row["call_count"].as_u64().unwrap() >= u64::from(calls), "{row}, not {calls}");
     assert_eq!(d.of("ebpf_sidecar_collect_errors_total"), 0.0);
     assert_eq!(health(&s.agent)["status"], "healthy");

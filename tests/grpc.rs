@@ -96,7 +96,7 @@ fn all_outputs_of_a_snapshot_agree() {
     };
     let ours = protobuf_json_mapping::print_to_string_with_options(&*io.stats, &options).unwrap();
     same_values("", &serde_json::from_str(&ours).unwrap(), &stats);
-    let me = std::process::id();
+    let me = common::kernel_pid(&s.agent);
     assert!(io.stats.fadvise.process_stats.iter().any(|r| r.pid == me && r.call_count >= 3), "{io}");
 
     let health: rpc::GetHealthResponse = client.call(name::GET_HEALTH, &rpc::GetHealthRequest::default());
@@ -627,7 +627,7 @@ fn top_shows_rates() {
     if s.agent.metrics().0.contains_key("ebpf_cache_read_attempts_total") {
         assert!(value("pages read") > 256.0 && value("hit rate") > 90.0, "{text}");
     }
-    assert!(text.contains(&std::process::id().to_string()) && !text.contains('\x1b'), "{text}");
+    assert!(text.contains(&common::kernel_pid(&s.agent).to_string()) && !text.contains('\x1b'), "{text}");
 
     drop(s);
     let o = common::output(&["top", "--once", "--address", &address], &[]);

@@ -645,7 +645,8 @@ fn fadvise_calls_from_four_threads() {
     let f = TestFile::new("advised", MIB);
     let (pipe, _other) = std::io::pipe().unwrap();
     s.agent.settled();
-    let before = rows_of(&s.agent, std::process::id());
+    let me = common::kernel_pid(&s.agent);
+    let before = rows_of(&s.agent, me);
     let (d, _) = s.agent.during(|| {
         thread::scope(|scope| {
             for t in 0..4 {
@@ -681,10 +682,10 @@ fn fadvise_calls_from_four_threads() {
         check(name, fadvise_calls(&d, name), 400.0 + failing);
     }
     check("invalid", fadvise_calls(&d, "invalid"), 400.0);
-    let after = rows_of(&s.agent, std::process::id());
+    let after = rows_of(&s.agent, me);
     assert_eq!(((after.0 - before.0) as f64, (after.1 - before.1) as f64), (of("calls"), of("success")));
     let stats = s.agent.stats();
-    let mine = stats["fadvise"]["process_stats"].as_array().unwrap().iter().find(|r| r["pid"] == std::process::id());
+    let mine = stats["fadvise"]["process_stats"].as_array().unwrap().iter().find(|r| r["pid"] == me);
     let comm = fs::read_to_string("/proc/self/comm").unwrap();
     assert_eq!(mine.unwrap()["comm"], comm.trim_end());
 }
@@ -696,14 +697,15 @@ fn host_wide_counts_are_never_too_small() {
     let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms")]);
     let f = TestFile::cold("host", 4 * MIB);
     agent.settled();
-    let before = rows_of(&agent, std::process::id());
+    let me = common::kernel_pid(&agent);
+    let before = rows_of(&agent, me);
     let (d, _) = agent.during(|| {
         for _ in 0..500 {
             sys::fadvise(f.file.as_raw_fd(), 0, 4096, libc::POSIX_FADV_NOREUSE).unwrap();
         }
         read_all(&f.file, MIB);
     });
-    let after = rows_of(&agent, std::process::id());
+    let after = rows_of(&agent, me);
     let (calls, success) = (after.0 - before.0, after.1 - before.1);
     // The rows of one process are exact.
     assert!(calls <= 500 && calls as f64 + d.missed("fadvise") >= 500.0, "{calls};{}", d.moved());
@@ -719,7 +721,8 @@ fn draining_loses_nothing() {
     let f = TestFile::new("million", PAGE);
     let calls: u64 = common::sized(1_000_000, 50_000);
     s.agent.settled();
-    let before = rows_of(&s.agent, std::process::id());
+    let me = common::kernel_pid(&s.agent);
+    let before = rows_of(&s.agent, me);
     let (d, _) = s.agent.during(|| {
         thread::scope(|scope| {
             for _ in 0..2 {
@@ -737,7 +740,7 @@ fn draining_loses_nothing() {
     assert_eq!(d.of("ebpf_fadvise_calls_total") + missed, calls as f64);
     assert_eq!(d.of("ebpf_fadvise_success_total") + missed, calls as f64);
     let made = calls - missed as u64;
-    let after = rows_of(&s.agent, std::process::id());
+    let after = rows_of(&s.agent, me);
     assert_eq!((after.0 - before.0, after.1 - before.1), (made, made));
 }
 

@@ -172,6 +172,8 @@ fn start_driver(words: &mut String) -> Result<Option<(Killed, BufReader<ChildStd
 impl Drop for Browser {
     fn drop(&mut self) {
         // Ends the browser; killing the driver would not.
-        let _ = self.call("DELETE", &self.session, &Value::Null);
+        if let Err(e) = self.call("DELETE", &self.session, &json!({})) {
+            eprintln!("the browser stays: {e}");
+        }
     }
 }

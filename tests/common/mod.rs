@@ -270,6 +270,22 @@ impl Agent {
     }
 }
 
+/// The id that the kernel has for this process, which counts in the scope of this agent. In a pid namespace it is not the
+/// process's own, and learned from the agent: by a call to fadvise, and by the name.
+pub fn kernel_pid(agent: &Agent) -> u32 {
+    const INITIAL: &str = "pid:[4026531836]";
+    if fs::read_link("/proc/self/ns/pid").is_ok_and(|namespace| namespace == Path::new(INITIAL)) {
+        return std::process::id();
+    }
+    let f = TestFile::new("asked", 1);
+    sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
+    agent.settled();
+    let (stats, own) = (agent.stats(), fs::read_to_string("/proc/self/comm").unwrap());
+    let rows = stats["fadvise"]["process_stats"].as_array().unwrap();
+    let row = rows.iter().find(|r| r["comm"] == own.trim_end()).unwrap_or_else(|| panic!("no row of {own}: {rows:?}"));
+    row["pid"].as_u64().unwrap() as u32
+}
+
 impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.child.kill();
