@@ -1,7 +1,7 @@
 #!/bin/bash
 # Fetches Debian's cloud kernels into the cache, `kernels.sh 5.10 6.1 6.12 7.2`, and prints the image of each.
 # Modules are not needed: these kernels have ext4 and NVMe built in. The mirror is the one of this machine's own
-# apt; apt keeps a state of its own, so that nothing of the machine changes.
+# apt, which may stand still at a date; apt keeps a state of its own, so that nothing of the machine changes.
 set -euo pipefail
 
 cache=${VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ebpf-sidecar-vm}
@@ -29,7 +29,7 @@ prepare_apt() {
     done >"$cache/apt/sources.list"
     apt="-oDir::Etc::sourcelist=$cache/apt/sources.list -oDir::Etc::sourceparts=/dev/null
         -oDir::State::lists=$cache/apt/lists -oDir::Cache=$cache/apt/cache -oAPT::Architecture=amd64
-        -oAcquire::Languages=none -oAPT::Sandbox::User=root -oDir::State::status=/dev/null"
+        -oAcquire::Languages=none -oAcquire::Check-Valid-Until=false -oAPT::Sandbox::User=root -oDir::State::status=/dev/null"
     apt-get $apt update -qq >&2
 }
 
