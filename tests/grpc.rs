@@ -62,6 +62,7 @@ fn all_outputs_of_a_snapshot_agree() {
     for advice in [libc::POSIX_FADV_RANDOM, libc::POSIX_FADV_NOREUSE, 77] {
         let _ = sys::fadvise(file.file.as_raw_fd(), 0, 0, advice);
     }
+    let me = common::kernel_pid(&s.agent);
     s.agent.settled();
     // The snapshot that this makes is the last one for an hour.
     let answer = configure(&client, true, r#"{"interval":"1h"}"#);
@@ -96,7 +97,6 @@ fn all_outputs_of_a_snapshot_agree() {
     };
     let ours = protobuf_json_mapping::print_to_string_with_options(&*io.stats, &options).unwrap();
     same_values("", &serde_json::from_str(&ours).unwrap(), &stats);
-    let me = common::kernel_pid(&s.agent);
     assert!(io.stats.fadvise.process_stats.iter().any(|r| r.pid == me && r.call_count >= 3), "{io}");
 
     let health: rpc::GetHealthResponse = client.call(name::GET_HEALTH, &rpc::GetHealthRequest::default());
