@@ -206,7 +206,9 @@ impl Podman {
 
     fn command(&self) -> Command {
         let mut command = common::command_of("nsenter");
-        command.arg(format!("--mount=/proc/{}/ns/mnt", self.namespace.0.id())).arg("podman");
+        // The root as well, for where this runs in a chroot.
+        let process = format!("/proc/{}", self.namespace.0.id());
+        command.args([format!("--mount={process}/ns/mnt"), format!("--root={process}/root")]).arg("podman");
         // crun knows no host with both versions of cgroups.
         if Path::new("/usr/sbin/runc").exists() || Path::new("/usr/bin/runc").exists() {
             command.args(["--runtime", "runc"]);
