@@ -152,7 +152,7 @@ pub fn is_alive_here() -> IsAlive {
 
 /// Process ids of the kernel side are those of the initial pid namespace: in another, /proc speaks of other
 /// processes. The initial one has a fixed inode (PROC_PID_INIT_INO, include/linux/proc_ns.h).
-fn in_initial_pid_namespace() -> bool {
+pub fn in_initial_pid_namespace() -> bool {
     fs::metadata("/proc/self/ns/pid").is_ok_and(|m| m.ino() == 0xEFFF_FFFC)
 }
 

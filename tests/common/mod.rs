@@ -23,6 +23,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ebpf_sidecar::modules::processes::in_initial_pid_namespace;
+
 pub const MIB: usize = 1 << 20;
 
 // ---- skipping ----
@@ -273,8 +275,7 @@ impl Agent {
 /// The id that the kernel has for this process, which counts in the scope of this agent. In a pid namespace it is not the
 /// process's own, and learned from the agent: by a call to fadvise, and by the name.
 pub fn kernel_pid(agent: &Agent) -> u32 {
-    const INITIAL: &str = "pid:[4026531836]";
-    if fs::read_link("/proc/self/ns/pid").is_ok_and(|namespace| namespace == Path::new(INITIAL)) {
+    if in_initial_pid_namespace() {
         return std::process::id();
     }
     let f = TestFile::new("asked", 1);
@@ -521,13 +522,12 @@ impl Scoped {
         let alone = alone();
         let mut shared = SHARED.lock().unwrap_or_else(|e| e.into_inner());
         let share = settings.is_empty() && sized(false, true);
-        let (agent, cgroup) = match &*shared {
-            Some((agent, cgroup)) if share => (Arc::clone(agent), Arc::clone(cgroup)),
-            _ => Self::alone_in_scope(settings),
+        let (agent, cgroup) = if share {
+            let (agent, cgroup) = shared.get_or_insert_with(|| Self::alone_in_scope(settings));
+            (Arc::clone(agent), Arc::clone(cgroup))
+        } else {
+            Self::alone_in_scope(settings)
         };
-        if share {
-            *shared = Some((Arc::clone(&agent), Arc::clone(&cgroup)));
-        }
         cgroup.enter();
         Self { agent, cgroup, _alone: alone }
     }
