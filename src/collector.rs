@@ -11,12 +11,13 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam::channel::{self, Receiver, Sender};
 
 use crate::ebpf::object::{self, Error};
+use crate::host::process;
+use crate::host::version;
 use crate::metrics::catalogue as m;
 use crate::metrics::histogram::Histogram;
 use crate::metrics::snapshot::{Family, IoStats, ModuleStatus, Series, Snapshot, SnapshotCell, Value};
-use crate::metrics::{export, grpc, process};
-use crate::modules::{Module, ModuleSettings};
-use crate::version;
+use crate::metrics::{export, grpc};
+use crate::monitor::{Module, ModuleSettings};
 
 /// Changes that may wait for the collector.
 const CHANGES_MAX: usize = 4;
@@ -350,7 +351,7 @@ mod tests {
     use super::*;
     use crate::config::Scope;
     use crate::metrics::snapshot::ProbeStatus;
-    use crate::modules::Sample;
+    use crate::monitor::Sample;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::sync::{Arc, Mutex};
 

@@ -5,22 +5,12 @@
 //! [`server`]. Nothing downstream calls back.
 
 pub mod api;
-pub mod cli;
 pub mod collector;
+pub mod commands;
 pub mod config;
 pub mod ebpf;
 pub mod export;
-pub mod health;
-pub mod healthcheck;
-pub mod logging;
-pub mod manual;
+pub mod host;
 pub mod metrics;
-pub mod modules;
-pub mod pem;
-pub mod pod;
-pub mod preflight;
+pub mod monitor;
 pub mod server;
-pub mod systemd;
-pub mod time;
-pub mod top;
-pub mod version;

@@ -9,21 +9,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use ebpf_sidecar::api::Api;
-use ebpf_sidecar::cli::{self, Cli, Command};
 use ebpf_sidecar::collector::Collector;
+use ebpf_sidecar::commands::cli::{self, Cli, Command};
+use ebpf_sidecar::commands::{check as preflight, health as healthcheck, man as manual, top};
 use ebpf_sidecar::config::{self, Config, ExportKind, ModuleName};
 use ebpf_sidecar::ebpf::{object, os};
 use ebpf_sidecar::export::{banyandb, json, prometheus};
-use ebpf_sidecar::health::Status;
+use ebpf_sidecar::host::systemd::{Pulse, Systemd};
+use ebpf_sidecar::host::time::rfc3339;
+use ebpf_sidecar::host::{logging, pod, version};
+use ebpf_sidecar::metrics::health::Status;
 use ebpf_sidecar::metrics::snapshot::{Snapshot, SnapshotCell};
-use ebpf_sidecar::modules::Module;
-use ebpf_sidecar::modules::iomonitor::IoMonitor;
-use ebpf_sidecar::server::gateway::Gateway;
+use ebpf_sidecar::monitor::Module;
+use ebpf_sidecar::monitor::iomonitor::IoMonitor;
 use ebpf_sidecar::server::grpc;
+use ebpf_sidecar::server::http::gateway::Gateway;
 use ebpf_sidecar::server::http::{self, Page, Rendered};
-use ebpf_sidecar::systemd::{Pulse, Systemd};
-use ebpf_sidecar::time::rfc3339;
-use ebpf_sidecar::{healthcheck, logging, manual, pod, preflight, top, version};
 
 /// How long `health` waits: less than probes of containers usually do.
 const HEALTH_LIMIT: Duration = Duration::from_secs(3);

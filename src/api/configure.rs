@@ -8,10 +8,10 @@ use serde::Deserialize;
 use super::proto::rpc::{ConfigureModuleRequest, ConfigureModuleResponse};
 use super::{Api, Code, Failure, convert, no_module};
 use crate::collector::{Change, Outcome};
+use crate::commands::check as preflight;
 use crate::config::{self, AllowConfigure, Config};
 use crate::metrics::snapshot::ModuleStatus;
-use crate::modules::ModuleSettings;
-use crate::preflight;
+use crate::monitor::ModuleSettings;
 
 /// Who makes a call.
 #[derive(Debug, Clone)]

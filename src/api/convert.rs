@@ -9,7 +9,7 @@ use crate::metrics::catalogue::{Kind, Metric};
 use crate::metrics::snapshot::{
     ADVICES, Cache, Fadvise, IoStats, Memory, ModuleStatus, ProcessRow, Series, Snapshot, Value,
 };
-use crate::modules::iomonitor::{miss_rate, percent};
+use crate::monitor::iomonitor::{miss_rate, percent};
 
 /// The metrics of a module that have all labels of `filters`.
 pub fn metric_set(snapshot: &Snapshot, module: &ModuleStatus, filters: &HashMap<String, String>) -> pb::MetricSet {

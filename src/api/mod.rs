@@ -15,10 +15,10 @@ use protobuf::{Message, MessageField};
 use crate::collector::Control;
 use crate::config::AllowConfigure;
 use crate::ebpf::os;
-use crate::health::{self, Status};
+use crate::host::time::timestamp_parts;
+use crate::host::version;
+use crate::metrics::health::{self, Status};
 use crate::metrics::snapshot::{ModuleStatus, Snapshot, SnapshotCell};
-use crate::time::timestamp_parts;
-use crate::version;
 
 pub use configure::Caller;
 

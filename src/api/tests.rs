@@ -8,7 +8,7 @@ use crate::ebpf::object::Error;
 use crate::export::{json, prometheus};
 use crate::metrics::example;
 use crate::metrics::snapshot::{IoStats, ProbeStatus};
-use crate::modules::{Module, ModuleSettings, Sample};
+use crate::monitor::{Module, ModuleSettings, Sample};
 
 /// A module whose samples are given.
 struct Fake(Arc<Mutex<IoStats>>);
@@ -29,7 +29,7 @@ impl Module for Fake {
     }
     fn collect(&mut self) -> Result<Sample, Error> {
         let io = self.0.lock().unwrap().clone();
-        let families = crate::modules::iomonitor::families(&io);
+        let families = crate::monitor::iomonitor::families(&io);
         Ok(Sample { io: Some(io), families })
     }
     fn probes(&self) -> Vec<ProbeStatus> {

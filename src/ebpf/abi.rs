@@ -1,4 +1,4 @@
-//! Rust mirror of bpf/iomonitor.h and bpf/peek.h. A test compares size and offsets with the objects' BTF.
+//! Rust mirror of bpf/shared.h and bpf/peek.h. A test compares size and offsets with the objects' BTF.
 
 use crate::metrics::histogram::BUCKETS;
 

@@ -637,7 +637,7 @@ mod tests {
 
     #[test]
     fn rust_mirrors_the_structs_of_the_programs() {
-        let object = Object::open("iomonitor", crate::modules::iomonitor::elf(), None).unwrap();
+        let object = Object::open("iomonitor", crate::monitor::iomonitor::elf(), None).unwrap();
         let peek = Object::open("peek", crate::ebpf::layout::elf(), None).unwrap();
         for (name, size, fields) in abi::layouts() {
             let found = layout(&object, name).or_else(|| layout(&peek, name));
@@ -743,7 +743,7 @@ mod tests {
             sys::BPF_FUNC_get_current_task,
             sys::BPF_FUNC_current_task_under_cgroup,
         ];
-        let objects = [crate::modules::iomonitor::elf_no_btf(), crate::ebpf::layout::elf()];
+        let objects = [crate::monitor::iomonitor::elf_no_btf(), crate::ebpf::layout::elf()];
         for object in objects.map(|elf| Object::open("old", elf, None).unwrap()) {
             let all = programs(&object);
             assert!(!all.is_empty());
@@ -786,7 +786,7 @@ mod tests {
             println!("SKIPPED a_map_is_emptied_with_batches_and_without: needs root and BTF");
             return;
         }
-        let object = Object::prepare("drain", crate::modules::iomonitor::elf(), None).unwrap();
+        let object = Object::prepare("drain", crate::monitor::iomonitor::elf(), None).unwrap();
         let map = object.map("procs_a").unwrap();
         for batches in [true, false] {
             for tgid in 0..1000 {

@@ -7,12 +7,12 @@ use std::time::Instant;
 use serde::{Serialize, Serializer};
 
 use super::prometheus::cumulative;
-use crate::health::{self, Health, Status};
+use crate::host::time::rfc3339;
+use crate::metrics::health::{self, Health, Status};
 use crate::metrics::histogram::Histogram;
 use crate::metrics::snapshot::{
     ADVICES, Cache, EVICTION_CAUSES, FILL_CAUSES, Fadvise, Memory, ProbeStatus, ProcessRow, RECLAIMERS, Snapshot,
 };
-use crate::time::rfc3339;
 
 /// The I/O statistics. The status is that at the time of the collection, so that the text can be kept.
 pub fn stats(snapshot: &Snapshot) -> String {

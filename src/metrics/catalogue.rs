@@ -1,6 +1,6 @@
 //! Every metric, declared once: name, type, unit, help and labels. All outputs render from here. To add a
 //! metric: declare it here, add it to [`CATALOGUE`], and fill it where its data lies (for kernel data
-//! `modules/iomonitor.rs`, for the agent itself `collector.rs`).
+//! `monitor/iomonitor.rs`, for the agent itself `collector.rs`).
 
 use super::export::{DROPS, FAILURES};
 use super::snapshot::{ADVICES, EVICTION_CAUSES, FILL_CAUSES, RECLAIMERS};

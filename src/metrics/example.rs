@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::catalogue::*;
 use super::histogram::{BUCKETS, Histogram};
 use super::snapshot::*;
-use crate::modules::iomonitor;
+use crate::monitor::iomonitor;
 
 /// The snapshot: no two numbers alike, nothing absent, one percentage with nothing to divide by.
 pub fn snapshot() -> Snapshot {

@@ -6,6 +6,6 @@ pub mod catalogue;
 pub mod example;
 pub mod export;
 pub mod grpc;
+pub mod health;
 pub mod histogram;
-pub mod process;
 pub mod snapshot;

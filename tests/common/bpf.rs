@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ebpf_sidecar::ebpf::layout;
-use ebpf_sidecar::modules::iomonitor;
+use ebpf_sidecar::monitor::iomonitor;
 
 use super::sys::{self, Kind};
 

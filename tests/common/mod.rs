@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ebpf_sidecar::modules::processes::in_initial_pid_namespace;
+use ebpf_sidecar::monitor::processes::in_initial_pid_namespace;
 
 pub const MIB: usize = 1 << 20;
 

@@ -21,7 +21,7 @@ use protobuf::{Enum, Message};
 use super::proto::measure::WriteResponse;
 use super::proto::model::Status;
 use crate::config::{BanyanDb, credential};
-use crate::pem;
+use crate::host::pem;
 use crate::server::grpc::stream::Guarded;
 use crate::server::grpc::stubs::called;
 

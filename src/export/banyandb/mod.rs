@@ -28,9 +28,9 @@ use protobuf::well_known_types::duration::Duration as ProtoDuration;
 use protobuf::well_known_types::timestamp::Timestamp;
 
 use crate::config::BanyanDb;
+use crate::host::time::timestamp_parts;
 use crate::metrics::export::STATE;
 use crate::metrics::snapshot::{Snapshot, SnapshotCell};
-use crate::time::timestamp_parts;
 use link::{Link, Written, backoff, left, name, option, text};
 use points::{Converter, Encoded, Meter};
 use proto::common::{Catalog, Metadata};

@@ -12,8 +12,8 @@ use protobuf::Message;
 use super::proto::measure::DataPointValue;
 use super::schema::{PROCESS_CALLS, Spec};
 use crate::export::prometheus::cumulative;
+use crate::host::time::timestamp_parts;
 use crate::metrics::snapshot::{ALLOCATION, Fadvise, Snapshot, Value};
-use crate::time::timestamp_parts;
 
 /// Processes of a collection that have a series of their own; the rest is `other`.
 const TOP_PROCESSES: usize = 20;

@@ -9,8 +9,8 @@ use std::sync::Mutex;
 use grpcio::{CertificateRequestType, ServerCredentials, ServerCredentialsBuilder, ServerCredentialsFetcher};
 
 use crate::config::{Grpc, Tls};
+use crate::host::pem;
 use crate::metrics::grpc::COUNTS;
-use crate::pem;
 
 /// The server's credentials, `None` without TLS. An error names the file.
 pub fn credentials(config: &Tls) -> Result<Option<ServerCredentials>, String> {

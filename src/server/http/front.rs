@@ -26,8 +26,8 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::failure;
 use super::gateway::Ticks;
-use super::http::failure;
 use super::inner::{Answer, Inner, Lane};
 use super::request::{self, HEAD_MAX, Head, Reply};
 use crate::ebpf::poll::{self, POLLIN, POLLOUT, POLLRDHUP, PollFd};

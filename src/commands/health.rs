@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use crate::health::Status;
+use crate::metrics::health::Status;
 
 /// More than any answer of the agent has, verifier logs in it included.
 const MAX_BYTES: usize = 1 << 20;

@@ -3,8 +3,8 @@
  * What the programs in iomonitor.bpf.c and the agent (src/ebpf/abi.rs) share: plain structs, mirrored there
  * field by field; a test compares the two through the object's BTF. Only fixed-size integers, no padding.
  */
-#ifndef IOMONITOR_H
-#define IOMONITOR_H
+#ifndef SHARED_H
+#define SHARED_H
 
 #define COMM_LEN 16
 

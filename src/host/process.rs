@@ -3,9 +3,9 @@
 use std::fs;
 use std::time::UNIX_EPOCH;
 
-use super::catalogue as m;
-use super::snapshot::{Family, Value};
 use crate::ebpf::os;
+use crate::metrics::catalogue as m;
+use crate::metrics::snapshot::{Family, Value};
 
 /// Ticks a second in which /proc counts CPU time and start times (USER_HZ, 100 on x86-64 and arm64).
 const USER_HZ: f64 = 100.0;

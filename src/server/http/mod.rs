@@ -1,6 +1,6 @@
 //! The routes `/`, `/metrics`, `/health` and `/api/v1/stats`, and starting and stopping the server.
 //!
-//! Two threads: `http-front` (`server::front`) talks to the clients, `http` answers what it passes on. Both
+//! Two threads: `http-front` (`front`) talks to the clients, `http` answers what it passes on. Both
 //! read the newest snapshot only; neither waits for the collector.
 
 use std::io::Cursor;
@@ -12,15 +12,19 @@ use std::thread::{self, JoinHandle};
 
 use tiny_http::{Header, Method, Request, Response};
 
-use super::front;
-use super::gateway::{CONFIGURE_PATH, Configure, Gateway};
-use super::inner::Inner;
-use super::listen::StartError;
-use super::page;
-use super::request::PEER;
+mod front;
+pub mod gateway;
+mod inner;
+mod request;
+
+use self::gateway::{CONFIGURE_PATH, Configure, Gateway};
+use self::inner::Inner;
+use self::request::PEER;
 use crate::api::{Code, Failure};
 use crate::ebpf::poll;
 use crate::metrics::snapshot::{Snapshot, SnapshotCell};
+use crate::server::listen::StartError;
+use crate::server::page;
 
 /// Connections that may wait to be accepted: as many as the kernel allows by default (net.core.somaxconn). One more,
 /// and whoever comes next waits a second until TCP tries again.

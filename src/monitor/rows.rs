@@ -107,7 +107,7 @@ impl Live {
 mod tests {
     use super::*;
     use crate::ebpf::os;
-    use crate::modules::iomonitor;
+    use crate::monitor::iomonitor;
 
     fn key(tgid: u32) -> ProcKey {
         ProcKey { tgid, start: 7 }

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::time::rfc3339;
+use crate::host::time::rfc3339;
 
 /// Lines that gRPC's C core may write in each [`PERIOD`]: anybody who connects can make it write one.
 const LINES: u32 = 20;

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
-use crate::health;
+use crate::metrics::health;
 use crate::metrics::snapshot::Snapshot;
 
 /// The service manager that started the agent, if one wants to know.

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::cli::{COMMANDS, OPTIONS, OptionInfo, SUMMARY};
+use crate::commands::cli::{COMMANDS, OPTIONS, OptionInfo, SUMMARY};
 use crate::config::{self, DEFAULT_PATH};
-use crate::time::rfc3339;
-use crate::version;
+use crate::host::time::rfc3339;
+use crate::host::version;
 
 /// The completion script of a shell; empty for one that there is none for.
 pub fn completions(shell: &str) -> String {

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{self, Collector, Config, Pod, Switch};
 use crate::ebpf::os;
-use crate::modules::Module;
-use crate::modules::iomonitor::IoMonitor;
-use crate::pod;
+use crate::host::pod;
+use crate::monitor::Module;
+use crate::monitor::iomonitor::IoMonitor;
 use crate::server::grpc::tls;
 
 /// A capability as the agent may lack it: the name behind `CAP_`, its bit (linux/capability.h), and what for.

@@ -1,6 +1,6 @@
 //! The I/O monitor: attaches bpf/iomonitor.bpf.c and turns its counters into metrics.
 //!
-//! To add a probe: its programs in bpf/iomonitor.bpf.c, their counters in bpf/iomonitor.h and
+//! To add a probe: its programs in bpf/iomonitor.bpf.c, their counters in bpf/shared.h and
 //! `ebpf/abi.rs`, an entry in [`PROBES`], the metrics in `metrics/catalogue.rs`, and their values in
 //! `IoMonitor::statistics` and [`families`].
 

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* fadvise calls: by outcome, by advice, by process. */
+#ifndef FADVISE_H
+#define FADVISE_H
+
+#include "processes.h"
+
+/*
+ * Only the return of a call is of interest: its arguments are still there, or in the registers saved at its
+ * entry, so nothing has to be carried from entry to return and concurrent calls cannot mix.
+ */
+static __always_inline int fadvise_returned(__u32 advice, long ret)
+{
+	__u32 slot = advice < ADVICE_INVALID ? advice : ADVICE_INVALID;
+	struct proc_key key;
+	struct proc_row *row;
+	struct totals *t = cpu_totals();
+
+	if (!t)
+		return 0;
+	ADD(t->fadvise_advice[slot], 1);
+	if (ret)
+		ADD(t->fadvise_failed, 1);
+	else
+		ADD(t->fadvise_success, 1);
+
+	current_proc(&key);
+	row = current_row(&key);
+	if (row) {
+		ADD(row->fadvise_calls, 1);
+		if (!ret)
+			ADD(row->fadvise_success, 1);
+	} else {
+		ADD(t->overflow_calls, 1);
+		if (!ret)
+			ADD(t->overflow_success, 1);
+	}
+	return 0;
+}
+
+/* The advice of the system call that the task is in. */
+static __always_inline __u32 advice_asked(void)
+{
+	struct syscall call;
+
+	current_syscall(&call);
+	return call.arg[3];
+}
+
+#endif

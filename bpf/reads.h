@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Pages that buffered reads of regular files touch. */
+#ifndef READS_H
+#define READS_H
+
+#include "scope.h"
+
+/* ---- by tracepoint ---- */
+
+#ifndef NO_BTF
+/*
+ * By thread id modulo READ_SLOTS. Not task storage: that is allocated inside of the program, which can fail (on 7.2
+ * in a machine without cmpxchg16b it always did), and a read without a cursor counts once for each of its batches.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, READ_SLOTS);
+	__type(key, __u32);
+	__type(value, struct read_cursor);
+} read_cursors SEC(".maps");
+
+/*
+ * A buffered read asks the page cache for its pages in batches, and mm_filemap_get_pages tells of each batch
+ * with the whole rest of the range: first its whole range, then what is left. The range is counted once, on
+ * its first event. A later event of the same read has the same thread, mapping and end and a larger index, and
+ * happens before the thread's count of read calls (ioac.syscr) moves on.
+ */
+static __always_inline bool continues_read(struct task_struct *task, __u64 mapping, __u64 index, __u64 last)
+{
+	__u64 tid = (__u32)task->pid, syscr = task->ioac.syscr;
+	__u32 slot = tid & (READ_SLOTS - 1);
+	struct read_cursor *cur = bpf_map_lookup_elem(&read_cursors, &slot);
+	bool same;
+
+	if (!cur)
+		return false;
+	same = cur->tid == tid && cur->mapping == mapping && cur->last_index == last && cur->syscr == syscr &&
+	       cur->index < index;
+	cur->tid = tid;
+	cur->mapping = mapping;
+	cur->last_index = last;
+	cur->syscr = syscr;
+	cur->index = index;
+	return same;
+}
+
+struct pages {
+	__u64 first, last;
+};
+
+/* The open file behind a descriptor of the current task. */
+static __always_inline struct file *file_of_fd(struct task_struct *task, unsigned int fd)
+{
+	struct fdtable *fdt = task->files->fdt;
+	struct hlist_head *slot;
+
+	if (fd >= fdt->max_fds)
+		return 0;
+	/* Any type that is one pointer will do: this is a load from the table without a helper call. */
+	slot = bpf_rdonly_cast(&fdt->fd[fd], bpf_core_type_id_kernel(struct hlist_head));
+	return bpf_rdonly_cast(slot->first, bpf_core_type_id_kernel(struct file));
+}
+
+/* A pointer as a number, by a helper: few verifiers let one be made otherwise. */
+static __always_inline __u64 number(const void *pointer)
+{
+	__u64 n = 0;
+
+	bpf_probe_read_kernel(&n, sizeof(n), &pointer);
+	return n;
+}
+
+/*
+ * Where the registers saved at the entry of a system call lie: at one place in the stack of every task. And what
+ * finds that stack from `ctx`, which lies in it, if stacks are aligned to their size.
+ */
+static __always_inline void learn_stack(void *ctx, struct task_struct *task, struct settings *set)
+{
+	__u64 stack = (__u64)BPF_CORE_READ(task, stack);
+	__u64 size = number((void *)bpf_task_pt_regs(task)) - stack;
+	int i;
+
+	set->regs_offset = size;
+#pragma unroll
+	for (i = 1; i < 32; i *= 2) /* up to the power of two above: the registers are at the top */
+		size |= size >> i;
+	size++;
+	if ((number(ctx) & ~(size - 1)) != stack)
+		return;
+	set->stack_size = size;
+	set->address = number(set);
+}
+
+/*
+ * The registers saved when the current call entered the kernel. A wrong place would at most lose the beginning of
+ * a read: see what pages_asked() demands.
+ */
+static __always_inline struct pt_regs *saved_regs(void *ctx, struct task_struct *task, struct settings *set)
+{
+	if (!set->regs_offset)
+		learn_stack(ctx, task, set);
+	return bpf_rdonly_cast(task->stack + set->regs_offset, bpf_core_type_id_kernel(struct pt_regs));
+}
+
+/* The same without the helper that tells the task, which would take a sixth of the time; null if unknown. */
+static __always_inline struct pt_regs *saved_regs_here(void *ctx, struct settings *set)
+{
+	__u64 here;
+
+	if (!set->regs_offset || !set->stack_size || !set->address)
+		return 0;
+	/* Pointers can be subtracted, but not masked. */
+	here = (__u64)ctx - (__u64)set + set->address;
+	return bpf_rdonly_cast((void *)((here & ~(set->stack_size - 1)) + set->regs_offset),
+			       bpf_core_type_id_kernel(struct pt_regs));
+}
+
+/* One page, where the current pread begins: the most frequent read, told by the fewest loads. */
+static __always_inline bool is_whole_pread(const struct pt_regs *regs, struct settings *set, const struct pages *event)
+{
+	return event->first == event->last && (int)regs->SYSCALL_NR == NR_pread64 &&
+	       regs->SYSCALL_ARG3 >> set->page_shift == event->first;
+}
+
+/*
+ * The pages that the current call asks for, if it is pread or read; others do not tell by themselves where
+ * they begin. False as well if `event` is no part of such a range: then it is of a read inside the call.
+ */
+static __always_inline bool pages_asked(struct task_struct *task, const struct pt_regs *regs, struct settings *set,
+					const struct pages *event, struct pages *asked)
+{
+	struct file *file;
+	__u64 pos, len;
+
+	if (task->flags & PF_KTHREAD)
+		return false;
+	if ((int)regs->SYSCALL_NR == NR_pread64) {
+		pos = regs->SYSCALL_ARG3;
+	} else if ((int)regs->SYSCALL_NR == NR_read) {
+		file = file_of_fd(task, regs->SYSCALL_ARG0);
+		if (!file)
+			return false;
+		pos = file->f_pos; /* moved on only when the call returns */
+	} else {
+		return false;
+	}
+	len = regs->SYSCALL_ARG2;
+	asked->first = pos >> set->page_shift;
+	asked->last = (pos + len - 1) >> set->page_shift;
+	return len && asked->first <= event->first && event->first <= asked->last && asked->last <= event->last;
+}
+
+/*
+ * Counts a read once, on its first event, with its whole range.
+ *
+ * A batch that ends at a folio which is still being filled is handed to the reader without an event
+ * (filemap_get_pages leaves by its error path), so the first event can lack the beginning: where the call
+ * tells what it asked for, that is the range. And a call that asks for the event's one page has no other
+ * event, which spares the most frequent reads the cursor. The kernel does not cut the range at the end of
+ * the file: that is done here.
+ */
+static __always_inline int page_read(void *ctx, __u64 mapping, __u64 index, __u64 last)
+{
+	struct settings *set = scoped();
+	struct task_struct *task;
+	struct pages p = { index, last };
+	struct pages asked;
+	struct address_space *space;
+	struct pt_regs *regs;
+	struct inode *inode;
+	struct totals *t;
+	bool known;
+	__u64 end;
+
+	if (!set)
+		return 0;
+	space = bpf_rdonly_cast((void *)mapping, bpf_core_type_id_kernel(struct address_space));
+	inode = space->host;
+	if ((inode->i_mode & S_IFMT) != S_IFREG)
+		return 0;
+	regs = saved_regs_here(ctx, set);
+	if (regs && is_whole_pread(regs, set, &p)) /* and no read begins behind the end of the file */
+		goto count;
+	task = bpf_get_current_task_btf();
+	regs = saved_regs(ctx, task, set);
+	known = pages_asked(task, regs, set, &p, &asked);
+	if (!(known && asked.first == last) && continues_read(task, mapping, index, last))
+		return 0;
+	if (known)
+		p = asked;
+	end = ((__u64)inode->i_size + (1ULL << set->page_shift) - 1) >> set->page_shift;
+	if (p.first >= end)
+		return 0;
+	if (p.last >= end)
+		p.last = end - 1;
+count:
+	t = cpu_totals();
+	/* Not atomic: nothing else adds to it in this mode, and a CPU runs a program once at a time. */
+	if (t)
+		t->read_pages += p.last - p.first + 1;
+	return 0;
+}
+
+#endif
+
+/* ---- by function ---- */
+
+/* `bytes` from `pos` on, of a file that a buffered read or splice goes over. */
+static __always_inline int bytes_read(const struct settings *set, __u64 pos, __u64 bytes)
+{
+	struct totals *t = cpu_totals();
+
+	if (!t || !bytes)
+		return 0;
+	ADD(t->read_pages, ((pos + bytes - 1) >> set->page_shift) - (pos >> set->page_shift) + 1);
+	ADD(t->read_bytes, bytes);
+	return 0;
+}
+
+/* At the entry of a read only what was asked for is known: it counts as far as the file goes. */
+static __always_inline int bytes_asked(const struct settings *set, struct file *file, __u64 pos, __u64 bytes)
+{
+	struct inode *inode = LOAD(file, file, f_inode);
+	__u64 size;
+
+	if ((LOAD(inode, inode, i_mode) & S_IFMT) != S_IFREG)
+		return 0;
+	size = LOAD(inode, inode, i_size);
+	if (pos >= size)
+		return 0;
+	return bytes_read(set, pos, bytes < size - pos ? bytes : size - pos);
+}
+
+#endif

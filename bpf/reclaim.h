@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Memory reclaim: who has to do it, for how long, what it scans and frees; kswapd. */
+#ifndef RECLAIM_H
+#define RECLAIM_H
+
+#include "processes.h"
+#include "durations.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_STALLS);
+	__type(key, __u64);
+	__type(value, struct stall);
+} stalls SEC(".maps");
+
+static __always_inline int reclaim_begins(enum reclaimer reclaimer)
+{
+	struct stall stall = { .reclaimer = reclaimer };
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct proc_row *row;
+	struct totals *t;
+
+	/* kswapd's own softlimit passes are no stall of anyone. */
+	if (is_kswapd() || !scoped())
+		return 0;
+	current_proc(&stall.proc);
+	row = current_row(&stall.proc);
+	if (row)
+		ADD(row->stalls, 1);
+	stall.since_ns = bpf_ktime_get_ns();
+	if (bpf_map_update_elem(&stalls, &thread, &stall, BPF_ANY)) {
+		t = cpu_totals();
+		if (t)
+			ADD(t->lost_stalls, 1);
+	}
+	return 0;
+}
+
+static __always_inline int reclaim_ends(__u64 freed)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct stall *stall = bpf_map_lookup_elem(&stalls, &thread);
+	struct proc_key proc;
+	struct proc_row *row;
+	struct totals *t;
+	__u64 ns, bucket;
+
+	if (!stall)
+		return 0;
+	ns = bpf_ktime_get_ns() - stall->since_ns;
+	proc = stall->proc; /* before 4.18 a key has to lie on the stack */
+	row = current_row(&proc);
+	if (row)
+		ADD(row->stalls, 1);
+	t = cpu_totals();
+	bucket = duration_bucket(ns);
+	barrier_var(bucket); /* older verifiers must see the check below on the very register that is the index */
+	if (t && bucket < STALL_BUCKETS) {
+		ADD(t->stall_buckets[bucket], 1);
+		ADD(t->stall_ns, ns);
+		ADD(t->ended[stall->reclaimer == RECLAIM_MEMCG ? RECLAIM_MEMCG : RECLAIM_DIRECT], freed);
+	}
+	bpf_map_delete_elem(&stalls, &thread);
+	return 0;
+}
+
+/* One batch of an inactive list. A reclaim without begin and end of its own (of a node) is direct. */
+static __always_inline int inactive_scanned(__u64 pages, __u64 freed)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	__u32 who = RECLAIM_DIRECT;
+	struct stall *stall;
+	struct totals *t;
+
+	if (is_kswapd()) {
+		who = RECLAIM_KSWAPD;
+	} else {
+		stall = bpf_map_lookup_elem(&stalls, &thread);
+		if (stall)
+			who = stall->reclaimer;
+		else if (!scoped())
+			return 0;
+	}
+	t = cpu_totals();
+	if (t && who < RECLAIMERS) {
+		ADD(t->scanned[who], pages);
+		ADD(t->reclaimed[who], freed);
+	}
+	return 0;
+}
+
+static __always_inline int kswapd_woke(void)
+{
+	struct totals *t = cpu_totals();
+
+	if (t)
+		ADD(t->kswapd_wakeups, 1);
+	return 0;
+}
+
+#endif

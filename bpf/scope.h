@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What every subject needs: the settings, the counters, the current task, and whether it is one that counts.
+ *
+ * Counting: one struct totals per CPU, added to atomically all the same, because where programs can be
+ * preempted (fentry, PREEMPT_RT) two of them can be in the middle of the same increment.
+ */
+#ifndef SCOPE_H
+#define SCOPE_H
+
+#include "kernel.h"
+#include "syscalls.h"
+#include "shared.h"
+
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct settings);
+} settings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_CGROUP_ARRAY);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32));
+} scope_cgroup SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct totals);
+} totals SEC(".maps");
+
+#ifndef NO_BTF
+/* A typed view of a kernel address, for loads without a helper call; 6.2+. */
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
+#endif
+
+/* A field behind a pointer of which the verifier knows nothing: a plain load from 6.2 on, else a helper call. */
+#ifdef NO_BTF
+#define LOAD(ptr, type, field) BPF_CORE_READ((struct type *)(ptr), field)
+#else
+#define LOAD(ptr, type, field)                                                              \
+	(bpf_ksym_exists(bpf_rdonly_cast)                                                       \
+		 ? ((struct type *)bpf_rdonly_cast((ptr), bpf_core_type_id_kernel(struct type)))->field \
+		 : BPF_CORE_READ((struct type *)(ptr), field))
+#endif
+
+#define ADD(lvalue, n) ((void)__sync_fetch_and_add(&(lvalue), (n)))
+
+static __always_inline struct totals *cpu_totals(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&totals, &zero);
+}
+
+static __always_inline struct task_struct *current_task(void)
+{
+	return (struct task_struct *)bpf_get_current_task();
+}
+
+/*
+ * The current task for loads without a helper call each (5.11+), or null: then BPF_CORE_READ on current_task().
+ * A helper call takes 15 to 35 ns where the kernel guards its returns, more than all else in a hot program.
+ */
+static __always_inline struct task_struct *current_task_btf(void)
+{
+	return KERNEL_HAS(get_current_task_btf) ? bpf_get_current_task_btf() : 0;
+}
+
+static __always_inline bool is_kswapd(void)
+{
+	return BPF_CORE_READ(current_task(), flags) & PF_KSWAPD;
+}
+
+static __always_inline bool in_scope(const struct settings *set)
+{
+	__u64 comm[COMM_LEN / 8] = {};
+	struct task_struct *task;
+	const __u64 *want;
+
+	if (set->scope == SCOPE_HOST)
+		return true;
+	if (set->scope == SCOPE_CGROUP)
+		return bpf_current_task_under_cgroup(&scope_cgroup, 0) == 1;
+	/* The process's name, not the thread's. */
+	task = current_task_btf();
+	if (task) {
+		comm[0] = ((const __u64 *)task->group_leader->comm)[0];
+		comm[1] = ((const __u64 *)task->group_leader->comm)[1];
+	} else {
+		BPF_CORE_READ_INTO(&comm, current_task(), group_leader, comm);
+	}
+	want = (const __u64 *)set->comm;
+	return comm[0] == want[0] && comm[1] == want[1];
+}
+
+static __always_inline __u64 regs_offset(void)
+{
+	__u32 zero = 0;
+	struct settings *set = bpf_map_lookup_elem(&settings, &zero);
+
+	return set ? set->regs_offset : 0;
+}
+
+/* The settings, if the current task is in their scope. */
+static __always_inline struct settings *scoped(void)
+{
+	__u32 zero = 0;
+	struct settings *set = bpf_map_lookup_elem(&settings, &zero);
+
+	return set && in_scope(set) ? set : 0;
+}
+
+#endif

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* How long reads that wait for I/O take. */
+#ifndef WAITS_H
+#define WAITS_H
+
+#include "scope.h"
+#include "durations.h"
+
+#ifndef NO_BTF
+/* By thread id modulo READ_SLOTS. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, READ_SLOTS);
+	__type(key, __u32);
+	__type(value, struct read_wait);
+} read_waits SEC(".maps");
+
+/*
+ * The clock is read where a read begins to wait for I/O, and again at its end, so that a read which finds all in
+ * the cache costs one lookup more and no clock. The beginning of the wait lies in the thread's slot. A plain array:
+ * it costs less than task storage and is there on every kernel. Threads whose ids are equal modulo READ_SLOTS share
+ * a slot: the later wait takes it, and the other is counted as lost.
+ *
+ * A wait whose end was not seen (the program was skipped, the thread has left the scope, it was no buffered read)
+ * stays, and is never taken for one of a later read: that has another count of read calls (ioac.syscr).
+ */
+struct reader {
+	__u64 tid, syscr;
+};
+
+static __always_inline void current_reader(struct reader *r)
+{
+	struct task_struct *task = current_task_btf();
+
+	if (task) {
+		r->tid = (__u32)task->pid;
+		r->syscr = bpf_core_field_exists(task->ioac.syscr) ? task->ioac.syscr : 0;
+	} else {
+		task = current_task();
+		r->tid = (__u32)bpf_get_current_pid_tgid();
+		r->syscr = bpf_core_field_exists(task->ioac.syscr) ? BPF_CORE_READ(task, ioac.syscr) : 0;
+	}
+}
+
+static __always_inline struct read_wait *slot_of(const struct reader *r)
+{
+	__u32 slot = r->tid & (READ_SLOTS - 1);
+
+	return bpf_map_lookup_elem(&read_waits, &slot);
+}
+
+/* The calls that can come to a buffered read of a file. */
+static __always_inline bool in_read_call(void)
+{
+	struct syscall call;
+
+	current_syscall(&call);
+	switch (call.nr) {
+	case NR_read:
+	case NR_pread64:
+	case NR_readv:
+	case NR_preadv:
+	case NR_preadv2:
+	case NR_sendfile:
+	case NR_splice:
+	case NR_copy_file_range:
+		return true;
+	}
+	return false;
+}
+
+/* The current task goes to sleep until some I/O is done. The first time in a read counts. */
+static __always_inline int wait_begins(void)
+{
+	struct read_wait *wait;
+	struct totals *t;
+	struct reader r;
+
+	if (!scoped() || !in_read_call())
+		return 0;
+	current_reader(&r);
+	wait = slot_of(&r);
+	if (!wait || (wait->tid == r.tid && wait->syscr == r.syscr))
+		return 0;
+	if (wait->tid && wait->tid != r.tid) {
+		t = cpu_totals();
+		if (t)
+			ADD(t->lost_reads, 1);
+	}
+	wait->tid = r.tid;
+	wait->syscr = r.syscr;
+	wait->since_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+/* A read has ended. If it waited, it counts, unless it failed. */
+static __always_inline void read_ends(bool success)
+{
+	struct read_wait *wait;
+	struct totals *t;
+	__u64 bucket, ns;
+	struct reader r;
+
+	current_reader(&r);
+	wait = slot_of(&r);
+	if (!wait || wait->tid != r.tid || wait->syscr != r.syscr)
+		return;
+	wait->tid = 0;
+	if (!success)
+		return;
+	ns = bpf_ktime_get_ns() - wait->since_ns;
+	t = cpu_totals();
+	bucket = duration_bucket(ns);
+	barrier_var(bucket); /* as in reclaim_ends() */
+	if (t && bucket < READ_BUCKETS) {
+		ADD(t->wait_buckets[bucket], 1);
+		ADD(t->wait_ns, ns);
+	}
+}
+
+#endif
+
+#endif

@@ -1,0 +1,7 @@
+//! The commands of the binary, one file each, and the command line that names them.
+
+pub mod check;
+pub mod cli;
+pub mod health;
+pub mod man;
+pub mod top;
