@@ -72,7 +72,9 @@ awk '
     /^SKIPPED (tests\/vm|the static)/ { sub(/^SKIPPED /, ""); line[n++] = $0; next }
     /^SKIPPED / {
         sub(/^SKIPPED /, "")
-        line[n++] = index($0, test ": ") == 1 ? $0 : test ": " $0
+        name = test
+        sub(/^.*::/, "", name)
+        line[n++] = index($0, name ": ") == 1 ? $0 : test ": " $0
         passed -= !counted && !(test in bad)
         counted = 1
     }

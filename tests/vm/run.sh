@@ -53,7 +53,8 @@ modes_of() {
 }
 
 # Tests of the ground truth that say the same whatever the agent is told: run once on a kernel.
-once="by_default_what_misses_least_watches_a_preemptible_kernel fields_found_without_btf_are_those_of_btf"
+once=layout::fields_found_without_btf_are_those_of_btf
+once+=" preemption::by_default_what_misses_least_watches_a_preemptible_kernel"
 not_once=$(printf ' --skip %s' $once)
 
 # The job for a mode, to be run in the machine.
@@ -70,7 +71,7 @@ job_of() {
         echo '[ -z "$failed" ]' ;;
     lru_gen)
         echo 'echo 7 >/sys/kernel/mm/lru_gen/enabled || exit 1'
-        echo 'truth --test-threads=1 --show-output reclaim kswapd evictions'
+        echo 'truth --test-threads=1 --show-output reclaim:: evictions_by_cause'
         ;;
     static)
         cat <<'END' ;;

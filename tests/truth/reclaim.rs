@@ -1,0 +1,123 @@
+//! Reclaim, against what the kernel says of it.
+
+use std::fs;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::common::sys::PAGE;
+use crate::common::{self, Agent, Cgroup, Delta, MIB, Scoped, TestFile, alone, assert_near, text};
+
+#[test]
+fn reclaim_in_a_memory_cgroup() {
+    need_bpf!("reclaim_in_a_memory_cgroup");
+    let _alone = alone();
+    let (limit_bytes, file_bytes) = (common::sized(64, 16) * MIB, common::sized(512, 64) * MIB);
+    let Some(limit) = Cgroup::with_memory(limit_bytes) else {
+        return common::skipped("reclaim_in_a_memory_cgroup", "needs the memory controller");
+    };
+    let big = TestFile::cold("big", file_bytes);
+    // The scope: the limited cgroup itself if it is of version 2, else another with the same process.
+    let of_v2 =
+        limit.path.starts_with(common::cgroup_root().unwrap()) && !limit.path.starts_with("/sys/fs/cgroup/memory");
+    let separate = (!of_v2).then(Cgroup::new);
+    let scope = separate.as_ref().unwrap_or(&limit);
+    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms"), ("COLLECTOR_SCOPE_CGROUP", text(&scope.path))]);
+
+    let before = agent.settled();
+    let begun = Instant::now();
+    let script = "echo $$ > $1/cgroup.procs; echo $$ > $2/cgroup.procs; \
+                  i=0; while [ $i -lt $4 ]; do dd if=$3 of=/dev/null bs=64k 2>/dev/null; i=$((i+1)); done";
+    let mut child = Command::new("sh")
+        .args(["-c", script, "sh", text(&limit.path), text(&scope.path), text(&big.path)])
+        .arg(common::sized("3", "1"))
+        .spawn()
+        .unwrap();
+    let mut most = 0f64;
+    let mut efficiency = Vec::new();
+    while child.try_wait().unwrap().is_none() {
+        let m = agent.metrics();
+        most = most.max(m.get("ebpf_memory_direct_reclaim_processes"));
+        efficiency.extend(m.0.get("ebpf_memory_reclaim_efficiency_percent").copied().filter(|e| !e.is_nan()));
+        thread::sleep(Duration::from_millis(common::sized(20, 100)));
+    }
+    let wall = begun.elapsed().as_secs_f64();
+    let after = agent.settled();
+    let d = Delta { before, after };
+    let scanned = "ebpf_memory_lru_pages_scanned_total{reclaimer=\"memcg\"}";
+    let reclaimed = d.of("ebpf_memory_pages_reclaimed_total{reclaimer=\"memcg\"}");
+    assert!(reclaimed > 0.0, "{}", d.moved());
+    // A kernel that does not tell what it scans has neither scans nor an efficiency.
+    let scans = d.after.0.contains_key(scanned);
+    assert_eq!(scans, d.after.0.contains_key("ebpf_memory_reclaim_efficiency_percent"));
+    if scans {
+        assert!(d.of(scanned) >= reclaimed, "{}", d.moved());
+        assert!(!efficiency.is_empty() && efficiency.iter().all(|e| (0.0..=100.0).contains(e)), "{efficiency:?}");
+    }
+    assert!(most >= 1.0, "no process was seen in reclaim;{}", d.moved());
+    // What does not fit into the limit must have been evicted by the reader's own reclaim.
+    let evicted = d.evictions("reclaim");
+    let at_least = ((file_bytes - limit_bytes) / PAGE) as f64;
+    assert!(evicted >= at_least, "{evicted} pages evicted, at least {at_least};{}", d.moved());
+    assert_near("reclaimed and evicted", reclaimed, evicted, 3.0, &d);
+    let stalls = d.of("ebpf_memory_direct_reclaim_seconds_count");
+    let seconds = d.of("ebpf_memory_direct_reclaim_seconds_sum");
+    assert!(stalls > 0.0 && seconds > 0.0 && seconds < wall, "{stalls} stalls of {seconds} s in {wall} s");
+    // The first interval that is settled may have begun before the end.
+    assert_eq!(agent.settled().get("ebpf_memory_direct_reclaim_processes"), 0.0, "intervals after");
+    assert_eq!(d.after.get("ebpf_sidecar_events_lost_total{map=\"stalls\"}"), 0.0);
+}
+
+/// kswapd's rounds and pages, against the kernel's own counters.
+#[test]
+fn kswapd_as_vmstat_says() {
+    need_bpf!("kswapd_as_vmstat_says");
+    // kswapd has no owner: it counts whatever the scope.
+    let s = Scoped::start(&[]);
+    let vmstat = |name: &str| -> f64 {
+        let text = fs::read_to_string("/proc/vmstat").unwrap();
+        let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')).unwrap();
+        line.parse().unwrap()
+    };
+    let names = ["pageoutrun", "pgscan_kswapd", "pgsteal_kswapd"];
+    let before: Vec<f64> = names.map(vmstat).into();
+    let first = s.agent.settled();
+    if !first.0.contains_key("ebpf_memory_lru_pages_scanned_total{reclaimer=\"kswapd\"}") {
+        return common::skipped("kswapd_as_vmstat_says", "this kernel does not tell what it scans");
+    }
+    // Raising the watermarks above what is free makes kswapd run at the next allocation.
+    let watermark = "/proc/sys/vm/min_free_kbytes";
+    let old = fs::read_to_string(watermark).unwrap();
+    let _filler = TestFile::new("filler", common::sized(512, 128) * MIB);
+    let free = |name: &str| -> u64 {
+        let text = fs::read_to_string("/proc/meminfo").unwrap();
+        text.lines().find_map(|l| l.strip_prefix(name)?.split_ascii_whitespace().next()?.parse().ok()).unwrap()
+    };
+    let want = (free("MemFree:") + 256 * 1024).min(free("MemTotal:") / 2);
+    let _restore = Restore(watermark, old);
+    if fs::write(watermark, want.to_string()).is_err() {
+        return common::skipped("kswapd_as_vmstat_says", "needs to write vm.min_free_kbytes");
+    }
+    let small = TestFile::new("small", 16 * MIB);
+    drop(small);
+    thread::sleep(Duration::from_millis(500));
+    drop(_restore);
+    thread::sleep(Duration::from_millis(300));
+    let d = Delta { before: first, after: s.agent.settled() };
+    let truth: Vec<f64> = names.map(vmstat).iter().zip(before).map(|(a, b)| a - b).collect();
+    if truth[0] == 0.0 {
+        assert!(common::sized(true, false), "kswapd did not run, in a machine with as much memory as we gave it");
+        return common::skipped("kswapd_as_vmstat_says", "kswapd did not run: too much memory is free");
+    }
+    assert_eq!(d.of("ebpf_memory_kswapd_wakeups_total"), truth[0], "rounds; {truth:?}{}", d.moved());
+    assert_near("scanned", d.of("ebpf_memory_lru_pages_scanned_total{reclaimer=\"kswapd\"}"), truth[1], 1.0, &d);
+    assert_near("reclaimed", d.of("ebpf_memory_pages_reclaimed_total{reclaimer=\"kswapd\"}"), truth[2], 1.0, &d);
+}
+
+struct Restore(&'static str, String);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        fs::write(self.0, &self.1).unwrap();
+    }
+}
