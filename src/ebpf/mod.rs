@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 pub mod abi;
+pub mod attach;
 pub mod layout;
 pub mod object;
 pub mod os;

@@ -1,23 +1,24 @@
 //! The I/O monitor: attaches bpf/iomonitor.bpf.c and turns its counters into metrics.
-//!
-//! To add a probe: its programs in bpf/iomonitor.bpf.c, their counters in bpf/shared.h and
-//! `ebpf/abi.rs`, an entry in [`PROBES`], the metrics in `metrics/catalogue.rs`, and their values in
-//! `IoMonitor::statistics` and [`families`].
 
-use std::cell::{Cell, LazyCell};
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
+use super::probes::{
+    CACHE_EVICT, CACHE_FILL, CACHE_READ, DIRECT_RECLAIM, FADVISE, KSWAPD, MEMCG_RECLAIM, READ_LATENCY, RECLAIM_SCAN,
+    Running, reasons,
+};
 use super::processes::{self, Processes};
 use super::rows::Rows;
 use super::{Module, ModuleSettings, Sample};
-use crate::config::{self, AttachMode, Scope, Switch};
+use crate::config::{self, Scope, Switch};
 use crate::ebpf::abi::{self, COMM_LEN, Plain, ProcKey, ProcRow, Settings, Stall, Totals};
+use crate::ebpf::attach::{Hook, Kernel, Loader};
 use crate::ebpf::layout::Layout;
-use crate::ebpf::object::{Aligned, Error, KernelBtf, Link, Map, Object, Program};
+use crate::ebpf::object::{Aligned, Error, Map, Object};
 use crate::ebpf::os;
 use crate::metrics::catalogue as m;
 use crate::metrics::histogram::Histogram;
@@ -41,210 +42,6 @@ pub fn elf_no_btf() -> &'static [u8] {
     &OBJECT_NO_BTF.0
 }
 
-/// Something to observe, and the ways of attaching to it, best first.
-struct Probe {
-    name: &'static str,
-    ways: &'static [Way],
-    /// Programs of a probe above that count for this one too: where they are attached, it needs none of its own.
-    counted_by: &'static [&'static str],
-    /// What the configuration says beside `collector.probes`; under `auto` nothing is wrong where it cannot be had.
-    switch: fn(&config::Collector) -> Switch,
-}
-
-impl Probe {
-    const fn new(name: &'static str, ways: &'static [Way]) -> Self {
-        Self { name, ways, counted_by: &[], switch: |_| Switch::On }
-    }
-}
-
-/// All its programs are attached, in order, or none.
-struct Way {
-    mode: &'static str,
-    /// Which value of `collector.ebpf.attach` asks for it; `None`: every one.
-    choice: Option<AttachMode>,
-    programs: &'static [(&'static str, Hook)],
-    /// Why it would attach on this kernel and yet tell nothing.
-    ruled_out: fn() -> Option<&'static str>,
-}
-
-impl Way {
-    const fn new(mode: &'static str, choice: Option<AttachMode>, programs: &'static [(&'static str, Hook)]) -> Self {
-        Self { mode, choice, programs, ruled_out: || None }
-    }
-
-    fn misses_events(&self, kernel: Kernel) -> bool {
-        self.programs.iter().any(|(_, hook)| hook.misses_events(kernel))
-    }
-}
-
-/// What decides whether programs miss events.
-#[derive(Clone, Copy)]
-struct Kernel {
-    version: (u32, u32),
-    preemptible: bool,
-}
-
-impl Kernel {
-    fn running() -> Self {
-        Self { version: os::kernel_version(), preemptible: os::is_preemptible() }
-    }
-}
-
-/// Where a program hangs. Of several functions the first that this kernel has is taken.
-enum Hook {
-    FunctionEntry(&'static [&'static str]),
-    FunctionExit(&'static [&'static str]),
-    Kprobe(&'static [&'static str]),
-    Kretprobe(&'static [&'static str]),
-    RawTracepoint(&'static str),
-    Tracepoint(&'static str, &'static str),
-    /// As the other, but left out where the kernel has no such function.
-    IfThere(&'static Hook),
-    /// As the first, but another program and hook where the kernel has no such function.
-    Else(&'static Hook, &'static str, &'static Hook),
-}
-
-impl Hook {
-    /// Whether a thread can be preempted inside a program here: the kernel then skips that program for the other
-    /// threads of the CPU until the first goes on.
-    fn misses_events(&self, kernel: Kernel) -> bool {
-        let since = match self {
-            Self::FunctionEntry(_) | Self::FunctionExit(_) => (5, 12),
-            Self::RawTracepoint(_) | Self::Tracepoint("syscalls", _) => (7, 0),
-            Self::Kprobe(_) | Self::Kretprobe(_) | Self::Tracepoint(..) => return false,
-            Self::IfThere(hook) | Self::Else(hook, ..) => return hook.misses_events(kernel),
-        };
-        kernel.preemptible && kernel.version >= since
-    }
-}
-
-/// The ways of a probe through tracepoints of one category: pairs of what its programs' names end in and tracepoint.
-macro_rules! tracepoints {
-    ($category:literal, $($name:literal => $tracepoint:literal),+) => {
-        tracepoints!($category, || None, $($name => $tracepoint),+)
-    };
-    ($category:literal, $ruled_out:expr, $($name:literal => $tracepoint:literal),+) => {
-        &[
-            // The cheaper one: no record is made.
-            Way {
-                ruled_out: $ruled_out,
-                ..Way::new("raw_tracepoint", None, &[$((concat!("raw_", $name), Hook::RawTracepoint($tracepoint))),+])
-            },
-            Way {
-                ruled_out: $ruled_out,
-                ..Way::new("tracepoint", None, &[$((concat!("tp_", $name), Hook::Tracepoint($category, $tracepoint))),+])
-            },
-        ]
-    };
-}
-
-const FADVISE: &str = "fadvise";
-const READ_LATENCY: &str = "read_latency";
-const CACHE_READ: &str = "cache_read";
-const CACHE_FILL: &str = "cache_fill";
-const CACHE_EVICT: &str = "cache_evict";
-const RECLAIM_SCAN: &str = "reclaim_scan";
-const DIRECT_RECLAIM: &str = "direct_reclaim";
-const MEMCG_RECLAIM: &str = "memcg_reclaim";
-const KSWAPD: &str = "kswapd";
-
-static PROBES: &[Probe] = &[
-    Probe::new(
-        FADVISE,
-        &[
-            Way::new("fexit", FENTRY, &[("fexit_fadvise", Hook::FunctionExit(FADVISE_FUNCTIONS))]),
-            Way::new("kprobe", KPROBE, &[("kret_fadvise", Hook::Kretprobe(FADVISE_FUNCTIONS))]),
-            Way::new("tracepoint", TRACEPOINT, &[("tp_fadvise", Hook::Tracepoint("syscalls", FADVISE_TRACEPOINT))]),
-        ],
-    ),
-    // The ends first: a wait whose beginning is seen must not miss its end.
-    Probe {
-        switch: |config| config.read_latency,
-        ..Probe::new(
-            READ_LATENCY,
-            &[Way::new(
-                "fexit",
-                FENTRY,
-                &[
-                    ("fexit_read_timed", Hook::FunctionExit(READ_FUNCTIONS)),
-                    ("fexit_splice_timed", Hook::IfThere(&Hook::FunctionExit(SPLICE_FUNCTIONS))),
-                    ("fentry_wait", Hook::FunctionEntry(&["io_schedule"])),
-                    ("fentry_wait_timeout", Hook::IfThere(&Hook::FunctionEntry(&["io_schedule_timeout"]))),
-                ],
-            )],
-        )
-    },
-    Probe {
-        // A read runs one program, not two.
-        counted_by: &["fexit_read_timed", "fexit_splice_timed"],
-        ..Probe::new(
-            CACHE_READ,
-            &[
-                Way::new(
-                    "fexit",
-                    FENTRY,
-                    &[
-                        ("fexit_read", Hook::FunctionExit(READ_FUNCTIONS)),
-                        ("fexit_splice", Hook::IfThere(&Hook::FunctionExit(SPLICE_FUNCTIONS))),
-                    ],
-                ),
-                Way::new(
-                    "kprobe",
-                    KPROBE,
-                    &[
-                        ("kprobe_read", Hook::Else(&Hook::Kprobe(READ_FUNCTIONS), "kprobe_read_iter", &READ_ITER)),
-                        ("kprobe_splice", Hook::IfThere(&Hook::Kprobe(SPLICE_FUNCTIONS))),
-                    ],
-                ),
-                Way::new("raw_tracepoint", TRACEPOINT, &[("raw_read", Hook::RawTracepoint("mm_filemap_get_pages"))]),
-            ],
-        )
-    },
-    Probe::new(CACHE_FILL, tracepoints!("filemap", "fill" => "mm_filemap_add_to_page_cache")),
-    Probe::new(CACHE_EVICT, tracepoints!("filemap", "evict" => "mm_filemap_delete_from_page_cache")),
-    Probe::new(RECLAIM_SCAN, tracepoints!("vmscan", silent_scans, "scan" => "mm_vmscan_lru_shrink_inactive")),
-    // The end first: a stall whose begin is seen must not miss its end.
-    Probe::new(
-        DIRECT_RECLAIM,
-        tracepoints!(
-            "vmscan",
-            "direct_out" => "mm_vmscan_direct_reclaim_end",
-            "direct_in" => "mm_vmscan_direct_reclaim_begin"
-        ),
-    ),
-    Probe::new(
-        MEMCG_RECLAIM,
-        tracepoints!(
-            "vmscan",
-            "memcg_out" => "mm_vmscan_memcg_reclaim_end",
-            "memcg_in" => "mm_vmscan_memcg_reclaim_begin"
-        ),
-    ),
-    Probe::new(KSWAPD, tracepoints!("vmscan", "kswapd" => "mm_vmscan_kswapd_wake")),
-];
-
-const FENTRY: Option<AttachMode> = Some(AttachMode::Fentry);
-const KPROBE: Option<AttachMode> = Some(AttachMode::Kprobe);
-const TRACEPOINT: Option<AttachMode> = Some(AttachMode::Tracepoint);
-
-fn silent_scans() -> Option<&'static str> {
-    os::scans_are_silent().then_some("the multi-generational LRU of kernels before 6.7 does not tell what it scans")
-}
-
-/// What the system call does its work in.
-const FADVISE_FUNCTIONS: &[&str] = &["ksys_fadvise64_64"];
-/// The second was its name in 4.18 to 5.11.
-const READ_FUNCTIONS: &[&str] = &["filemap_read", "generic_file_buffered_read"];
-/// What has them inlined before 4.18.
-const READ_ITER: Hook = Hook::Kprobe(&["generic_file_read_iter"]);
-/// sendfile and splice, from 6.5 on; before, they came through the former.
-const SPLICE_FUNCTIONS: &[&str] = &["filemap_splice_read"];
-
-#[cfg(target_arch = "x86_64")]
-const FADVISE_TRACEPOINT: &str = "sys_exit_fadvise64";
-#[cfg(target_arch = "aarch64")]
-const FADVISE_TRACEPOINT: &str = "sys_exit_fadvise64_64";
-
 /// The module.
 pub struct IoMonitor {
     config: config::Collector,
@@ -262,8 +59,7 @@ pub struct IoMonitor {
 
 /// What lives in the kernel; dropping it detaches and frees.
 struct Attached {
-    /// Detached in this order when dropped.
-    running: Vec<Running>,
+    running: Running,
     totals: Map,
     rows: Rows,
     stalls: Map,
@@ -274,23 +70,6 @@ struct End {
     totals: Totals,
     rows: Vec<(ProcKey, ProcRow)>,
     missed: Vec<(&'static str, u64)>,
-}
-
-/// An attached program.
-struct Running {
-    probe: &'static str,
-    mode: &'static str,
-    /// Another probe that it counts for.
-    also: Option<&'static str>,
-    /// Held for its `Drop`.
-    _link: Link,
-    program: Program,
-}
-
-impl Running {
-    fn counts_for(&self, probe: &str) -> bool {
-        self.probe == probe || self.also == Some(probe)
-    }
 }
 
 impl IoMonitor {
@@ -447,7 +226,7 @@ impl Module for IoMonitor {
         let interval = attached.rows.take()?;
         let mut stalling = Vec::new();
         attached.stalls.for_each(|_: u64, s: Stall| stalling.push(s.proc))?;
-        let mut missed = attached.missed()?;
+        let mut missed = attached.running.missed()?;
         for (probe, events) in &mut missed {
             *events += self.missed_before.get(probe).unwrap_or(&0);
         }
@@ -478,33 +257,14 @@ impl Attached {
 
     /// Detaches everything, then reads what was counted to the last.
     fn finish(mut self, base: &Totals) -> Result<End, Error> {
-        let missed = self.missed()?;
-        self.running.clear();
+        let missed = self.running.missed()?;
+        drop(std::mem::take(&mut self.running));
         // Each of the two maps may hold rows; swapping waits until no program writes any more.
         let mut rows = self.rows.take()?;
         self.rows.swap()?;
         rows.extend(self.rows.take()?);
         Ok(End { totals: self.totals(base)?, rows, missed })
     }
-
-    /// Events that each probe's programs missed.
-    fn missed(&self) -> Result<Vec<(&'static str, u64)>, Error> {
-        let mut by_probe = Vec::new();
-        for probe in PROBES {
-            let mut programs = self.running.iter().filter(|r| r.counts_for(probe.name)).peekable();
-            if programs.peek().is_some() {
-                let missed = programs.map(|r| r.program.missed()).sum::<Result<u64, _>>()?;
-                by_probe.push((probe.name, missed));
-            }
-        }
-        Ok(by_probe)
-    }
-}
-
-/// The failed ways of a probe, as a text.
-fn reasons(probe: &ProbeStatus) -> String {
-    let all: Vec<String> = probe.failures.iter().map(|(mode, why)| format!("{mode}: {why}")).collect();
-    all.join("; ")
 }
 
 /// `part` per hundred of `whole`; `None` if there is nothing to divide by.
@@ -529,31 +289,17 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     write_settings(&object, &settings)?;
     let begin = Instant::now();
     let kernel = Kernel::running();
-    let loader = Loader {
-        object: &object,
-        no_btf: layout.is_some().then_some(match config.ebpf.btf {
-            Switch::Off => "collector.ebpf.btf is off",
-            _ => "this kernel has none",
-        }),
-        btf: LazyCell::new(KernelBtf::load),
-        settings: Cell::new(settings),
+    let no_btf = layout.is_some().then_some(match config.ebpf.btf {
+        Switch::Off => "collector.ebpf.btf is off",
+        _ => "this kernel has none",
+    });
+    let settings = Cell::new(settings);
+    let before = |hook: &Hook| match hook {
+        // These name a page by its frame.
+        Hook::Tracepoint("filemap", _) => tell_frames(&object, &settings),
+        _ => Ok(()),
     };
-    let mut running = Vec::new();
-    let mut probes = Vec::new();
-    for probe in PROBES.iter().filter(|p| config.probes.contains(&p.name)) {
-        let switch = (probe.switch)(config);
-        if switch == Switch::Off {
-            continue;
-        }
-        let (ways, passed_over) = ladder(probe, switch, config.ebpf.attach, kernel);
-        let status = loader.attach_probe(probe, &ways, passed_over, &mut running);
-        if status.mode.is_none() && switch == Switch::Auto {
-            log::info!("probe {} is left out, its metrics are absent: {}", probe.name, reasons(&status));
-        } else {
-            probes.push(status);
-        }
-    }
-    drop(loader);
+    let (running, probes) = Running::start(&Loader::new(&object, no_btf, &before), config, kernel);
     log::debug!("programs loaded and attached in {:.6} s", begin.elapsed().as_secs_f64());
     let attached = Attached {
         running,
@@ -564,33 +310,6 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     drop(object);
     os::trim_heap();
     Ok((attached, probes))
-}
-
-/// The ways of a probe to be tried, in order, and those passed over with the reason: best first, as the table has
-/// them, but those that miss events on this kernel last, unless the configuration names them. A probe that is there
-/// only if it can be is not worth a miss.
-fn ladder(
-    probe: &'static Probe,
-    switch: Switch,
-    choice: AttachMode,
-    kernel: Kernel,
-) -> (Vec<&'static Way>, Vec<(&'static str, String)>) {
-    let asked = |w: &&Way| choice == AttachMode::Auto || w.choice.is_none_or(|c| c == choice);
-    let (mut ways, others): (Vec<&Way>, Vec<&Way>) = probe.ways.iter().partition(asked);
-    if ways.is_empty() {
-        return (ways, others.iter().map(|w| (w.mode, "collector.ebpf.attach rules it out".into())).collect());
-    }
-    let misses = |w: &Way| w.choice != Some(choice) && w.misses_events(kernel);
-    let passed_over = ways.iter().filter(|w| misses(w)).map(|w| {
-        let force = w.choice.map_or("".into(), |c| format!("; force it with collector.ebpf.attach: {}", c.name()));
-        (w.mode, format!("this kernel is preemptible: programs attached so would miss events{force}"))
-    });
-    let passed_over = passed_over.collect();
-    ways.sort_by_key(|w| misses(w));
-    if switch == Switch::Auto {
-        ways.retain(|w| !misses(w));
-    }
-    (ways, passed_over)
 }
 
 /// The programs for this kernel; where it does not describe its types, or is not to be asked, with what was found
@@ -607,157 +326,6 @@ fn prepare(btf: Switch) -> Result<(Object, Option<Layout>), Error> {
     let layout = Layout::find()?;
     let object = Object::prepare(NAME, elf_no_btf(), Some(&layout.btf()?))?;
     Ok((object, Some(layout)))
-}
-
-struct Loader<'a> {
-    object: &'a Object,
-    /// Why the kernel's own description of its types is not used, if it is not.
-    no_btf: Option<&'static str>,
-    btf: LazyCell<Result<KernelBtf, Error>>,
-    /// As the programs have them.
-    settings: Cell<Settings>,
-}
-
-impl Loader<'_> {
-    /// Tells the programs where page frames are described, if they do not know yet.
-    fn tell_frames(&self) -> Result<(), Error> {
-        let mut settings = self.settings.get();
-        if settings.vmemmap == 0 {
-            settings.vmemmap = Layout::find()?.vmemmap;
-            write_settings(self.object, &settings)?;
-            self.settings.set(settings);
-        }
-        Ok(())
-    }
-
-    /// Attaches a probe in the first way that works, and adds its programs to those running.
-    fn attach_probe(
-        &self,
-        probe: &Probe,
-        ways: &[&Way],
-        passed_over: Vec<(&'static str, String)>,
-        running: &mut Vec<Running>,
-    ) -> ProbeStatus {
-        let mut status = ProbeStatus { name: probe.name, mode: None, failures: passed_over };
-        for r in running.iter_mut().filter(|r| probe.counted_by.contains(&r.program.name())) {
-            r.also = Some(probe.name);
-            status.mode = Some(r.mode);
-            status.failures.clear();
-        }
-        if status.mode.is_some() {
-            return status;
-        }
-        for way in ways {
-            // Tried after all.
-            status.failures.retain(|(mode, _)| *mode != way.mode);
-            if let Some(why) = (way.ruled_out)() {
-                status.failures.push((way.mode, why.into()));
-                continue;
-            }
-            match self.attach(way) {
-                Ok(new) => {
-                    status.mode = Some(way.mode);
-                    // The last attached is the first to go.
-                    let new = new.into_iter().rev().map(|(program, link)| Running {
-                        probe: probe.name,
-                        mode: way.mode,
-                        also: None,
-                        _link: link,
-                        program,
-                    });
-                    running.splice(0..0, new);
-                    break;
-                }
-                Err(e) => status.failures.push((way.mode, e.to_string())),
-            }
-        }
-        status
-    }
-
-    fn attach(&self, way: &Way) -> Result<Vec<(Program, Link)>, Error> {
-        let all = way.programs.iter().map(|(name, hook)| self.attach_one(name, hook));
-        all.filter_map(Result::transpose).collect()
-    }
-
-    fn attach_one(&self, name: &str, hook: &Hook) -> Result<Option<(Program, Link)>, Error> {
-        if let Some(why) = self.no_btf
-            && !self.object.has_program(name)
-        {
-            let log = format!("it needs the kernel's BTF: {why}");
-            return Err(Error { what: format!("load program {name}"), cause: io::ErrorKind::Unsupported.into(), log });
-        }
-        let at_symbol = |functions: &[&str], attach: fn(&Program, &str) -> Result<Link, Error>| {
-            let program = self.object.load(name, None)?;
-            // In the words of perf, and of tracefs.
-            let kinds = [io::ErrorKind::NotFound, io::ErrorKind::InvalidInput];
-            let absent = |r: &Result<Link, Error>| r.as_ref().is_err_and(|e| kinds.contains(&e.cause.kind()));
-            let by_name = functions.iter().map(|f| attach(&program, f)).find(|r| !absent(r));
-            // Reading all symbols takes a while: only for one that the compiler has given a suffix, or that is not there.
-            let link = match by_name {
-                Some(link) => link?,
-                None => attach(&program, &kernel_function(functions)?)?,
-            };
-            Ok((program, link))
-        };
-        let attached = match hook {
-            Hook::FunctionEntry(functions) | Hook::FunctionExit(functions) => {
-                let btf = self.btf.as_ref().map_err(Error::clone)?;
-                let function = functions.iter().find_map(|f| btf.function(f)).ok_or_else(|| no_function(functions))?;
-                let program = self.object.load(name, Some(function))?;
-                let link = program.attach_function()?;
-                (program, link)
-            }
-            Hook::Kprobe(functions) => at_symbol(functions, Program::attach_kprobe)?,
-            Hook::Kretprobe(functions) => at_symbol(functions, Program::attach_kretprobe)?,
-            Hook::RawTracepoint(tracepoint) => {
-                let program = self.object.load(name, None)?;
-                let link = program.attach_raw_tracepoint(tracepoint)?;
-                (program, link)
-            }
-            Hook::Tracepoint(category, tracepoint) => {
-                // Those of files name a page by its frame.
-                if *category == "filemap" {
-                    self.tell_frames()?;
-                }
-                let program = self.object.load(name, None)?;
-                let link = program.attach_tracepoint(category, tracepoint)?;
-                (program, link)
-            }
-            Hook::Else(hook, other, or) => {
-                return match self.attach_one(name, hook) {
-                    Err(e) if e.cause.kind() == io::ErrorKind::NotFound => self.attach_one(other, or),
-                    first => first,
-                };
-            }
-            Hook::IfThere(hook) => {
-                return match self.attach_one(name, hook) {
-                    Err(e) if e.cause.kind() == io::ErrorKind::NotFound => Ok(None),
-                    other => other,
-                };
-            }
-        };
-        Ok(Some(attached))
-    }
-}
-
-fn no_function(functions: &[&str]) -> Error {
-    Error {
-        what: format!("find function {}", functions.join(" or ")),
-        cause: io::ErrorKind::NotFound.into(),
-        log: "this kernel does not have it, or has inlined it".into(),
-    }
-}
-
-/// Symbol of the first of these functions that the kernel has.
-fn kernel_function(functions: &[&str]) -> Result<String, Error> {
-    for name in functions {
-        let found = os::kernel_symbol(name);
-        let found = found.map_err(|cause| Error { what: "read /proc/kallsyms".into(), cause, log: String::new() })?;
-        if let Some(symbol) = found {
-            return Ok(symbol);
-        }
-    }
-    Err(no_function(functions))
 }
 
 /// What tells the programs whom to count.
@@ -788,6 +356,17 @@ fn scope_settings(object: &Object, scope: &Scope) -> Result<Settings, Error> {
 
 fn write_settings(object: &Object, settings: &Settings) -> Result<(), Error> {
     object.map("settings")?.update(&0u32.to_ne_bytes(), settings.bytes())
+}
+
+/// Tells the programs where page frames are described, if they do not know yet.
+fn tell_frames(object: &Object, settings: &Cell<Settings>) -> Result<(), Error> {
+    let mut new = settings.get();
+    if new.vmemmap == 0 {
+        new.vmemmap = Layout::find()?.vmemmap;
+        write_settings(object, &new)?;
+        settings.set(new);
+    }
+    Ok(())
 }
 
 /// The metrics of the statistics: those that are there, in catalogue order.
@@ -831,6 +410,7 @@ pub fn families(io: &IoStats) -> Vec<Family> {
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::monitor::probes::{PROBES, Probe};
 
     fn monitor() -> IoMonitor {
         let mut monitor = IoMonitor::new(&Config::default().collector);
@@ -841,48 +421,6 @@ mod tests {
 
     fn names(io: &IoStats) -> Vec<&'static str> {
         families(io).iter().map(|f| f.metric.name).collect()
-    }
-
-    #[test]
-    fn the_configuration_knows_every_probe() {
-        assert!(PROBES.iter().map(|p| p.name).eq(config::PROBES.iter().copied()));
-    }
-
-    #[test]
-    fn programs_that_count_for_a_probe_are_those_of_one_above() {
-        for (i, probe) in PROBES.iter().enumerate() {
-            let above = PROBES[..i].iter().flat_map(|p| p.ways).flat_map(|w| w.programs);
-            let above: Vec<&str> = above.map(|(name, _)| *name).collect();
-            assert!(probe.counted_by.iter().all(|name| above.contains(name)), "{}", probe.name);
-        }
-    }
-
-    #[test]
-    fn a_preemptible_kernel_is_watched_by_what_misses_nothing() {
-        let modes = |name: &str, switch, choice, kernel| {
-            let probe = PROBES.iter().find(|p| p.name == name).unwrap();
-            let (ways, passed_over) = ladder(probe, switch, choice, kernel);
-            let names = |modes: &mut dyn Iterator<Item = &'static str>| modes.collect::<Vec<_>>().join(" ");
-            (names(&mut ways.iter().map(|w| w.mode)), names(&mut passed_over.iter().map(|(mode, _)| *mode)))
-        };
-        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
-        let kernel = |version, preemptible| Kernel { version, preemptible };
-        let (auto, on) = (AttachMode::Auto, Switch::On);
-        for calm in [kernel((7, 2), false), kernel((5, 10), true)] {
-            assert_eq!(modes(FADVISE, on, auto, calm), pair("fexit kprobe tracepoint", ""));
-            assert_eq!(modes(READ_LATENCY, Switch::Auto, auto, calm), pair("fexit", ""));
-        }
-        let (early, late) = (kernel((6, 12), true), kernel((7, 2), true));
-        assert_eq!(modes(FADVISE, on, auto, early), pair("kprobe tracepoint fexit", "fexit"));
-        assert_eq!(modes(FADVISE, on, auto, late), pair("kprobe fexit tracepoint", "fexit tracepoint"));
-        assert_eq!(modes(CACHE_READ, on, auto, early), pair("kprobe raw_tracepoint fexit", "fexit"));
-        assert_eq!(modes(CACHE_READ, on, auto, late), pair("kprobe fexit raw_tracepoint", "fexit raw_tracepoint"));
-        assert_eq!(modes(READ_LATENCY, Switch::Auto, auto, late), pair("", "fexit"));
-        assert_eq!(modes(READ_LATENCY, on, auto, late), pair("fexit", "fexit"));
-        // What the configuration names is taken.
-        assert_eq!(modes(FADVISE, on, AttachMode::Fentry, late), pair("fexit", ""));
-        assert_eq!(modes(READ_LATENCY, Switch::Auto, AttachMode::Fentry, late), pair("fexit", ""));
-        assert_eq!(modes(READ_LATENCY, on, AttachMode::Kprobe, late), pair("", "fexit"));
     }
 
     #[test]

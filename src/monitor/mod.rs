@@ -2,6 +2,7 @@
 //! interval.
 
 pub mod iomonitor;
+pub mod probes;
 pub mod processes;
 pub mod rows;
 

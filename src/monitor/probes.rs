@@ -1,0 +1,288 @@
+//! The table of probes: what is observed, and the ways of attaching to it.
+
+use crate::config::{self, AttachMode, Switch};
+use crate::ebpf::attach::{self, Failures, Hook, Kernel, Loader, Way};
+use crate::ebpf::object::{Error, Link, Program};
+use crate::ebpf::os;
+use crate::metrics::snapshot::ProbeStatus;
+
+/// Something to observe, and the ways of attaching to it, best first.
+pub(super) struct Probe {
+    pub(super) name: &'static str,
+    ways: &'static [Way],
+    /// Programs of a probe above that count for this one too: where they are attached, it needs none of its own.
+    counted_by: &'static [&'static str],
+    /// What the configuration says beside `collector.probes`; under `auto` nothing is wrong where it cannot be had.
+    switch: fn(&config::Collector) -> Switch,
+}
+
+impl Probe {
+    const fn new(name: &'static str, ways: &'static [Way]) -> Self {
+        Self { name, ways, counted_by: &[], switch: |_| Switch::On }
+    }
+}
+
+/// The ways through tracepoints of one category: pairs of what its programs' names end in and tracepoint.
+macro_rules! tracepoints {
+    ($category:literal, $($name:literal => $tracepoint:literal),+) => {
+        tracepoints!($category, || None, $($name => $tracepoint),+)
+    };
+    ($category:literal, $ruled_out:expr, $($name:literal => $tracepoint:literal),+) => {
+        &[
+            // The cheaper one: no record is made.
+            Way {
+                ruled_out: $ruled_out,
+                ..Way::new("raw_tracepoint", None, &[$((concat!("raw_", $name), Hook::RawTracepoint($tracepoint))),+])
+            },
+            Way {
+                ruled_out: $ruled_out,
+                ..Way::new("tracepoint", None, &[$((concat!("tp_", $name), Hook::Tracepoint($category, $tracepoint))),+])
+            },
+        ]
+    };
+}
+
+/// fadvise64 calls.
+pub const FADVISE: &str = "fadvise";
+/// Reads that wait for I/O.
+pub const READ_LATENCY: &str = "read_latency";
+/// Buffered reads.
+pub const CACHE_READ: &str = "cache_read";
+/// Pages that come into the page cache.
+pub const CACHE_FILL: &str = "cache_fill";
+/// Pages that leave it.
+pub const CACHE_EVICT: &str = "cache_evict";
+/// Scans of inactive lists.
+pub const RECLAIM_SCAN: &str = "reclaim_scan";
+/// Begins and ends of direct reclaim.
+pub const DIRECT_RECLAIM: &str = "direct_reclaim";
+/// Begins and ends of the reclaim of a cgroup.
+pub const MEMCG_RECLAIM: &str = "memcg_reclaim";
+/// Rounds of kswapd.
+pub const KSWAPD: &str = "kswapd";
+
+pub(super) static PROBES: &[Probe] = &[
+    Probe::new(
+        FADVISE,
+        &[
+            Way::new("fexit", FENTRY, &[("fexit_fadvise", Hook::FunctionExit(FADVISE_FUNCTIONS))]),
+            Way::new("kprobe", KPROBE, &[("kret_fadvise", Hook::Kretprobe(FADVISE_FUNCTIONS))]),
+            Way::new("tracepoint", TRACEPOINT, &[("tp_fadvise", Hook::Tracepoint("syscalls", FADVISE_TRACEPOINT))]),
+        ],
+    ),
+    // The ends first: a wait whose beginning is seen must not miss its end.
+    Probe {
+        switch: |config| config.read_latency,
+        ..Probe::new(
+            READ_LATENCY,
+            &[Way::new(
+                "fexit",
+                FENTRY,
+                &[
+                    ("fexit_read_timed", Hook::FunctionExit(READ_FUNCTIONS)),
+                    ("fexit_splice_timed", Hook::IfThere(&Hook::FunctionExit(SPLICE_FUNCTIONS))),
+                    ("fentry_wait", Hook::FunctionEntry(&["io_schedule"])),
+                    ("fentry_wait_timeout", Hook::IfThere(&Hook::FunctionEntry(&["io_schedule_timeout"]))),
+                ],
+            )],
+        )
+    },
+    Probe {
+        // A read runs one program, not two.
+        counted_by: &["fexit_read_timed", "fexit_splice_timed"],
+        ..Probe::new(
+            CACHE_READ,
+            &[
+                Way::new(
+                    "fexit",
+                    FENTRY,
+                    &[
+                        ("fexit_read", Hook::FunctionExit(READ_FUNCTIONS)),
+                        ("fexit_splice", Hook::IfThere(&Hook::FunctionExit(SPLICE_FUNCTIONS))),
+                    ],
+                ),
+                Way::new(
+                    "kprobe",
+                    KPROBE,
+                    &[
+                        ("kprobe_read", Hook::Else(&Hook::Kprobe(READ_FUNCTIONS), "kprobe_read_iter", &READ_ITER)),
+                        ("kprobe_splice", Hook::IfThere(&Hook::Kprobe(SPLICE_FUNCTIONS))),
+                    ],
+                ),
+                Way::new("raw_tracepoint", TRACEPOINT, &[("raw_read", Hook::RawTracepoint("mm_filemap_get_pages"))]),
+            ],
+        )
+    },
+    Probe::new(CACHE_FILL, tracepoints!("filemap", "fill" => "mm_filemap_add_to_page_cache")),
+    Probe::new(CACHE_EVICT, tracepoints!("filemap", "evict" => "mm_filemap_delete_from_page_cache")),
+    Probe::new(RECLAIM_SCAN, tracepoints!("vmscan", silent_scans, "scan" => "mm_vmscan_lru_shrink_inactive")),
+    // The end first: a stall whose begin is seen must not miss its end.
+    Probe::new(
+        DIRECT_RECLAIM,
+        tracepoints!(
+            "vmscan",
+            "direct_out" => "mm_vmscan_direct_reclaim_end",
+            "direct_in" => "mm_vmscan_direct_reclaim_begin"
+        ),
+    ),
+    Probe::new(
+        MEMCG_RECLAIM,
+        tracepoints!(
+            "vmscan",
+            "memcg_out" => "mm_vmscan_memcg_reclaim_end",
+            "memcg_in" => "mm_vmscan_memcg_reclaim_begin"
+        ),
+    ),
+    Probe::new(KSWAPD, tracepoints!("vmscan", "kswapd" => "mm_vmscan_kswapd_wake")),
+];
+
+const FENTRY: Option<AttachMode> = Some(AttachMode::Fentry);
+const KPROBE: Option<AttachMode> = Some(AttachMode::Kprobe);
+const TRACEPOINT: Option<AttachMode> = Some(AttachMode::Tracepoint);
+
+fn silent_scans() -> Option<&'static str> {
+    os::scans_are_silent().then_some("the multi-generational LRU of kernels before 6.7 does not tell what it scans")
+}
+
+/// What the system call does its work in.
+const FADVISE_FUNCTIONS: &[&str] = &["ksys_fadvise64_64"];
+/// The second was its name in 4.18 to 5.11.
+const READ_FUNCTIONS: &[&str] = &["filemap_read", "generic_file_buffered_read"];
+/// What has them inlined before 4.18.
+const READ_ITER: Hook = Hook::Kprobe(&["generic_file_read_iter"]);
+/// sendfile and splice, from 6.5 on; before, they came through the former.
+const SPLICE_FUNCTIONS: &[&str] = &["filemap_splice_read"];
+
+#[cfg(target_arch = "x86_64")]
+const FADVISE_TRACEPOINT: &str = "sys_exit_fadvise64";
+#[cfg(target_arch = "aarch64")]
+const FADVISE_TRACEPOINT: &str = "sys_exit_fadvise64_64";
+
+/// The programs attached, in the order in which they are detached when it is dropped.
+#[derive(Default)]
+pub struct Running(Vec<Attached>);
+
+/// An attached program.
+struct Attached {
+    probe: &'static str,
+    mode: &'static str,
+    /// Another probe that it counts for.
+    also: Option<&'static str>,
+    /// Held for its `Drop`.
+    _link: Link,
+    program: Program,
+}
+
+impl Attached {
+    fn counts_for(&self, probe: &str) -> bool {
+        self.probe == probe || self.also == Some(probe)
+    }
+}
+
+impl Running {
+    /// Attaches each probe that the configuration wants, in the first way that works.
+    pub fn start(loader: &Loader, config: &config::Collector, kernel: Kernel) -> (Self, Vec<ProbeStatus>) {
+        let mut running = Self::default();
+        let mut probes = Vec::new();
+        for probe in PROBES.iter().filter(|p| config.probes.contains(&p.name)) {
+            let switch = (probe.switch)(config);
+            if switch == Switch::Off {
+                continue;
+            }
+            let (ways, passed_over) = attach::ladder(probe.ways, switch, config.ebpf.attach, kernel);
+            let status = running.add(loader, probe, &ways, passed_over);
+            if status.mode.is_none() && switch == Switch::Auto {
+                log::info!("probe {} is left out, its metrics are absent: {}", probe.name, reasons(&status));
+            } else {
+                probes.push(status);
+            }
+        }
+        (running, probes)
+    }
+
+    fn add(&mut self, loader: &Loader, probe: &Probe, ways: &[&Way], passed_over: Failures) -> ProbeStatus {
+        let mut status = ProbeStatus { name: probe.name, mode: None, failures: passed_over };
+        for a in self.0.iter_mut().filter(|a| probe.counted_by.contains(&a.program.name())) {
+            a.also = Some(probe.name);
+            status.mode = Some(a.mode);
+            status.failures.clear();
+        }
+        if status.mode.is_some() {
+            return status;
+        }
+        if let Some((mode, programs)) = loader.attach_first(ways, &mut status.failures) {
+            status.mode = Some(mode);
+            // The last attached is the first to go.
+            let new = programs.into_iter().rev();
+            let new = new.map(|(program, _link)| Attached { probe: probe.name, mode, also: None, _link, program });
+            self.0.splice(0..0, new);
+        }
+        status
+    }
+
+    /// Events that the programs of each probe missed.
+    pub fn missed(&self) -> Result<Vec<(&'static str, u64)>, Error> {
+        let mut by_probe = Vec::new();
+        for probe in PROBES {
+            let mut programs = self.0.iter().filter(|a| a.counts_for(probe.name)).peekable();
+            if programs.peek().is_some() {
+                let missed = programs.map(|a| a.program.missed()).sum::<Result<u64, _>>()?;
+                by_probe.push((probe.name, missed));
+            }
+        }
+        Ok(by_probe)
+    }
+}
+
+/// The failed ways of a probe, as a text.
+pub fn reasons(probe: &ProbeStatus) -> String {
+    let all: Vec<String> = probe.failures.iter().map(|(mode, why)| format!("{mode}: {why}")).collect();
+    all.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_knows_every_probe() {
+        assert!(PROBES.iter().map(|p| p.name).eq(config::PROBES.iter().copied()));
+    }
+
+    #[test]
+    fn programs_that_count_for_a_probe_are_those_of_one_above() {
+        for (i, probe) in PROBES.iter().enumerate() {
+            let above = PROBES[..i].iter().flat_map(|p| p.ways).flat_map(|w| w.programs);
+            let above: Vec<&str> = above.map(|(name, _)| *name).collect();
+            assert!(probe.counted_by.iter().all(|name| above.contains(name)), "{}", probe.name);
+        }
+    }
+
+    #[test]
+    fn a_preemptible_kernel_is_watched_by_what_misses_nothing() {
+        let modes = |name: &str, switch, choice, kernel| {
+            let probe = PROBES.iter().find(|p| p.name == name).unwrap();
+            let (ways, passed_over) = attach::ladder(probe.ways, switch, choice, kernel);
+            let names = |modes: &mut dyn Iterator<Item = &'static str>| modes.collect::<Vec<_>>().join(" ");
+            (names(&mut ways.iter().map(|w| w.mode)), names(&mut passed_over.iter().map(|(mode, _)| *mode)))
+        };
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        let kernel = |version, preemptible| Kernel { version, preemptible };
+        let (auto, on) = (AttachMode::Auto, Switch::On);
+        for calm in [kernel((7, 2), false), kernel((5, 10), true)] {
+            assert_eq!(modes(FADVISE, on, auto, calm), pair("fexit kprobe tracepoint", ""));
+            assert_eq!(modes(READ_LATENCY, Switch::Auto, auto, calm), pair("fexit", ""));
+        }
+        let (early, late) = (kernel((6, 12), true), kernel((7, 2), true));
+        assert_eq!(modes(FADVISE, on, auto, early), pair("kprobe tracepoint fexit", "fexit"));
+        assert_eq!(modes(FADVISE, on, auto, late), pair("kprobe fexit tracepoint", "fexit tracepoint"));
+        assert_eq!(modes(CACHE_READ, on, auto, early), pair("kprobe raw_tracepoint fexit", "fexit"));
+        assert_eq!(modes(CACHE_READ, on, auto, late), pair("kprobe fexit raw_tracepoint", "fexit raw_tracepoint"));
+        assert_eq!(modes(READ_LATENCY, Switch::Auto, auto, late), pair("", "fexit"));
+        assert_eq!(modes(READ_LATENCY, on, auto, late), pair("fexit", "fexit"));
+        // What the configuration names is taken.
+        assert_eq!(modes(FADVISE, on, AttachMode::Fentry, late), pair("fexit", ""));
+        assert_eq!(modes(READ_LATENCY, Switch::Auto, AttachMode::Fentry, late), pair("fexit", ""));
+        assert_eq!(modes(READ_LATENCY, on, AttachMode::Kprobe, late), pair("", "fexit"));
+    }
+}
