@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam::channel::{self, Receiver, Sender};
 
 use crate::ebpf::object::{self, Error};
-use crate::host::process;
+use crate::host::process::{self, Usage};
 use crate::host::version;
 use crate::metrics::catalogue as m;
 use crate::metrics::histogram::Histogram;
@@ -336,9 +336,25 @@ impl State {
         ];
         own.extend(grpc::COUNTS.families());
         own.extend(export::STATE.families());
-        own.extend(process::families());
+        own.extend(process_families(&process::usage()));
         own
     }
+}
+
+/// The `process_*` metrics, as every Prometheus client has them.
+fn process_families(usage: &Usage) -> impl Iterator<Item = Family> {
+    let float = |metric, v: Option<f64>| v.map(|v| Family::single(metric, Value::Float(v)));
+    let int = |metric, v: Option<u64>| v.map(|v| Family::single(metric, Value::Int(v)));
+    let all = [
+        float(&m::PROCESS_CPU, usage.cpu_seconds),
+        int(&m::PROCESS_RESIDENT, usage.resident),
+        int(&m::PROCESS_VIRTUAL, usage.mapped),
+        int(&m::PROCESS_OPEN_FDS, usage.open_fds),
+        int(&m::PROCESS_MAX_FDS, usage.max_fds),
+        int(&m::PROCESS_THREADS, usage.threads),
+        float(&m::PROCESS_START, usage.started),
+    ];
+    all.into_iter().flatten()
 }
 
 fn panic_text(payload: &(dyn Any + Send)) -> String {

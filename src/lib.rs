@@ -14,3 +14,57 @@ pub mod host;
 pub mod metrics;
 pub mod monitor;
 pub mod server;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    /// The map of the house, from the ground up: what is on a floor uses those below it and none above. Unit tests may
+    /// look anywhere.
+    const FLOORS: [(&str, &str); 10] = [
+        ("metrics", "what is known, as values: the catalogue, a snapshot, a verdict"),
+        ("ebpf", "the kernel: system calls, objects, attaching; all of the unsafe code"),
+        ("host", "what surrounds the agent: cgroups, pods, systemd, log, clock, certificates"),
+        ("config", "what it is told, checked against the host"),
+        ("monitor", "what it observes: probes, counters, and the metrics made of them"),
+        ("collector", "the loop that makes a snapshot of it"),
+        ("api", "questions and their answers, over snapshots"),
+        ("server", "HTTP, gRPC and the page, which carry them"),
+        ("export", "snapshots as text, and sent to a store"),
+        ("commands", "what the binary does"),
+    ];
+
+    fn sources(dir: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+        entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
+    }
+
+    #[test]
+    fn no_floor_uses_one_above_it() {
+        let floor = |name: &str| FLOORS.iter().position(|(floor, _)| *floor == name);
+        let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut seen = [false; FLOORS.len()];
+        for path in
+            sources(&src).iter().filter(|p| p.extension().is_some_and(|e| e == "rs") && !p.ends_with("tests.rs"))
+        {
+            let name = path.strip_prefix(&src).unwrap().to_str().unwrap();
+            let module = name.split(['/', '.']).next().unwrap();
+            if ["lib", "main"].contains(&module) {
+                continue;
+            }
+            let here = floor(module).unwrap_or_else(|| panic!("src/{name}: {module} is on no floor"));
+            seen[here] = true;
+            let text = fs::read_to_string(path).unwrap();
+            let code = text.split("#[cfg(test)]\nmod ").next().unwrap();
+            for (line, used) in
+                code.lines().enumerate().flat_map(|(i, l)| l.split("crate::").skip(1).map(move |u| (i + 1, u)))
+            {
+                let used = used.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap();
+                let there = floor(used).unwrap_or_else(|| panic!("src/{name}:{line}: {used} is on no floor"));
+                assert!(there <= here, "src/{name}:{line}: {module} uses {used}, which is above it");
+            }
+        }
+        assert_eq!(seen, [true; FLOORS.len()], "a floor without a room");
+    }
+}

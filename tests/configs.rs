@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use ebpf_sidecar::export::prometheus;
 use ebpf_sidecar::metrics::catalogue::{CATALOGUE, Kind};
-use ebpf_sidecar::metrics::example;
+use ebpf_sidecar::monitor::example;
 use serde_json::Value as Json;
 use serde_yaml::Value as Yaml;
 

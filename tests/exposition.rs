@@ -3,7 +3,8 @@
 mod common;
 
 use ebpf_sidecar::export::prometheus;
-use ebpf_sidecar::metrics::{catalogue::CATALOGUE, example};
+use ebpf_sidecar::metrics::catalogue::CATALOGUE;
+use ebpf_sidecar::monitor::example;
 
 #[test]
 fn promtool_has_nothing_to_say() {

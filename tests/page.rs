@@ -15,8 +15,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ebpf_sidecar::export::json;
-use ebpf_sidecar::metrics::example;
 use ebpf_sidecar::metrics::snapshot::{ProbeStatus, Snapshot, SnapshotCell};
+use ebpf_sidecar::monitor::example;
 use ebpf_sidecar::server::http::{self, HttpServer, Page, Render};
 use serde_json::{Value, json};
 

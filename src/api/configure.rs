@@ -8,8 +8,8 @@ use serde::Deserialize;
 use super::proto::rpc::{ConfigureModuleRequest, ConfigureModuleResponse};
 use super::{Api, Code, Failure, convert, no_module};
 use crate::collector::{Change, Outcome};
-use crate::commands::check as preflight;
 use crate::config::{self, AllowConfigure, Config};
+use crate::host::cgroup;
 use crate::metrics::snapshot::ModuleStatus;
 use crate::monitor::ModuleSettings;
 
@@ -150,7 +150,7 @@ fn parse(json: &str) -> Result<(Option<Duration>, ModuleSettings), String> {
         set("collector.scope.comm", &scope.comm)?;
     }
     if let config::Scope::Cgroup(path) = &config.collector.scope
-        && let Some(why) = preflight::no_cgroup(path)
+        && let Some(why) = cgroup::no_cgroup(path)
     {
         return Err(format!("scope.cgroup: {:?} is not allowed: {why}", path.display()));
     }

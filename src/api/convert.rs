@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use super::proto::metrics as pb;
 use super::{at, count, matches};
-use crate::export::prometheus::cumulative;
 use crate::metrics::catalogue::{Kind, Metric};
+use crate::metrics::histogram::cumulative;
 use crate::metrics::snapshot::{
     ADVICES, Cache, Fadvise, IoStats, Memory, ModuleStatus, ProcessRow, Series, Snapshot, Value,
 };

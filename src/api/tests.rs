@@ -6,8 +6,8 @@ use super::*;
 use crate::collector::Collector;
 use crate::ebpf::object::Error;
 use crate::export::{json, prometheus};
-use crate::metrics::example;
 use crate::metrics::snapshot::{IoStats, ProbeStatus};
+use crate::monitor::example;
 use crate::monitor::{Module, ModuleSettings, Sample};
 
 /// A module whose samples are given.

@@ -1,13 +1,11 @@
 //! What the agent needs of the machine, said in words: for `ebpf-sidecar check`, and beside an error at start.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
 
-use crate::config::{self, Collector, Config, Pod, Switch};
+use crate::config::{self, Config, Switch};
 use crate::ebpf::os;
-use crate::host::pod;
+use crate::host::cgroup;
 use crate::monitor::Module;
 use crate::monitor::iomonitor::IoMonitor;
 use crate::server::grpc::tls;
@@ -88,7 +86,7 @@ pub fn check(config: &Config) -> (String, bool) {
         (None, Ok(_)) => report.line(true, "tracefs", "not mounted; the agent mounts it for itself"),
         (None, Err(e)) => report.note("tracefs", e),
     }
-    match cgroup2() {
+    match cgroup::root() {
         Some(path) => report.line(true, "cgroup v2", path.display()),
         None => {
             report.note("cgroup v2", "not mounted: collector.scope.cgroup cannot be used, collector.scope.comm can")
@@ -109,7 +107,7 @@ pub fn check(config: &Config) -> (String, bool) {
         Err(e) => report.line(false, "certificates", e),
     }
 
-    report.line(true, "scope", scope_words(&config.collector));
+    report.line(true, "scope", config.collector.scope_words());
     let mut monitor = IoMonitor::new(&config.collector);
     let started = monitor.start();
     let all = monitor.probes().iter().all(|p| p.mode.is_some()) && started.is_ok();
@@ -132,34 +130,6 @@ pub fn check(config: &Config) -> (String, bool) {
         report.line(false, "BPF", e);
     }
     (report.text, !report.failed)
-}
-
-/// Why `path` cannot be a scope, if it cannot: it is no cgroup v2 directory.
-pub fn no_cgroup(path: &Path) -> Option<String> {
-    match fs::metadata(path).and_then(|m| Ok((m.is_dir(), os::is_on_cgroup2(path)?))) {
-        Ok((true, true)) => None,
-        Ok((false, _)) => Some("it is no directory".into()),
-        Ok((true, false)) => Some(match cgroup2() {
-            Some(root) => format!("it is no cgroup v2; those of this host are under {}", root.display()),
-            None => "it is no cgroup v2, and this host has none mounted: use collector.scope.comm".into(),
-        }),
-        Err(e) => Some(e.to_string()),
-    }
-}
-
-/// Where cgroup v2 is mounted.
-fn cgroup2() -> Option<PathBuf> {
-    pod::cgroup2_mounts().into_iter().next()
-}
-
-/// The scope in words, with how it was chosen if the agent chose it.
-pub fn scope_words(collector: &Collector) -> String {
-    let how = match (&collector.pod, pod::own()) {
-        (Some(Pod::Auto), Ok(_)) => ", the own pod".into(),
-        (Some(Pod::Auto), Err(why)) => format!(", since the own pod is not known: {why}"),
-        _ => String::new(),
-    };
-    format!("{}{how}", collector.scope)
 }
 
 #[derive(Default)]
@@ -216,16 +186,6 @@ mod tests {
         let memlock = Needs { memlock: true, ..Needs::default() };
         let said = missing_of(bits(&[SYS_ADMIN]), "5.10.0", memlock).unwrap();
         assert!(said.starts_with("CAP_SYS_RESOURCE missing (") && said.contains("RLIMIT_MEMLOCK"), "{said}");
-    }
-
-    #[test]
-    fn only_a_directory_of_cgroup_v2_is_a_cgroup() {
-        assert_eq!(no_cgroup(Path::new("/proc/self/mounts")).unwrap(), "it is no directory");
-        assert!(no_cgroup(Path::new("/proc/self")).unwrap().contains("no cgroup v2"));
-        assert!(no_cgroup(Path::new("/proc/self/none")).unwrap().contains("No such file"));
-        if let Some(root) = cgroup2() {
-            assert_eq!(no_cgroup(&root), None);
-        }
     }
 
     #[test]

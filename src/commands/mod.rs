@@ -4,4 +4,5 @@ pub mod check;
 pub mod cli;
 pub mod health;
 pub mod man;
+pub mod run;
 pub mod top;

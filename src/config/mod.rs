@@ -24,6 +24,8 @@ use keys::{KEYS, Key, Kind, Why};
 
 pub(crate) use keys::credential;
 
+use crate::host::{cgroup, pod};
+
 /// Where the configuration lies when the command line names no file.
 pub const DEFAULT_PATH: &str = "/etc/ebpf-sidecar/config.yaml";
 
@@ -158,6 +160,18 @@ pub struct Collector {
     pub read_latency: Switch,
     /// The BPF programs.
     pub ebpf: Ebpf,
+}
+
+impl Collector {
+    /// The scope in words, with how it was chosen if the agent chose it.
+    pub fn scope_words(&self) -> String {
+        let how = match (&self.pod, pod::own()) {
+            (Some(Pod::Auto), Ok(_)) => ", the own pod".into(),
+            (Some(Pod::Auto), Err(why)) => format!(", since the own pod is not known: {why}"),
+            _ => String::new(),
+        };
+        format!("{}{how}", self.scope)
+    }
 }
 
 /// Names of all probes.
@@ -441,20 +455,22 @@ pub fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
     load_with(path, Path::new(DEFAULT_PATH), std::env::vars_os(), |_| Ok(()))
 }
 
-/// The same, for use on this host. `no_cgroup` says why a path is no cgroup, if it is none; `find_pod` gives the scope
-/// that a pod is here, or says why it is none.
-pub fn load_for_host(
-    path: Option<&Path>,
-    no_cgroup: impl Fn(&Path) -> Option<String>,
-    find_pod: impl Fn(&Pod) -> Result<Scope, String>,
-) -> Result<Config, ConfigError> {
+/// The same, for use on this host: the scope is one that is here.
+pub fn load_for_host(path: Option<&Path>) -> Result<Config, ConfigError> {
     load_with(path, Path::new(DEFAULT_PATH), std::env::vars_os(), |collector| {
-        if let Some(pod) = &collector.pod {
-            collector.scope = find_pod(pod).map_err(|why| ("collector.scope.pod_uid", why))?;
-        } else if let Scope::Cgroup(cgroup) = &collector.scope
-            && let Some(why) = no_cgroup(cgroup)
-        {
-            return Err(("collector.scope.cgroup", why));
+        match (&collector.pod, &collector.scope) {
+            (Some(Pod::Uid(uid)), _) => {
+                let found = pod::of_uid(uid).map_err(|why| ("collector.scope.pod_uid", why))?;
+                collector.scope = Scope::Cgroup(found);
+            }
+            // Always something; `scope_words` tells why it is the host.
+            (Some(Pod::Auto), _) => collector.scope = pod::own().map_or(Scope::Host, Scope::Cgroup),
+            (None, Scope::Cgroup(path)) => {
+                if let Some(why) = cgroup::no_cgroup(path) {
+                    return Err(("collector.scope.cgroup", why));
+                }
+            }
+            (None, _) => {}
         }
         Ok(())
     })

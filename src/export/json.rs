@@ -6,10 +6,9 @@ use std::time::Instant;
 
 use serde::{Serialize, Serializer};
 
-use super::prometheus::cumulative;
 use crate::host::time::rfc3339;
 use crate::metrics::health::{self, Health, Status};
-use crate::metrics::histogram::Histogram;
+use crate::metrics::histogram::{Histogram, cumulative};
 use crate::metrics::snapshot::{
     ADVICES, Cache, EVICTION_CAUSES, FILL_CAUSES, Fadvise, Memory, ProbeStatus, ProcessRow, RECLAIMERS, Snapshot,
 };
@@ -278,8 +277,8 @@ mod tests {
 
     use super::*;
     use crate::export::prometheus;
-    use crate::metrics::example;
     use crate::metrics::snapshot::IoStats;
+    use crate::monitor::example;
 
     fn parse(text: &str) -> Value {
         serde_json::from_str(text).unwrap()

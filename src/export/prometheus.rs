@@ -4,7 +4,7 @@
 use std::fmt::{self, Write};
 
 use crate::metrics::catalogue::{Kind, Metric};
-use crate::metrics::histogram::{Histogram, upper_bound_seconds};
+use crate::metrics::histogram::{Histogram, cumulative};
 use crate::metrics::snapshot::{Snapshot, Value};
 
 /// Media type of [`text`].
@@ -96,14 +96,6 @@ fn write_histogram(out: &mut String, name: &str, labels: &str, histogram: &Histo
     write_sample(out, &format!("{name}_count"), labels, histogram.count())
 }
 
-/// Upper bounds as in the label `le`, and the events up to each.
-pub(crate) fn cumulative(histogram: &Histogram) -> impl Iterator<Item = (String, u64)> {
-    histogram.buckets.iter().enumerate().scan(0, |sum, (i, count)| {
-        *sum += count;
-        Some((canonical(upper_bound_seconds(i).unwrap_or(f64::INFINITY)), *sum))
-    })
-}
-
 fn label_list(names: &[&str], values: &[String]) -> String {
     let mut out = String::new();
     for (name, value) in names.iter().zip(values) {
@@ -120,25 +112,12 @@ fn number(v: f64) -> String {
     if v.is_infinite() { if v > 0.0 { "+Inf" } else { "-Inf" }.into() } else { v.to_string() }
 }
 
-/// A number that is a label value, where another spelling would be another series: as OpenMetrics prescribes
-/// (Go's %g, with `.0` where it would look like an integer), and the same in both dialects.
-fn canonical(v: f64) -> String {
-    let scientific = format!("{v:e}"); // shortest digits: 1.024e-6
-    match scientific.split_once('e').and_then(|(digits, exp)| Some((digits, exp.parse::<i32>().ok()?))) {
-        Some((digits, exp)) if !(-4..6).contains(&exp) => {
-            format!("{digits}e{}{:02}", if exp < 0 { '-' } else { '+' }, exp.abs())
-        }
-        Some(_) => format!("{v:?}"),
-        None => number(v),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::metrics::catalogue::*;
-    use crate::metrics::example;
     use crate::metrics::snapshot::{Family, Series};
+    use crate::monitor::example;
 
     static AWKWARD: Metric = Metric {
         name: "awkward_bytes_total",
@@ -243,31 +222,9 @@ mod tests {
             let printed = number(v);
             assert_eq!(printed.parse::<f64>(), Ok(v));
             assert!(!printed.contains('e'), "{printed}");
-            assert_eq!(canonical(v).parse::<f64>(), Ok(v));
         }
         assert_eq!(number(f64::NAN), "NaN");
         assert_eq!(number(f64::INFINITY), "+Inf");
         assert_eq!(number(f64::NEG_INFINITY), "-Inf");
-    }
-
-    /// The examples of the OpenMetrics specification.
-    #[test]
-    fn bounds_are_canonical() {
-        for (v, printed) in [
-            (0.0, "0.0"),
-            (1e-10, "1e-10"),
-            (1e-5, "1e-05"),
-            (1e-4, "0.0001"),
-            (0.001, "0.001"),
-            (0.1, "0.1"),
-            (1.0, "1.0"),
-            (10.0, "10.0"),
-            (1e5, "100000.0"),
-            (1e6, "1e+06"),
-            (1.024e-6, "1.024e-06"),
-            (f64::INFINITY, "+Inf"),
-        ] {
-            assert_eq!(canonical(v), printed);
-        }
     }
 }

@@ -1,5 +1,6 @@
-//! What surrounds the agent on its host: the pod it runs in, systemd, its log, clock, certificates and own usage.
+//! What surrounds the agent on its host: cgroups, the pod it runs in, systemd, its log, clock, certificates and own usage.
 
+pub mod cgroup;
 pub mod logging;
 pub mod pem;
 pub mod pod;

@@ -9,25 +9,21 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::config::{Pod, Scope};
+use super::cgroup;
 
 /// How deep below the root a pod may lie: four with the systemd driver, and some for what stands above.
 const MAX_DEPTH: usize = 8;
 
-/// Whose I/O this means on this host. An error: there is no such pod here. `Pod::Auto` always is something: the own
-/// pod, else the host; [`own`] tells why.
-pub fn scope(pod: &Pod) -> Result<Scope, String> {
-    match pod {
-        Pod::Uid(uid) => find(&cgroup2_mounts(), uid).map(Scope::Cgroup),
-        Pod::Auto => Ok(own().map_or(Scope::Host, Scope::Cgroup)),
-    }
+/// The cgroup of the pod with this uid, or why it is not here.
+pub fn of_uid(uid: &str) -> Result<PathBuf, String> {
+    find(&cgroup::mounts(), uid)
 }
 
 /// The cgroup of the pod that this process is in, or why it is not known.
 pub fn own() -> Result<PathBuf, String> {
     let read = |name| fs::read_to_string(Path::new("/proc/self").join(name)).unwrap_or_default();
     let uid = own_uid(&read("mountinfo"), &read("cgroup")).ok_or("this is no Kubernetes pod")?;
-    find(&cgroup2_mounts(), &uid)
+    find(&cgroup::mounts(), &uid)
 }
 
 /// The cgroup of the pod in one of the mounted hierarchies.
@@ -87,19 +83,6 @@ fn own_uid(mountinfo: &str, cgroup: &str) -> Option<String> {
     // Other cgroups may be called pods or podman.
     let is_uid = |uid: &String| uid.len() >= 32 && uid.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
     mounted.or_else(|| names.find_map(|name| uid_in(name).filter(is_uid)))
-}
-
-/// Where cgroup v2 is mounted; in a container that has the host's as well, in several places.
-pub fn cgroup2_mounts() -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    mounts
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split(' ').skip(1);
-            let path = fields.next()?;
-            (fields.next()? == "cgroup2").then(|| path.into())
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -5,10 +5,7 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::time::{Duration, Instant};
-
-use crate::metrics::health;
-use crate::metrics::snapshot::Snapshot;
+use std::time::Duration;
 
 /// The service manager that started the agent, if one wants to know.
 #[derive(Debug)]
@@ -75,33 +72,9 @@ fn unbound() -> io::Result<UnixDatagram> {
     Ok(socket)
 }
 
-/// Whether the collector still publishes. A collection that fails is published too: that the kernel refuses something
-/// is no reason to be restarted, a collector that hangs is one.
-#[derive(Debug)]
-pub struct Pulse {
-    sequence: u64,
-    since: Instant,
-}
-
-impl Pulse {
-    /// Begins to watch with `snapshot` being the newest at `now`.
-    pub fn new(snapshot: &Snapshot, now: Instant) -> Self {
-        Self { sequence: snapshot.sequence, since: now }
-    }
-
-    /// Whether there was a new snapshot lately, `snapshot` being the newest at `now`.
-    pub fn beats(&mut self, snapshot: &Snapshot, now: Instant) -> bool {
-        if snapshot.sequence != self.sequence {
-            *self = Self::new(snapshot, now);
-        }
-        now.saturating_duration_since(self.since) <= health::stale_after(snapshot.interval)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::example;
 
     fn systemd(vars: &[(&str, &str)]) -> Systemd {
         let var = |name: &str| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v));
@@ -147,21 +120,5 @@ mod tests {
             systemd(&[("NOTIFY_SOCKET", socket)]).ready("");
         }
         systemd(&[]).ready("");
-    }
-
-    #[test]
-    fn a_collector_that_publishes_nothing_has_no_pulse() {
-        let mut snapshot = example::snapshot(); // interval 10 s, so 35 s
-        let start = Instant::now();
-        let after = |s| start + Duration::from_secs(s);
-        let mut pulse = Pulse::new(&snapshot, start);
-        assert!(pulse.beats(&snapshot, after(35)));
-        assert!(!pulse.beats(&snapshot, after(36)));
-        // One that failed leaves the time of the data as it was, and has a number of its own.
-        snapshot.sequence += 1;
-        snapshot.last_error = Some("EINVAL".into());
-        assert!(pulse.beats(&snapshot, after(50)));
-        assert!(pulse.beats(&snapshot, after(85)));
-        assert!(!pulse.beats(&snapshot, after(86)));
     }
 }

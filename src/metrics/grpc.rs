@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::catalogue as m;
 use super::snapshot::{Family, Value};
-use crate::api::Code;
 
 /// The counts of this process.
 pub static COUNTS: Counts = Counts {
@@ -23,13 +22,24 @@ pub struct Counts {
     certificates_refused: AtomicU64,
 }
 
+/// How a call ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It was answered, or its stream opened.
+    Ok,
+    /// It failed.
+    Failed,
+    /// A limit was reached.
+    Refused,
+}
+
 impl Counts {
-    /// A call was answered, or a stream opened; or it failed with this code.
-    pub fn ended(&self, failure: Option<Code>) {
-        let count = match failure {
-            None => &self.ok,
-            Some(Code::ResourceExhausted) => &self.refused,
-            Some(_) => &self.failed,
+    /// A call has ended so.
+    pub fn ended(&self, end: End) {
+        let count = match end {
+            End::Ok => &self.ok,
+            End::Failed => &self.failed,
+            End::Refused => &self.refused,
         };
         count.fetch_add(1, Ordering::Relaxed);
     }

@@ -104,7 +104,7 @@ fn with_reasons(probes: &[&ProbeStatus]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::example;
+    use crate::monitor::example;
 
     fn after(snapshot: &Snapshot, age: Duration) -> Health {
         assess(snapshot, snapshot.collected_instant + age)

@@ -44,6 +44,27 @@ impl Histogram {
     }
 }
 
+/// Upper bounds as in the label `le`, and the events up to each.
+pub fn cumulative(histogram: &Histogram) -> impl Iterator<Item = (String, u64)> {
+    histogram.buckets.iter().enumerate().scan(0, |sum, (i, count)| {
+        *sum += count;
+        Some((canonical(upper_bound_seconds(i).unwrap_or(f64::INFINITY)), *sum))
+    })
+}
+
+/// A number that is a label value, where another spelling would be another series: as OpenMetrics prescribes
+/// (Go's %g, with `.0` where it would look like an integer), and the same in both dialects.
+fn canonical(v: f64) -> String {
+    let scientific = format!("{v:e}"); // shortest digits: 1.024e-6
+    match scientific.split_once('e').and_then(|(digits, exp)| Some((digits, exp.parse::<i32>().ok()?))) {
+        Some((digits, exp)) if !(-4..6).contains(&exp) => {
+            format!("{digits}e{}{:02}", if exp < 0 { '-' } else { '+' }, exp.abs())
+        }
+        Some(_) => format!("{v:?}"),
+        None => "+Inf".into(), // no other bound is without digits
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +87,27 @@ mod tests {
             assert!(upper_bound_seconds(i).is_none_or(|b| ns as f64 / 1e9 <= b), "{ns} in {i}");
             assert!(i == 0 || upper_bound_seconds(i - 1).is_some_and(|b| ns as f64 / 1e9 > b), "{ns} in {i}");
             assert_eq!((h.count(), h.sum_ns), (1, ns));
+        }
+    }
+
+    /// The examples of the OpenMetrics specification.
+    #[test]
+    fn bounds_are_canonical() {
+        for (v, printed) in [
+            (0.0, "0.0"),
+            (1e-10, "1e-10"),
+            (1e-5, "1e-05"),
+            (1e-4, "0.0001"),
+            (0.001, "0.001"),
+            (0.1, "0.1"),
+            (1.0, "1.0"),
+            (10.0, "10.0"),
+            (1e5, "100000.0"),
+            (1e6, "1e+06"),
+            (1.024e-6, "1.024e-06"),
+            (f64::INFINITY, "+Inf"),
+        ] {
+            assert_eq!(canonical(v), printed);
         }
     }
 }

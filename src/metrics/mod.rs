@@ -2,8 +2,6 @@
 //! collection of them. Data flows one way: kernel maps → collector → snapshot → outputs.
 
 pub mod catalogue;
-#[doc(hidden)]
-pub mod example;
 pub mod export;
 pub mod grpc;
 pub mod health;

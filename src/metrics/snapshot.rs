@@ -327,7 +327,7 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::example;
+    use crate::monitor::example;
 
     fn sequences(of: &[Arc<Snapshot>]) -> Vec<u64> {
         of.iter().map(|s| s.sequence).collect()

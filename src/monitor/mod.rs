@@ -1,6 +1,8 @@
 //! What the agent can observe. A module owns its programs and maps; the collector asks it for a sample each
 //! interval.
 
+#[doc(hidden)]
+pub mod example;
 pub mod iomonitor;
 pub mod probes;
 pub mod processes;

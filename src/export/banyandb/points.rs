@@ -11,8 +11,8 @@ use protobuf::Message;
 
 use super::proto::measure::DataPointValue;
 use super::schema::{PROCESS_CALLS, Spec};
-use crate::export::prometheus::cumulative;
 use crate::host::time::timestamp_parts;
+use crate::metrics::histogram::cumulative;
 use crate::metrics::snapshot::{ALLOCATION, Fadvise, Snapshot, Value};
 
 /// Processes of a collection that have a series of their own; the rest is `other`.
@@ -356,8 +356,8 @@ mod tests {
     use super::super::schema::{metadata, specs};
     use super::*;
     use crate::export::prometheus;
-    use crate::metrics::example;
     use crate::metrics::snapshot::ProcessRow;
+    use crate::monitor::example;
     use std::collections::BTreeMap;
 
     fn converter(batch_size: usize) -> (Converter, Meter) {

@@ -145,8 +145,8 @@ mod tests {
     use super::super::points::Converter;
     use super::super::schema::specs;
     use super::*;
-    use crate::metrics::example;
     use crate::metrics::snapshot::Snapshot;
+    use crate::monitor::example;
 
     const LIMITS: Limits = Limits { age: Duration::from_secs(100), bytes: 1 << 20, resend: Duration::from_secs(30) };
 

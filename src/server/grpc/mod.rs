@@ -27,7 +27,7 @@ use crate::api::proto::health::{HealthCheckRequest, HealthCheckResponse};
 use crate::api::proto::rpc;
 use crate::api::{Api, Caller, Code, Failure};
 use crate::config;
-use crate::metrics::grpc::COUNTS;
+use crate::metrics::grpc::{COUNTS, End};
 use crate::metrics::snapshot::Snapshot;
 use gate::{Gate, Permit};
 use stream::{Answer, Guarded, Produce, Stream, later};
@@ -182,7 +182,7 @@ impl Shared {
         result: Result<GrpcSlice, Failure>,
         permit: Option<Permit>,
     ) {
-        COUNTS.ended(result.as_ref().err().map(|f| f.code));
+        count(result.as_ref().err().map(|f| f.code));
         let sent = match result {
             Ok(bytes) => sink.success(bytes),
             Err(failure) => sink.fail(status(&failure)),
@@ -201,7 +201,7 @@ impl Shared {
             Some(permit) => Ok((source, permit)),
             None => Err(too_many("streams")),
         });
-        COUNTS.ended(source.as_ref().err().map(|f| f.code));
+        count(source.as_ref().err().map(|f| f.code));
         match source {
             Ok(((interval, produce), permit)) => {
                 let timer = self.ticker.timer();
@@ -288,7 +288,7 @@ fn configure(
     let answered = Box::pin(async move {
         let stopping = || Err(Failure::new(Code::Unavailable, "the agent is stopping"));
         let result = result.await.unwrap_or_else(stopping).and_then(|response| encode(&response));
-        COUNTS.ended(result.as_ref().err().map(|f| f.code));
+        count(result.as_ref().err().map(|f| f.code));
         // The client may have gone.
         let _ = match result {
             Ok(bytes) => sink.success(bytes),
@@ -351,6 +351,15 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
 fn too_many(what: &str) -> Failure {
     let message = format!("too many {what} at a time; server.grpc.limits.{what} says how many there may be");
     Failure::new(Code::ResourceExhausted, message)
+}
+
+/// Counts a call that was answered, or failed with this code.
+fn count(failure: Option<Code>) {
+    COUNTS.ended(match failure {
+        None => End::Ok,
+        Some(Code::ResourceExhausted) => End::Refused,
+        Some(_) => End::Failed,
+    });
 }
 
 fn status(failure: &Failure) -> RpcStatus {

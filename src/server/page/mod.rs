@@ -31,7 +31,7 @@ mod tests {
     use super::*;
     use crate::config::PROBES;
     use crate::export::json;
-    use crate::metrics::example;
+    use crate::monitor::example;
 
     #[test]
     fn the_page_shows_every_metric_of_the_kernel() {

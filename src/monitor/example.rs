@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::catalogue::*;
-use super::histogram::{BUCKETS, Histogram};
-use super::snapshot::*;
-use crate::monitor::iomonitor;
+use super::iomonitor;
+use crate::metrics::catalogue::*;
+use crate::metrics::histogram::{BUCKETS, Histogram};
+use crate::metrics::snapshot::*;
 
 /// The snapshot: no two numbers alike, nothing absent, one percentage with nothing to divide by.
 pub fn snapshot() -> Snapshot {

@@ -1,0 +1,166 @@
+//! The agent itself: starts in order (collector, HTTP, gRPC, exporter), waits for a signal, stops in reverse.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::api::Api;
+use crate::collector::Collector;
+use crate::commands::check;
+use crate::config::{Config, ExportKind, ModuleName};
+use crate::ebpf::os;
+use crate::export::{banyandb, json, prometheus};
+use crate::host::systemd::Systemd;
+use crate::host::{logging, version};
+use crate::metrics::health::{self, Status};
+use crate::metrics::snapshot::{Snapshot, SnapshotCell};
+use crate::monitor::Module;
+use crate::monitor::iomonitor::IoMonitor;
+use crate::server::grpc;
+use crate::server::http::gateway::Gateway;
+use crate::server::http::{self, Page, Rendered};
+
+/// Runs the agent until a signal stops it. An error is why it ends, in words for the user.
+pub fn run(config: &Config, level: log::LevelFilter) -> Result<(), String> {
+    logging::start(level);
+    // Both belong to the first thread: the others inherit the blocked signals and the mount namespace.
+    let signals = os::StopSignals::block().map_err(|e| format!("cannot block signals: {e}"))?;
+    match os::mount_tracefs_privately() {
+        Ok(true) => log::info!("tracefs was not mounted: mounted it for this process alone"),
+        Ok(false) => {}
+        Err(e) => log::warn!("no tracefs: {e}"),
+    }
+    os::raise_memlock();
+    os::share_heap();
+    log::info!("ebpf-sidecar {} ({}), Linux {}", version::VERSION, version::COMMIT, os::kernel_release());
+
+    let scope = config.collector.scope.to_string();
+    log::info!("counting {} every {:?}", config.collector.scope_words(), config.collector.interval);
+    let (interval, history) = (config.collector.interval, config.collector.history);
+    let collector = Collector::start(modules(config), interval, scope.clone(), history).map_err(|e| {
+        let hint = check::missing_privilege(false).map(|h| format!("\n{h}")).unwrap_or_default();
+        format!("{e}{hint}")
+    })?;
+    // What loading took is gone before gRPC takes its own.
+    os::unmap_start();
+    let api = Arc::new(Api::new(collector.snapshots(), collector.control(), config.server.allow_configure));
+    let address = SocketAddr::new(config.server.http.address, config.server.http.port);
+    let path = &config.server.http.metrics_path;
+    let gateway = Gateway::new(Arc::clone(&api), config.server.http.hosts.clone());
+    let http = http::start(address, path, collector.snapshots(), Box::new(render), Some(gateway))
+        .map_err(|e| e.to_string())?;
+    log::info!("HTTP: http://{address}/ {} /health /api/v1/stats", config.server.http.metrics_path);
+    let grpc = match &config.server.grpc {
+        config if config.enabled => {
+            let grpc = grpc::start(config, api).map_err(|e| e.to_string())?;
+            log::info!("gRPC: {} {}", grpc.address(), if config.tls.enabled { "with TLS" } else { "without TLS" });
+            Some(grpc)
+        }
+        _ => None,
+    };
+    let exporter = match config.export.kind {
+        ExportKind::Prometheus => None,
+        ExportKind::BanyanDb => {
+            let banyandb = &config.export.banyandb;
+            log::info!("BanyanDB: sending to {}, group {}", banyandb.endpoint, banyandb.group);
+            let started = banyandb::start(banyandb, &collector.snapshots());
+            Some(started.map_err(|e| format!("cannot start the exporter to BanyanDB: {e}"))?)
+        }
+    };
+
+    os::unmap_start();
+    let systemd = Systemd::from_env();
+    systemd.ready(&format!("counting {scope}; http://{address}"));
+    let signal =
+        wait(&signals, &systemd, &collector.snapshots()).map_err(|e| format!("cannot wait for signals: {e}"))?;
+    log::info!("{signal}: stopping");
+    systemd.stopping();
+    if let Some(exporter) = exporter {
+        exporter.stop();
+    }
+    drop(grpc);
+    http.stop();
+    collector.stop().map_err(|e| format!("the collector had failed: {e}"))
+}
+
+/// Waits for a signal to stop. Feeds the watchdog meanwhile, as long as the collector publishes.
+fn wait(signals: &os::StopSignals, systemd: &Systemd, snapshots: &SnapshotCell) -> io::Result<&'static str> {
+    let Some(period) = systemd.period() else { return signals.wait() };
+    let mut pulse = Pulse::new(&snapshots.load(), Instant::now());
+    loop {
+        if pulse.beats(&snapshots.load(), Instant::now()) {
+            systemd.alive();
+        }
+        if let Some(signal) = signals.wait_for(period)? {
+            return Ok(signal);
+        }
+    }
+}
+
+/// Whether the collector still publishes. A collection that fails is published too: that the kernel refuses something
+/// is no reason to be restarted, a collector that hangs is one.
+#[derive(Debug)]
+struct Pulse {
+    sequence: u64,
+    since: Instant,
+}
+
+impl Pulse {
+    /// Begins to watch with `snapshot` being the newest at `now`.
+    fn new(snapshot: &Snapshot, now: Instant) -> Self {
+        Self { sequence: snapshot.sequence, since: now }
+    }
+
+    /// Whether there was a new snapshot lately, `snapshot` being the newest at `now`.
+    fn beats(&mut self, snapshot: &Snapshot, now: Instant) -> bool {
+        if snapshot.sequence != self.sequence {
+            *self = Self::new(snapshot, now);
+        }
+        now.saturating_duration_since(self.since) <= health::stale_after(snapshot.interval)
+    }
+}
+
+fn modules(config: &Config) -> Vec<Box<dyn Module>> {
+    let module = |name: &ModuleName| -> Box<dyn Module> {
+        match name {
+            ModuleName::IoMonitor => Box::new(IoMonitor::new(&config.collector)),
+        }
+    };
+    config.collector.modules.iter().map(module).collect()
+}
+
+fn render(page: Page, snapshot: &Snapshot) -> Rendered {
+    match page {
+        Page::Prometheus => prometheus::text(snapshot).into(),
+        Page::OpenMetrics => prometheus::openmetrics(snapshot).into(),
+        Page::Stats => json::stats(snapshot).into(),
+        Page::Health => {
+            let (health, body) = json::health(snapshot, Instant::now());
+            Rendered { status: if health.status == Status::Unhealthy { 503 } else { 200 }, body }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::monitor::example;
+    use std::time::Duration;
+
+    #[test]
+    fn a_collector_that_publishes_nothing_has_no_pulse() {
+        let mut snapshot = example::snapshot(); // interval 10 s, so 35 s
+        let start = Instant::now();
+        let after = |s| start + Duration::from_secs(s);
+        let mut pulse = Pulse::new(&snapshot, start);
+        assert!(pulse.beats(&snapshot, after(35)));
+        assert!(!pulse.beats(&snapshot, after(36)));
+        // One that failed leaves the time of the data as it was, and has a number of its own.
+        snapshot.sequence += 1;
+        snapshot.last_error = Some("EINVAL".into());
+        assert!(pulse.beats(&snapshot, after(50)));
+        assert!(pulse.beats(&snapshot, after(85)));
+        assert!(!pulse.beats(&snapshot, after(86)));
+    }
+}
