@@ -169,6 +169,7 @@ impl Slot {
             enabled: self.enabled,
             running: self.running,
             last_error: self.error.clone(),
+            trouble: self.module.trouble(),
             last_collected: self.collected,
             metric_count: 0,
             families: 0..0,
@@ -260,6 +261,9 @@ impl State {
         for slot in self.slots.iter_mut().filter(|s| s.running) {
             slot.module.prepare()?;
         }
+        if let Some(scope) = self.slots.iter().find_map(|s| s.module.scope()) {
+            self.scope = scope.to_string();
+        }
         let begin = Instant::now();
         let collected_at = SystemTime::now();
         let mut next = Snapshot {
@@ -309,6 +313,7 @@ impl State {
         for (module, slot) in next.modules.iter_mut().zip(&self.slots) {
             (module.enabled, module.running) = (slot.enabled, slot.running);
             module.probes = slot.module.probes();
+            module.trouble = slot.module.trouble();
             module.last_error = if slot.running { Some(why.clone()) } else { slot.error.clone() };
         }
         next.last_error = Some(why);

@@ -456,6 +456,15 @@ fn the_fewest_capabilities() {
         assert_eq!(d.evictions("fadvise"), 1024.0, "{attach};{}", d.moved());
         let calls = way("fadvise").map(|_| d.of("ebpf_fadvise_calls_total"));
         assert!(calls.is_none_or(|n| n == 1.0), "{attach};{}", d.moved());
+
+        // A cgroup that is made anew is followed with no more than that.
+        let path = cgroup.path.clone();
+        drop(cgroup);
+        let cgroup = Cgroup::at(path);
+        agent.settled();
+        cgroup.enter();
+        let (d, _) = agent.during(|| common::read_all(&f.file, common::MIB));
+        assert_eq!((d.attempts(1024.0), d.misses()), (1024.0, 1024.0), "{attach}, anew;{}", d.moved());
     }
     println!("CAPABILITIES {}", told.join("; "));
 }

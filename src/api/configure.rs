@@ -150,7 +150,7 @@ fn parse(json: &str) -> Result<(Option<Duration>, ModuleSettings), String> {
         set("collector.scope.comm", &scope.comm)?;
     }
     if let config::Scope::Cgroup(path) = &config.collector.scope
-        && let Some(why) = cgroup::no_cgroup(path)
+        && let Err(why) = cgroup::find(path)
     {
         return Err(format!("scope.cgroup: {:?} is not allowed: {why}", path.display()));
     }

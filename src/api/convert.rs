@@ -185,7 +185,7 @@ pub fn module_status(module: &ModuleStatus) -> pb::ModuleStatus {
         name: module.name.into(),
         enabled: module.enabled,
         running: module.running,
-        last_error: module.last_error.clone().unwrap_or_default(),
+        last_error: module.last_error.as_ref().or(module.trouble.as_ref()).cloned().unwrap_or_default(),
         metric_count: count(module.metric_count),
         last_collected: module.last_collected.map(at).unwrap_or_default(),
         ..Default::default()

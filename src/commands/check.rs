@@ -107,9 +107,12 @@ pub fn check(config: &Config) -> (String, bool) {
         Err(e) => report.line(false, "certificates", e),
     }
 
-    report.line(true, "scope", config.collector.scope_words());
     let mut monitor = IoMonitor::new(&config.collector);
     let started = monitor.start();
+    match monitor.trouble() {
+        None => report.line(true, "scope", config.collector.scope_words()),
+        Some(why) => report.note("scope", format!("{}: {why}", config.collector.scope_words())),
+    }
     let all = monitor.probes().iter().all(|p| p.mode.is_some()) && started.is_ok();
     match missing_privilege(all) {
         None => report.line(true, "capabilities", "sufficient"),

@@ -44,6 +44,9 @@ everything below it (a pod, a systemd unit), `collector.scope.comm` to the proce
 `collector.scope.pod_uid` to one Kubernetes pod; at most one of them. The filter runs in the kernel, so that what is outside costs almost nothing. What belongs to no process, such as kswapd's reclaim,
 stays host-wide; the help text of each such metric says so.
 
+A cgroup that does not exist, because its service is stopped or not yet started, is waited for: the agent is degraded meanwhile,
+and counts again at the first collection after it was made. A path that can be no cgroup ends the start.
+
 To go back from a scope of the file to another one by environment, empty the first:
 `EBPF_SIDECAR_COLLECTOR_SCOPE_CGROUP= EBPF_SIDECAR_COLLECTOR_SCOPE_COMM=banyand`.
 
@@ -51,7 +54,7 @@ To go back from a scope of the file to another one by environment, empty the fir
 
 `collector.scope.pod_uid` finds the cgroup of a pod by its uid, for both cgroup drivers of kubelet, in every cgroup v2 hierarchy that
 is mounted. In a container with a cgroup namespace (the rule), `/sys/fs/cgroup` shows the own container alone: mount the host's
-besides, as [configs/kubernetes/](../configs/kubernetes/) does. A uid that is not found ends the start. `auto` takes the own pod, known by the
+besides, as [configs/kubernetes/](../configs/kubernetes/) does. A uid that is not found ends the start: a pod has its uid from the beginning, so it is on another node, or mistyped. A pod that moves to another place in the hierarchy is found there. `auto` takes the own pod, known by the
 files that kubelet mounts into a container, and else the host; the log and `check` say which, and why.
 
 For a Service called `ebpf-sidecar`, Kubernetes sets `EBPF_SIDECAR_SERVICE_HOST`, `EBPF_SIDECAR_PORT`,

@@ -466,7 +466,7 @@ pub fn load_for_host(path: Option<&Path>) -> Result<Config, ConfigError> {
             // Always something; `scope_words` tells why it is the host.
             (Some(Pod::Auto), _) => collector.scope = pod::own().map_or(Scope::Host, Scope::Cgroup),
             (None, Scope::Cgroup(path)) => {
-                if let Some(why) = cgroup::no_cgroup(path) {
+                if let Some(why) = cgroup::no_scope(path) {
                     return Err(("collector.scope.cgroup", why));
                 }
             }

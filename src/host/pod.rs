@@ -80,9 +80,18 @@ fn own_uid(mountinfo: &str, cgroup: &str) -> Option<String> {
         Some(below.split_once('/')?.0.to_owned())
     });
     let mut names = cgroup.lines().flat_map(|line| line.splitn(3, ':').nth(2).unwrap_or_default().split('/'));
-    // Other cgroups may be called pods or podman.
-    let is_uid = |uid: &String| uid.len() >= 32 && uid.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
-    mounted.or_else(|| names.find_map(|name| uid_in(name).filter(is_uid)))
+    mounted.or_else(|| names.find_map(|name| uid_in(name).filter(|uid| is_uid(uid))))
+}
+
+/// Other cgroups may be called pods or podman.
+fn is_uid(uid: &str) -> bool {
+    uid.len() >= 32 && uid.chars().all(|c| c.is_ascii_hexdigit() || c == '-')
+}
+
+/// Where the cgroup of a pod is now that was at `path`; `None` if that was no pod's, or it is nowhere.
+pub fn moved(path: &Path) -> Option<PathBuf> {
+    let uid = path.file_name().and_then(|name| uid_in(name.to_str()?)).filter(|uid| is_uid(uid))?;
+    cgroup::mounts().iter().find_map(|root| find_below(root, &uid))
 }
 
 #[cfg(test)]

@@ -60,6 +60,7 @@ fn judge(snapshot: &Snapshot, export: Option<String>, now: Instant) -> Health {
     } else if !missing.is_empty() {
         wrong.push(format!("{} of {} probes not attached: {}", missing.len(), probes.len(), with_reasons(&missing)));
     }
+    wrong.extend(enabled.iter().filter_map(|m| m.trouble.clone()));
     if stale {
         let (age, limit) = (age.as_secs_f64(), limit.as_secs_f64());
         wrong.push(format!("the last good collection was {age:.1} s ago, more than {limit:.1} s"));
@@ -165,6 +166,17 @@ mod tests {
         assert_eq!(health.status, Status::Degraded);
         assert_eq!(health.message, "module iomonitor was disabled by ConfigureModule");
         assert_eq!(after(&snapshot, Duration::from_secs(60)).status, Status::Unhealthy, "but for being stuck");
+    }
+
+    #[test]
+    fn degraded_while_the_scope_is_not_there() {
+        let mut snapshot = example::snapshot();
+        snapshot.modules[0].trouble = Some("nothing is counted in the scope's cgroup /a".into());
+        let health = after(&snapshot, Duration::ZERO);
+        assert_eq!(
+            (health.status, health.message.as_str()),
+            (Status::Degraded, "nothing is counted in the scope's cgroup /a")
+        );
     }
 
     #[test]

@@ -117,6 +117,8 @@ pub struct ModuleStatus {
     pub running: bool,
     /// Why it does not run, or why its last collection failed.
     pub last_error: Option<String>,
+    /// Why what it counts is not all that it should, although it runs: its scope's cgroup is not there.
+    pub trouble: Option<String>,
     /// When it was last collected.
     pub last_collected: Option<SystemTime>,
     /// Number of series it contributes to the snapshot.

@@ -25,6 +25,7 @@ pub fn snapshot() -> Snapshot {
             enabled: true,
             running: true,
             last_error: None,
+            trouble: None,
             last_collected: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123)),
             families: 0..families.iter().filter(|f| is_io(f.metric)).count(),
             metric_count: families.iter().filter(|f| is_io(f.metric)).map(|f| f.series.len()).sum(),

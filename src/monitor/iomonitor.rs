@@ -2,9 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
 use std::time::Instant;
 
 use super::probes::{
@@ -13,6 +11,7 @@ use super::probes::{
 };
 use super::processes::{self, Processes};
 use super::rows::Rows;
+use super::scope::CgroupScope;
 use super::{Module, ModuleSettings, Sample};
 use crate::config::{self, Scope, Switch};
 use crate::ebpf::abi::{self, COMM_LEN, Plain, ProcKey, ProcRow, Settings, Stall, Totals};
@@ -59,6 +58,7 @@ pub struct IoMonitor {
 
 /// What lives in the kernel; dropping it detaches and frees.
 struct Attached {
+    scope: Option<CgroupScope>,
     running: Running,
     totals: Map,
     rows: Rows,
@@ -217,7 +217,11 @@ impl Module for IoMonitor {
     /// Swapping the maps of processes waits for an RCU grace period: some milliseconds asleep. It comes
     /// before the totals are read, so that each call in the rows taken is in the totals too.
     fn prepare(&mut self) -> Result<(), Error> {
-        self.attached.as_mut().map_or(Ok(()), |a| a.rows.swap())
+        let Some(attached) = &mut self.attached else { return Ok(()) };
+        if let Some(scope) = &mut attached.scope {
+            scope.follow();
+        }
+        attached.rows.swap()
     }
 
     fn collect(&mut self) -> Result<Sample, Error> {
@@ -245,6 +249,15 @@ impl Module for IoMonitor {
 
     fn probes(&self) -> Vec<ProbeStatus> {
         self.probes.clone()
+    }
+
+    fn scope(&self) -> Option<Scope> {
+        let scope = self.attached.as_ref()?.scope.as_ref()?;
+        Some(Scope::Cgroup(scope.path().to_owned()))
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.attached.as_ref()?.scope.as_ref()?.trouble().map(str::to_owned)
     }
 }
 
@@ -282,7 +295,11 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     let begin = Instant::now();
     let (object, layout) = prepare(config.ebpf.btf)?;
     log::debug!("BPF object prepared in {:.6} s", begin.elapsed().as_secs_f64());
-    let mut settings = scope_settings(&object, &config.scope)?;
+    let mut settings = scope_settings(&config.scope);
+    let scope = match &config.scope {
+        Scope::Cgroup(path) => Some(CgroupScope::new(object.map("scope_cgroup")?, path)),
+        Scope::Host | Scope::Comm(_) => None,
+    };
     if let Some(layout) = &layout {
         (settings.regs_offset, settings.vmemmap) = (layout.regs_offset, layout.vmemmap);
     }
@@ -302,6 +319,7 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     let (running, probes) = Running::start(&Loader::new(&object, no_btf, &before), config, kernel);
     log::debug!("programs loaded and attached in {:.6} s", begin.elapsed().as_secs_f64());
     let attached = Attached {
+        scope,
         running,
         totals: object.map("totals")?,
         rows: Rows::new(&object, kernel.version, processes::is_alive_here())?,
@@ -329,21 +347,11 @@ fn prepare(btf: Switch) -> Result<(Object, Option<Layout>), Error> {
 }
 
 /// What tells the programs whom to count.
-fn scope_settings(object: &Object, scope: &Scope) -> Result<Settings, Error> {
+fn scope_settings(scope: &Scope) -> Settings {
     let mut settings = Settings { page_shift: os::page_size().ilog2(), scope: abi::SCOPE_HOST, ..Default::default() };
     match scope {
         Scope::Host => {}
-        Scope::Cgroup(path) => {
-            settings.scope = abi::SCOPE_CGROUP;
-            let no_cgroup = |cause| Error {
-                what: format!("collector.scope.cgroup {:?}", path.display()),
-                cause,
-                log: "it must be a directory of a mounted cgroup v2 hierarchy, such as /sys/fs/cgroup/system.slice"
-                    .into(),
-            };
-            let dir = File::open(path).map_err(no_cgroup)?;
-            object.map("scope_cgroup")?.set_fd(dir.as_fd()).map_err(|e| no_cgroup(e.cause))?;
-        }
+        Scope::Cgroup(_) => settings.scope = abi::SCOPE_CGROUP,
         Scope::Comm(name) => {
             settings.scope = abi::SCOPE_COMM;
             // The kernel cuts names the same way, and the configuration allows no longer one.
@@ -351,7 +359,7 @@ fn scope_settings(object: &Object, scope: &Scope) -> Result<Settings, Error> {
             settings.comm[..n].copy_from_slice(&name.as_bytes()[..n]);
         }
     }
-    Ok(settings)
+    settings
 }
 
 fn write_settings(object: &Object, settings: &Settings) -> Result<(), Error> {

@@ -7,6 +7,7 @@ pub mod iomonitor;
 pub mod probes;
 pub mod processes;
 pub mod rows;
+pub mod scope;
 
 use crate::config::{Scope, Switch};
 use crate::ebpf::object::Error;
@@ -35,6 +36,16 @@ pub trait Module: Send {
 
     /// Each probe, attached or not; empty before the first start.
     fn probes(&self) -> Vec<ProbeStatus>;
+
+    /// Whose I/O is counted, if it can be another one than what was configured.
+    fn scope(&self) -> Option<Scope> {
+        None
+    }
+
+    /// Why what it counts is not all that it should, although it runs.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 }
 
 /// ModuleSettings of a module that can change while the agent runs; `None` leaves one as it is.

@@ -2,9 +2,12 @@
 
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::ptr;
 
 use libbpf_sys as bpf;
@@ -27,6 +30,12 @@ pub fn fadvise(fd: RawFd, offset: i64, len: i64, advice: i32) -> Result<(), i32>
         0 => Ok(()),
         e => Err(e),
     }
+}
+
+pub fn mkfifo(path: &Path) {
+    let path = CString::new(path.as_os_str().as_bytes()).unwrap();
+    // SAFETY: a C string.
+    assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
 }
 
 /// A read-only shared mapping of a file.
@@ -222,6 +231,18 @@ pub fn bpf_program_of(pid: i32, fd: RawFd) -> Option<u32> {
 pub fn kill(pid: u32, signal: i32) {
     // SAFETY: no pointers.
     unsafe { libc::kill(pid as i32, signal) };
+}
+
+/// Leaves this thread, and no other, with these capabilities (a bit each).
+pub fn keep_capabilities(kept: u64) {
+    #[repr(C)]
+    struct Header(u32, i32);
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = Header(VERSION_3, 0);
+    let half = |bits: u64| [bits as u32, bits as u32, 0]; // effective, permitted, inheritable
+    let data = [half(kept), half(kept >> 32)];
+    // SAFETY: version 3 reads the header and two sets of three words.
+    assert_eq!(unsafe { libc::syscall(libc::SYS_capset, &header, &data) }, 0);
 }
 
 pub fn is_root() -> bool {
