@@ -157,8 +157,6 @@ struct Point {
     chunk: usize,
     column: usize,
     row: usize,
-    /// Whether the server has called its version deprecated once.
-    deprecated: bool,
 }
 
 struct Worker {
@@ -565,7 +563,7 @@ impl Worker {
         for (chunk, c) in self.queue.in_flight().iter().enumerate() {
             for (column, col) in c.columns.iter().enumerate() {
                 let rows = col.values.iter().enumerate().filter(|(_, v)| !v.is_nan());
-                todo.extend(rows.map(|(row, _)| Point { chunk, column, row, deprecated: false }));
+                todo.extend(rows.map(|(row, _)| Point { chunk, column, row }));
             }
         }
         let points = todo.len();
@@ -665,7 +663,7 @@ impl Worker {
         let (mut unknown, mut expired) = (HashSet::new(), HashSet::new());
         let mut failed: Vec<(&str, usize)> = Vec::new();
         let mut refused: Vec<(Status, usize, usize)> = Vec::new();
-        for (mut p, status) in todo.into_iter().zip(statuses) {
+        for (p, status) in todo.into_iter().zip(statuses) {
             let chunk = &mut self.queue.in_flight()[p.chunk];
             let measure = chunk.columns[p.column].measure;
             let mut refuse = |status, p: Point| {
@@ -689,14 +687,8 @@ impl Worker {
                     refuse(*s, p);
                     continue;
                 }
-                Some(s @ Status::STATUS_VERSION_DEPRECATED) if p.deprecated => {
-                    refuse(*s, p);
-                    continue;
-                }
-                Some(Status::STATUS_VERSION_DEPRECATED) => {
-                    p.deprecated = true;
-                    "version_deprecated"
-                }
+                // By its contract this version is still served.
+                Some(Status::STATUS_VERSION_DEPRECATED) => "version_deprecated",
                 Some(Status::STATUS_NOT_FOUND) => {
                     unknown.insert(measure);
                     "not_found"
