@@ -4,13 +4,14 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use protobuf::Message;
 
 use super::proto::measure::DataPointValue;
 use super::schema::{PROCESS_CALLS, Spec};
+use crate::export::engine::meter::{Meter, Metered};
+use crate::export::engine::{Chunk, Points};
 use crate::host::time::timestamp_parts;
 use crate::metrics::histogram::cumulative;
 use crate::metrics::snapshot::{ALLOCATION, Fadvise, Snapshot, Value};
@@ -19,35 +20,6 @@ use crate::metrics::snapshot::{ALLOCATION, Fadvise, Snapshot, Value};
 const TOP_PROCESSES: usize = 20;
 /// What stands for them in the tag `comm`.
 const OTHER: &str = "other";
-
-/// Counts the bytes of what is alive.
-#[derive(Debug, Clone, Default)]
-pub struct Meter(Arc<AtomicUsize>);
-
-impl Meter {
-    /// Bytes of all that was metered and not dropped.
-    pub fn bytes(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    fn add(&self, bytes: usize) -> Metered {
-        self.0.fetch_add(bytes, Ordering::Relaxed);
-        Metered { meter: self.clone(), bytes }
-    }
-}
-
-/// Bytes that count until it is dropped.
-#[derive(Debug)]
-struct Metered {
-    meter: Meter,
-    bytes: usize,
-}
-
-impl Drop for Metered {
-    fn drop(&mut self) {
-        self.meter.0.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
 
 /// The tags of some series of a measure: of each, its `TagFamilyForWrite` with the field's head.
 #[derive(Debug)]
@@ -78,34 +50,64 @@ pub struct Column {
     pub values: Box<[f64]>,
 }
 
-/// Points of one collection: all of it, or as many as fit into a batch.
+/// Points of one collection, by measure: all of it, or as many as fit into a batch.
 #[derive(Debug)]
-pub struct Chunk {
+pub struct Columns {
     /// Time of the collection, in milliseconds since 1970.
     pub time: i64,
     /// The same in nanoseconds: of two collections in a millisecond the later one counts.
     pub version: i64,
-    /// When it was made.
-    pub at: Instant,
-    /// Whether its points were acknowledged once.
-    pub sent: bool,
-    /// The points, by measure.
+    /// The points of each measure.
     pub columns: Vec<Column>,
     points: usize,
-    _bytes: Metered,
+    bytes: Metered,
 }
 
-impl Chunk {
-    /// Number of its points.
-    pub fn points(&self) -> usize {
+impl Points for Columns {
+    fn count(&self) -> usize {
         self.points
     }
+}
 
-    /// Gives up the point at `row` of a column.
-    pub fn give_up(&mut self, column: usize, row: usize) {
+impl Columns {
+    fn new(time: i64, version: i64, mut columns: Vec<Column>, meter: &Meter) -> Self {
+        columns.shrink_to_fit();
+        let values: usize = columns.iter().map(|c| size_of_val(&*c.values)).sum();
+        let bytes = size_of::<Chunk<Self>>() + columns.len() * (size_of::<Column>() + ALLOCATION) + values + ALLOCATION;
+        let points = columns.iter().flat_map(|c| &*c.values).filter(|v| !v.is_nan()).count();
+        Self { time, version, columns, points, bytes: meter.add(bytes) }
+    }
+
+    /// Column and row of each point.
+    pub fn places(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.columns.iter().enumerate().flat_map(|(i, column)| {
+            let rows = column.values.iter().enumerate().filter(|(_, v)| !v.is_nan());
+            rows.map(move |(row, _)| (i, row))
+        })
+    }
+
+    /// Gives up the point at `row` of a column. Returns its value.
+    pub fn give_up(&mut self, column: usize, row: usize) -> f64 {
         let value = &mut self.columns[column].values[row];
         self.points -= usize::from(!value.is_nan());
-        *value = f64::NAN;
+        std::mem::replace(value, f64::NAN)
+    }
+
+    /// Takes these points out, given by column and row in their order.
+    pub fn take(&mut self, places: &[(usize, usize)]) -> Self {
+        let mut columns = Vec::new();
+        for same in places.chunk_by(|a, b| a.0 == b.0) {
+            let (column, first) = same[0];
+            let last = same[same.len() - 1].1;
+            let mut values = vec![f64::NAN; last - first + 1].into_boxed_slice();
+            for &(column, row) in same {
+                values[row - first] = self.give_up(column, row);
+            }
+            let from = &self.columns[column];
+            let (measure, series) = (from.measure, Arc::clone(&from.series));
+            columns.push(Column { measure, series, first: from.first + first, values });
+        }
+        Self::new(self.time, self.version, columns, self.bytes.meter())
     }
 }
 
@@ -146,7 +148,7 @@ impl Converter {
     }
 
     /// The points of `snapshot`; none if its time is before 1970.
-    pub fn chunks(&mut self, snapshot: &Snapshot) -> Vec<Chunk> {
+    pub fn chunks(&mut self, snapshot: &Snapshot) -> Vec<Columns> {
         let Ok(since) = snapshot.collected_at.duration_since(SystemTime::UNIX_EPOCH) else { return Vec::new() };
         let (Ok(time), Ok(version)) = (i64::try_from(since.as_millis()), i64::try_from(since.as_nanos())) else {
             return Vec::new();
@@ -170,23 +172,15 @@ impl Converter {
                 first += n;
                 room -= n;
                 if room == 0 {
-                    chunks.push(self.chunk(time, version, std::mem::take(&mut columns)));
+                    chunks.push(Columns::new(time, version, std::mem::take(&mut columns), &self.meter));
                     room = self.batch_size;
                 }
             }
         }
         if !columns.is_empty() {
-            chunks.push(self.chunk(time, version, columns));
+            chunks.push(Columns::new(time, version, columns, &self.meter));
         }
         chunks
-    }
-
-    fn chunk(&self, time: i64, version: i64, mut columns: Vec<Column>) -> Chunk {
-        columns.shrink_to_fit();
-        let values: usize = columns.iter().map(|c| size_of_val(&*c.values)).sum();
-        let bytes = size_of::<Chunk>() + columns.len() * (size_of::<Column>() + ALLOCATION) + values + ALLOCATION;
-        let points = columns.iter().flat_map(|c| &*c.values).filter(|v| !v.is_nan()).count();
-        Chunk { time, version, at: Instant::now(), sent: false, columns, points, _bytes: self.meter.add(bytes) }
     }
 
     /// These series, or the same as they were the last time.
@@ -311,7 +305,7 @@ pub struct Encoded {
 impl Encoded {
     /// Adds the point at `row` of `column`, with `metadata` (encoded) if the stream's measure changes. Message ids
     /// count from 1.
-    pub fn push(&mut self, chunk: &Chunk, column: &Column, row: usize, metadata: Option<&[u8]>) {
+    pub fn push(&mut self, chunk: &Columns, column: &Column, row: usize, metadata: Option<&[u8]>) {
         let point = &mut self.point;
         point.clear();
         let (seconds, nanos) = timestamp_parts(chunk.time);
@@ -366,7 +360,7 @@ mod tests {
     }
 
     /// Name, tags and value of each point, as a server decodes it.
-    fn decoded(chunks: &[Chunk]) -> Vec<(String, Vec<String>, f64)> {
+    fn decoded(chunks: &[Columns]) -> Vec<(String, Vec<String>, f64)> {
         let specs = specs();
         let mut encoded = Encoded::default();
         for chunk in chunks {
@@ -438,6 +432,24 @@ mod tests {
     }
 
     #[test]
+    fn points_that_are_taken_out_are_there_once_as_they_were() {
+        let snapshot = example::snapshot();
+        let whole = decoded(&converter(1000).0.chunks(&snapshot));
+        for every in [1, 2, 3, 7, 1000] {
+            let (mut converter, meter) = converter(1000);
+            let mut chunks = converter.chunks(&snapshot);
+            let places: Vec<_> = chunks[0].places().skip(every / 2).step_by(every).collect();
+            let taken = chunks[0].take(&places);
+            assert_eq!((taken.count(), chunks[0].count()), (places.len(), whole.len() - places.len()));
+            let (left, right) = (decoded(&chunks), decoded(&[taken]));
+            assert!(left.iter().all(|p| !right.contains(p)));
+            assert!(whole.iter().all(|p| left.contains(p) || right.contains(p)));
+            drop((chunks, converter));
+            assert_eq!(meter.bytes(), 0);
+        }
+    }
+
+    #[test]
     fn series_are_shared_while_they_stay_the_same_and_bytes_are_counted() {
         let mut snapshot = example::snapshot();
         let (mut converter, meter) = converter(1000);
@@ -446,7 +458,7 @@ mod tests {
         snapshot.io.fadvise.as_mut().unwrap().processes[0].calls += 1;
         let second = converter.chunks(&snapshot);
         let more = meter.bytes() - bytes;
-        assert!(more < bytes / 2 && more > second[0].points() * 8, "{more} of {bytes}");
+        assert!(more < bytes / 2 && more > second[0].count() * 8, "{more} of {bytes}");
         for (a, b) in first[0].columns.iter().zip(&second[0].columns) {
             assert!(Arc::ptr_eq(&a.series, &b.series));
         }
@@ -454,10 +466,10 @@ mod tests {
         let third = converter.chunks(&snapshot);
         assert!(!Arc::ptr_eq(&first[0].columns[0].series, &third[0].columns[0].series));
         let mut third = third;
-        let points = third[0].points();
+        let points = third[0].count();
         third[0].give_up(0, 0);
         third[0].give_up(0, 0);
-        assert_eq!(third[0].points(), points - 1);
+        assert_eq!(third[0].count(), points - 1);
         drop((first, second, third, converter));
         assert_eq!(meter.bytes(), 0);
     }

@@ -1,0 +1,31 @@
+//! What goes with every call: its time limit, and user and password where the server asks for them.
+
+use std::fs;
+use std::time::Duration;
+
+use grpcio::{CallOption, MetadataBuilder};
+
+use crate::config::{BanyanDb, credential};
+
+/// Time limit and credentials of a call. An error tells what is wrong with the password's file.
+pub fn option(config: &BanyanDb, limit: Duration) -> Result<CallOption, String> {
+    let option = CallOption::default().timeout(limit).wait_for_ready(false);
+    let Some(username) = &config.username else { return Ok(option) };
+    let password = match (&config.password, &config.password_file) {
+        (Some(password), _) => password.0.clone(),
+        (None, Some(path)) => {
+            let wrong =
+                |why: &dyn std::fmt::Display| format!("export.banyandb.password_file: {}: {why}", path.display());
+            let text = fs::read_to_string(path).map_err(|e| wrong(&e))?;
+            let text = text.trim_end_matches(['\r', '\n']);
+            credential(text).map_err(|_| wrong(&"not 1 to 255 printable ASCII characters"))?
+        }
+        (None, None) => return Ok(option),
+    };
+    let mut metadata = MetadataBuilder::new();
+    // Both are printable, which is all that is asked of them.
+    for (key, value) in [("username", username), ("password", &password)] {
+        metadata.add_str(key, value).map_err(|_| format!("the {key} cannot be sent"))?;
+    }
+    Ok(option.headers(metadata.build()))
+}
