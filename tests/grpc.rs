@@ -17,6 +17,7 @@ use ebpf_sidecar::api::proto::metrics::MetricSet;
 use ebpf_sidecar::api::proto::rpc;
 use ebpf_sidecar::server::grpc::stubs::{SERVICE, name};
 use grpcio::{ConnectivityState, RpcStatusCode};
+use protobuf::Message;
 use serde_json::Value;
 
 use common::bpf::{self, assert_gone};
@@ -280,6 +281,7 @@ fn calls_above_the_limit_are_refused_until_one_ends() {
     until("the places of clients that have left are free", || call().is_ok());
 }
 
+const RST_STREAM: u8 = 3;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 
@@ -675,6 +677,100 @@ fn clients_that_stall_or_vanish_leave_nothing() {
         rounds.push(round());
     }
     println!("threads and KiB resident after each round: {rounds:?}");
+}
+
+/// Sends 256 calls for the whole history over one connection on which nothing may be sent, after others have made it long.
+struct Hoarder {
+    agent: Agent,
+    client: Client,
+    request: rpc::GetMetricsRequest,
+}
+
+impl Hoarder {
+    fn new() -> Self {
+        let agent = Agent::start(&[("COLLECTOR_INTERVAL", "20ms")]);
+        let client = Client::new(agent.grpc_port);
+        let range = rpc::TimeRange { start: get_metrics(&client).timestamp, ..Default::default() };
+        let request = rpc::GetMetricsRequest { time_range: Some(range).into(), ..Default::default() };
+        let bytes = || client.call::<_, rpc::GetMetricsResponse>(name::GET_METRICS, &request).compute_size();
+        until("an answer has a MiB", || bytes() > 1 << 20);
+        // It stays as long as it is.
+        assert!(configure(&client, true, r#"{"interval":"1h"}"#).success);
+        Self { agent, client, request }
+    }
+
+    fn burst(&self, stream: &mut TcpStream, first: u32) {
+        let mut bytes = Vec::new();
+        (0..256).for_each(|i| grpc::call(&mut bytes, first + 2 * i, name::GET_METRICS, &self.request));
+        stream.write_all(&bytes).unwrap();
+    }
+
+    fn connect(&self) -> TcpStream {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.agent.grpc_port)).unwrap();
+        stream.write_all(&grpc::hello(0)).unwrap();
+        stream
+    }
+
+    /// Why it is refused to another one.
+    fn refusal(&self) -> Option<(RpcStatusCode, String)> {
+        match self.client.try_call::<_, rpc::GetMetricsResponse>(name::GET_METRICS, &self.request) {
+            Ok(_) => None,
+            Err(e) => Some(grpc::refusal_of::<rpc::GetMetricsResponse>(Err(e))),
+        }
+    }
+
+    fn rss_mib(&self) -> u64 {
+        self.agent.rss_kib() >> 10
+    }
+}
+
+#[test]
+fn answers_that_nobody_reads_are_bounded() {
+    need_bpf!("answers_that_nobody_reads_are_bounded");
+    let hoarder = Hoarder::new();
+    // What one that reads costs is no leak.
+    let before = hoarder.rss_mib();
+    let mut stream = hoarder.connect();
+    hoarder.burst(&mut stream, 1);
+    until("there is no room for another answer", || hoarder.refusal().is_some());
+    let (code, message) = hoarder.refusal().unwrap();
+    assert_eq!(code, RpcStatusCode::RESOURCE_EXHAUSTED);
+    assert!(message.contains("server.grpc.limits.answer_bytes"), "{message}");
+    let health: rpc::GetHealthResponse = hoarder.client.call(name::GET_HEALTH, &rpc::GetHealthRequest::default());
+    assert!(!health.version.is_empty(), "small answers find room");
+    let most = hoarder.rss_mib();
+    assert!(most <= before + 48, "{most} MiB resident, {before} before");
+    drop(stream);
+    until("there is room when the client has left", || hoarder.refusal().is_none());
+    until("its memory is given back", || hoarder.rss_mib() <= before + 8);
+    println!("MiB resident: {before} before, {most} with 256 calls, {} after", hoarder.rss_mib());
+}
+
+#[test]
+#[ignore = "takes more than three minutes: make test-full"]
+fn answers_that_nobody_reads_are_given_up() {
+    need_bpf!("answers_that_nobody_reads_are_given_up");
+    let hoarder = Hoarder::new();
+    let before = hoarder.rss_mib();
+    let mut stream = hoarder.connect();
+    let mut rss = vec![before];
+    for burst in 0..3 {
+        hoarder.burst(&mut stream, 1 + 512 * burst);
+        until("there is no room for another answer", || hoarder.refusal().is_some());
+        rss.push(hoarder.rss_mib());
+        let begun = Instant::now();
+        while hoarder.refusal().is_some() {
+            assert!(begun.elapsed() < Duration::from_secs(120), "the calls keep their room");
+            thread::sleep(Duration::from_millis(200));
+        }
+        let mut reader = stream.try_clone().unwrap();
+        assert!(read_to_frame(&mut reader, RST_STREAM), "they are cancelled");
+        rss.push(hoarder.rss_mib());
+    }
+    drop(stream);
+    until("its memory is given back", || hoarder.rss_mib() <= before + 8);
+    println!("MiB resident: before, and with and after each burst: {rss:?}, {} at last", hoarder.rss_mib());
+    assert!(rss.iter().all(|mib| *mib <= before + 48), "{rss:?}");
 }
 
 #[test]

@@ -32,7 +32,7 @@ use proto::metrics as pb;
 use proto::rpc;
 
 /// Most bytes of an answer to GetMetrics: below the 4 MiB that gRPC clients take.
-const ANSWER_MAX: u64 = 3 << 20;
+pub const ANSWER_MAX: u64 = 3 << 20;
 /// Bounds of a stream's interval, in seconds.
 const STREAM_INTERVAL: std::ops::RangeInclusive<u32> = 1..=3600;
 

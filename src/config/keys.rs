@@ -137,6 +137,14 @@ pub(super) static KEYS: &[Key] = &[
         get: |c| Some(c.server.grpc.limits.memory_bytes.to_string()),
     },
     Key {
+        path: "server.grpc.limits.answer_bytes",
+        kind: Kind::Scalar,
+        allowed: "a number from 4194304 to 4294967296",
+        help: "Bytes of answers of all gRPC clients together that they have not read; the next call is RESOURCE_EXHAUSTED.",
+        set: |c, s| put(&mut c.server.grpc.limits.answer_bytes, number(s, 4 << 20, 4 << 30)),
+        get: |c| Some(c.server.grpc.limits.answer_bytes.to_string()),
+    },
+    Key {
         path: "server.grpc.limits.connection_idle",
         kind: Kind::Scalar,
         allowed: DURATION,
@@ -148,7 +156,7 @@ pub(super) static KEYS: &[Key] = &[
         path: "server.grpc.limits.connection_age",
         kind: Kind::Scalar,
         allowed: "off, or a duration from 10ms to 1h",
-        help: "Time after which any gRPC connection is closed, with a minute for its calls to end.",
+        help: "Time after which any gRPC connection is closed, with a minute for its calls and streams to end.",
         set: |c, s| put(&mut c.server.grpc.limits.connection_age, unless_off(s)),
         get: |c| Some(c.server.grpc.limits.connection_age.map_or("off".into(), show_duration)),
     },

@@ -107,6 +107,8 @@ pub struct Limits {
     pub message_bytes: usize,
     /// Bytes that gRPC holds for connections and calls; it refuses and drops beyond.
     pub memory_bytes: usize,
+    /// Bytes of answers that clients have not taken yet.
+    pub answer_bytes: usize,
     /// Time after which a connection without calls is closed.
     pub connection_idle: Duration,
     /// Time after which any connection is closed, with a minute for its calls to end; `None`: never.
@@ -394,8 +396,9 @@ impl Default for Config {
                         calls: 256,
                         message_bytes: 1 << 20,
                         memory_bytes: 64 << 20,
+                        answer_bytes: 32 << 20,
                         connection_idle: Duration::from_secs(300),
-                        connection_age: None,
+                        connection_age: Some(Duration::from_secs(3600)),
                         keepalive: Duration::from_secs(60),
                     },
                 },

@@ -68,7 +68,7 @@ fn every_key_is_read_from_the_file() {
     let yaml = "
 server:
   grpc: {address: '::1', port: 1, tls: {enabled: true, cert_file: c.pem, key_file: /k.pem, client_ca_file: ca.pem}, limits: {streams: 2, calls: 3,
-    message_bytes: 2048, memory_bytes: 4294967296, connection_idle: 4s, connection_age: 30m, keepalive: 5s}}
+    message_bytes: 2048, memory_bytes: 4294967296, answer_bytes: 4194304, connection_idle: 4s, connection_age: 30m, keepalive: 5s}}
   http: &http
     address: 127.0.0.1
     port: '65535'
@@ -109,6 +109,7 @@ export:
                     calls: 3,
                     message_bytes: 2048,
                     memory_bytes: 4 << 30,
+                    answer_bytes: 4 << 20,
                     connection_idle: Duration::from_secs(4),
                     connection_age: Some(Duration::from_secs(1800)),
                     keepalive: Duration::from_secs(5),
@@ -186,6 +187,7 @@ const BAD_VALUES: &[(&str, &str, &[&str])] = &[
     ("server.grpc.limits.streams", "", &["0", "65537", "-1", "many"]),
     ("server.grpc.limits.calls", "", &["0", "65537"]),
     ("server.grpc.limits.memory_bytes", "", &["1048575", "4294967297", "64M"]),
+    ("server.grpc.limits.answer_bytes", "", &["4194303", "4294967297", "32M"]),
     ("server.grpc.limits.connection_idle", "", &["off", "2h"]),
     ("server.grpc.limits.keepalive", "", &["off", "0s"]),
     ("collector.history", "", &["off", "2h"]),

@@ -128,10 +128,31 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 /// Opens a call and reads nothing of the answer: with `window` 0 the server may not send any of it either.
 pub fn open_by_hand(port: u16, path: &str, request: &impl Message, window: u32) -> std::io::Result<TcpStream> {
+    let mut bytes = hello(window);
+    call(&mut bytes, 1, path, request);
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.write_all(&bytes)?;
+    Ok(stream)
+}
+
+/// What a client says first.
+pub fn hello(window: u32) -> Vec<u8> {
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     // SETTINGS_INITIAL_WINDOW_SIZE
     frame(&mut bytes, 4, 0, 0, &[&[0, 4][..], &window.to_be_bytes()].concat());
+    bytes
+}
+
+/// A call as stream number `stream`, which is odd and above those before.
+pub fn call(bytes: &mut Vec<u8>, stream: u32, path: &str, request: &impl Message) {
+    headers(bytes, stream, path);
+    let message = request.write_to_bytes().unwrap();
+    let body = [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat();
+    frame(bytes, 0, 1, stream, &body); // DATA, END_STREAM
+}
+
+/// The head of a call.
+pub fn headers(bytes: &mut Vec<u8>, stream: u32, path: &str) {
     let mut head = Vec::new();
     for (name, value) in [
         (":method", "POST"),
@@ -150,15 +171,10 @@ pub fn open_by_hand(port: u16, path: &str, request: &impl Message, window: u32) 
             head.extend_from_slice(text.as_bytes());
         }
     }
-    frame(&mut bytes, 1, 4, 1, &head); // HEADERS, END_HEADERS
-    let message = request.write_to_bytes().unwrap();
-    let body = [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat();
-    frame(&mut bytes, 0, 1, 1, &body); // DATA, END_STREAM
-    stream.write_all(&bytes)?;
-    Ok(stream)
+    frame(bytes, 1, 4, stream, &head); // HEADERS, END_HEADERS
 }
 
-fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+pub fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
     out.extend_from_slice(&(payload.len() as u32).to_be_bytes()[1..]);
     out.extend_from_slice(&[kind, flags]);
     out.extend_from_slice(&stream.to_be_bytes());

@@ -1,4 +1,4 @@
-//! How many calls there are at a time.
+//! How much there is at a time: calls, and bytes of answers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,8 +10,11 @@ pub struct Gate {
     max: usize,
 }
 
-/// A place inside; free again when dropped.
-pub struct Permit(Arc<AtomicUsize>);
+/// Places inside; free again when dropped.
+pub struct Permit {
+    inside: Arc<AtomicUsize>,
+    places: usize,
+}
 
 impl Gate {
     /// A gate for at most `max`.
@@ -21,15 +24,25 @@ impl Gate {
 
     /// A place, if one is free.
     pub fn enter(&self) -> Option<Permit> {
-        let one_more = |n: usize| (n < self.max).then_some(n + 1);
-        self.inside.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok()?;
-        Some(Permit(Arc::clone(&self.inside)))
+        self.take(1)
+    }
+
+    /// So many places, if they are free.
+    pub fn take(&self, places: usize) -> Option<Permit> {
+        let more = |n: usize| n.checked_add(places).filter(|sum| *sum <= self.max);
+        self.inside.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
+        Some(Permit { inside: Arc::clone(&self.inside), places })
+    }
+
+    /// Places that are taken.
+    pub fn taken(&self) -> usize {
+        self.inside.load(Ordering::Acquire)
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.inside.fetch_sub(self.places, Ordering::AcqRel);
     }
 }
 
@@ -45,5 +58,17 @@ mod tests {
         assert!(gate.enter().is_none());
         drop(inside);
         assert!(gate.enter().is_some());
+    }
+
+    #[test]
+    fn places_are_taken_together_or_not_at_all() {
+        let gate = Gate::new(10);
+        let seven = gate.take(7);
+        assert!(gate.take(4).is_none() && gate.take(usize::MAX).is_none());
+        assert_eq!(gate.taken(), 7);
+        let three = gate.take(3);
+        assert!(three.is_some() && gate.enter().is_none());
+        drop(seven);
+        assert_eq!(gate.taken(), 3);
     }
 }

@@ -12,12 +12,13 @@ pub mod tls;
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use grpcio::{
     ChannelBuilder, EnvBuilder, Environment, GrpcSlice, MethodType, ResourceQuota, RpcContext, RpcStatus, Server,
-    ServerBuilder, ServerCredentials, ServerStreamingSink, Service, ServiceBuilder, UnarySink,
+    ServerBuilder, ServerCredentials, ServerStreamingSink, Service, ServiceBuilder,
 };
 use protobuf::Message;
 
@@ -25,12 +26,13 @@ use super::listen::StartError;
 use crate::api::proto::health::health_check_response::ServingStatus;
 use crate::api::proto::health::{HealthCheckRequest, HealthCheckResponse};
 use crate::api::proto::rpc;
-use crate::api::{Api, Caller, Code, Failure};
+use crate::api::{ANSWER_MAX, Api, Caller, Code, Failure};
 use crate::config;
+use crate::ebpf::os;
 use crate::metrics::grpc::{COUNTS, End};
 use crate::metrics::snapshot::Snapshot;
 use gate::{Gate, Permit};
-use stream::{Answer, Guarded, Produce, Stream, later};
+use stream::{Answer, Guarded, Produce, Sending, Stream, later};
 use stubs::{SERVICE, name, served};
 use ticker::Ticker;
 
@@ -44,6 +46,10 @@ const WATCH: Duration = Duration::from_secs(1);
 const AGE_GRACE: Duration = Duration::from_secs(60);
 /// Time for a probed client to answer.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Room that there must be among the answers for a further stream: more than any of its messages takes.
+const STREAM_ROOM: usize = 64 << 10;
+/// Bytes of an answer that are many: the heap is trimmed afterwards.
+const LARGE: usize = 256 << 10;
 /// Clients may probe this often; more often is a reason to hang up.
 const PINGS_APART: Duration = Duration::from_secs(10);
 
@@ -62,6 +68,10 @@ struct Shared {
     ticker: Ticker,
     calls: Gate,
     streams: Gate,
+    /// Bytes of answers that clients have not taken yet.
+    answers: Gate,
+    /// Whether there was a large one since the heap was trimmed.
+    large: Arc<AtomicBool>,
     encoded: Mutex<Option<Arc<Encoded>>>,
 }
 
@@ -92,11 +102,22 @@ pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartEr
 
     grpcio::redirect_log();
     let limits = &config.limits;
+    let (answers, large) = (Gate::new(limits.answer_bytes), Arc::new(AtomicBool::new(false)));
+    let rest = {
+        let (answers, large) = (answers.clone(), Arc::clone(&large));
+        move || {
+            if answers.taken() < LARGE && large.swap(false, Ordering::Relaxed) {
+                os::trim_heap();
+            }
+        }
+    };
     let shared = Arc::new(Shared {
         api,
-        ticker: Ticker::start().map_err(setup)?,
+        ticker: Ticker::start(rest).map_err(setup)?,
         calls: Gate::new(limits.calls),
         streams: Gate::new(limits.streams),
+        answers,
+        large,
         encoded: Mutex::new(None),
     });
     let environment = Arc::new(EnvBuilder::new().cq_count(THREADS).name_prefix("grpc").build());
@@ -164,6 +185,10 @@ impl Shared {
         if *request == rpc::GetMetricsRequest::default() {
             return Ok(self.encoded()?.metrics.clone());
         }
+        // Making it is most of the work: not for one that could not be sent.
+        if request.time_range.is_some() && self.answers.take(ANSWER_MAX as usize).is_none() {
+            return Err(no_room());
+        }
         encode(&self.api.get_metrics(request)?)
     }
 
@@ -174,20 +199,34 @@ impl Shared {
         }
     }
 
+    /// The answer as it is sent, with its room among those that wait for slow clients; or why there is none.
+    fn ended(&self, result: Result<GrpcSlice, Failure>) -> (Result<GrpcSlice, RpcStatus>, Option<Permit>) {
+        let result = result.and_then(|bytes| match self.answers.take(bytes.len()) {
+            Some(room) => Ok((bytes, room)),
+            None => Err(no_room()),
+        });
+        count(result.as_ref().err().map(|f| f.code));
+        match result {
+            Ok((bytes, room)) => {
+                if bytes.len() >= LARGE {
+                    self.large.store(true, Ordering::Relaxed);
+                }
+                (Ok(bytes), Some(room))
+            }
+            Err(failure) => (Err(status(&failure)), None),
+        }
+    }
+
     /// Sends the answer to a call.
     fn answer(
         &self,
         context: &RpcContext,
-        sink: UnarySink<GrpcSlice>,
+        sink: ServerStreamingSink<GrpcSlice>,
         result: Result<GrpcSlice, Failure>,
         permit: Option<Permit>,
     ) {
-        count(result.as_ref().err().map(|f| f.code));
-        let sent = match result {
-            Ok(bytes) => sink.success(bytes),
-            Err(failure) => sink.fail(status(&failure)),
-        };
-        context.spawn(Guarded(Answer::new(sent, self.ticker.timer(), permit)));
+        let (result, room) = self.ended(result);
+        context.spawn(Guarded(Answer::new(Sending::new(sink, result), self.ticker.timer(), [permit, room])));
     }
 
     /// Opens a stream, or refuses it.
@@ -197,20 +236,18 @@ impl Shared {
         sink: ServerStreamingSink<GrpcSlice>,
         source: Result<(Duration, Produce), Failure>,
     ) {
-        let source = source.and_then(|source| match self.streams.enter() {
-            Some(permit) => Ok((source, permit)),
-            None => Err(too_many("streams")),
+        let source = source.and_then(|source| match (self.streams.enter(), self.answers.take(STREAM_ROOM)) {
+            (Some(permit), Some(_)) => Ok((source, permit)),
+            (None, _) => Err(too_many("streams")),
+            (_, None) => Err(no_room()),
         });
-        count(source.as_ref().err().map(|f| f.code));
         match source {
-            Ok(((interval, produce), permit)) => {
-                let timer = self.ticker.timer();
-                context.spawn(Guarded(Stream::new(sink, interval, produce, timer, peer(context), permit)));
+            Ok((source, permit)) => {
+                count(None);
+                let (answers, timer) = (self.answers.clone(), self.ticker.timer());
+                context.spawn(Guarded(Stream::new(sink, source, answers, timer, peer(context), permit)));
             }
-            Err(failure) => {
-                let refused = sink.fail(status(&failure));
-                context.spawn(Guarded(Answer::new(refused, self.ticker.timer(), None)));
-            }
+            Err(failure) => self.answer(context, sink, Err(failure), None),
         }
     }
 }
@@ -224,9 +261,10 @@ fn metrics_service(shared: &Arc<Shared>) -> Service {
     let of_configure = Arc::clone(shared);
     let of_stream = Arc::clone(shared);
     builder
-        .add_unary_handler(&served(MethodType::Unary, name::CONFIGURE_MODULE), move |context, request, sink| {
-            configure(&of_configure, &context, &request, sink);
-        })
+        .add_server_streaming_handler(
+            &served(MethodType::ServerStreaming, name::CONFIGURE_MODULE),
+            move |context, request, sink| configure(&of_configure, &context, &request, sink),
+        )
         .add_server_streaming_handler(
             &served(MethodType::ServerStreaming, name::STREAM_METRICS),
             move |context, request, sink| {
@@ -250,7 +288,7 @@ fn health_service(shared: &Arc<Shared>) -> Service {
         .build()
 }
 
-/// Adds a method that answers at once.
+/// Adds a method that answers at once; why it is a stream to gRPC: see [`Sending`].
 fn unary<Req: Message>(
     builder: ServiceBuilder,
     shared: &Arc<Shared>,
@@ -258,7 +296,8 @@ fn unary<Req: Message>(
     answer: impl Fn(&Shared, &Req) -> Result<GrpcSlice, Failure> + Clone + Send + 'static,
 ) -> ServiceBuilder {
     let shared = Arc::clone(shared);
-    builder.add_unary_handler(&served(MethodType::Unary, name), move |context, request: Req, sink| {
+    let method = served(MethodType::ServerStreaming, name);
+    builder.add_server_streaming_handler(&method, move |context, request: Req, sink| {
         let permit = shared.calls.enter();
         let result = match permit {
             Some(_) => guarded(|| answer(&shared, &request)),
@@ -272,7 +311,7 @@ fn configure(
     shared: &Arc<Shared>,
     context: &RpcContext,
     request: &rpc::ConfigureModuleRequest,
-    sink: UnarySink<GrpcSlice>,
+    sink: ServerStreamingSink<GrpcSlice>,
 ) {
     let Some(permit) = shared.calls.enter() else {
         return shared.answer(context, sink, Err(too_many("calls")), None);
@@ -285,19 +324,14 @@ fn configure(
     if let Err(failure) = asked {
         return shared.answer(context, sink, Err(failure), Some(permit));
     }
+    let of_answer = Arc::clone(shared);
     let answered = Box::pin(async move {
         let stopping = || Err(Failure::new(Code::Unavailable, "the agent is stopping"));
         let result = result.await.unwrap_or_else(stopping).and_then(|response| encode(&response));
-        count(result.as_ref().err().map(|f| f.code));
-        // The client may have gone.
-        let _ = match result {
-            Ok(bytes) => sink.success(bytes),
-            Err(failure) => sink.fail(status(&failure)),
-        }
-        .await;
-        Ok(())
+        let (result, _room) = of_answer.ended(result);
+        Sending::new(sink, result).await;
     });
-    context.spawn(Guarded(Answer::new(answered, shared.ticker.timer(), Some(permit))));
+    context.spawn(Guarded(Answer::new(answered, shared.ticker.timer(), [Some(permit), None])));
 }
 
 fn metrics_source(shared: &Arc<Shared>, request: rpc::StreamMetricsRequest) -> Result<(Duration, Produce), Failure> {
@@ -350,6 +384,12 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
 
 fn too_many(what: &str) -> Failure {
     let message = format!("too many {what} at a time; server.grpc.limits.{what} says how many there may be");
+    Failure::new(Code::ResourceExhausted, message)
+}
+
+fn no_room() -> Failure {
+    let message =
+        "too many answers wait for clients to read them; server.grpc.limits.answer_bytes says how much there may be";
     Failure::new(Code::ResourceExhausted, message)
 }
 

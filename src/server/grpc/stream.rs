@@ -9,9 +9,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use futures_util::Sink;
-use grpcio::{GrpcSlice, ServerStreamingSink, WriteFlags};
+use grpcio::{GrpcSlice, RpcStatus, ServerStreamingSink, WriteFlags};
 
-use super::gate::Permit;
+use super::gate::{Gate, Permit};
 use super::ticker::Timer;
 
 /// Time that a client may take to read a message.
@@ -31,23 +31,26 @@ pub struct Stream {
     queue: VecDeque<GrpcSlice>,
     /// Since when the message before is being sent.
     sending: Option<Instant>,
+    /// The bytes of all streams and calls, and those of the last tick among them.
+    answers: Gate,
+    held: Option<Permit>,
     timer: Timer,
     peer: String,
     _permit: Permit,
 }
 
 impl Stream {
-    /// A stream to `peer`.
+    /// A stream to `peer`, of messages that have room among `answers`.
     pub fn new(
         sink: ServerStreamingSink<GrpcSlice>,
-        interval: Duration,
-        produce: Produce,
+        (interval, produce): (Duration, Produce),
+        answers: Gate,
         timer: Timer,
         peer: String,
         permit: Permit,
     ) -> Self {
         let (due, queue) = (Instant::now(), VecDeque::new());
-        Self { sink, produce, interval, due, queue, sending: None, timer, peer, _permit: permit }
+        Self { sink, produce, interval, due, queue, sending: None, answers, held: None, timer, peer, _permit: permit }
     }
 
     /// When it is to be looked at again unless something happens; `None` when it has ended.
@@ -71,15 +74,20 @@ impl Stream {
                 Pin::new(&mut self.sink).start_send((message, WriteFlags::default())).ok()?;
                 continue;
             }
+            self.held = None;
             let now = Instant::now();
             if now < self.due {
                 return Some(self.due);
             }
-            // Ticks that were missed are not made up for.
+            // Ticks that were missed are not made up for; one that there is no room for is missed too.
             while self.due <= now {
                 self.due += self.interval;
             }
-            self.queue.extend((self.produce)());
+            let messages = (self.produce)();
+            self.held = self.answers.take(messages.iter().map(GrpcSlice::len).sum());
+            if self.held.is_some() {
+                self.queue.extend(messages);
+            }
         }
     }
 }
@@ -98,26 +106,64 @@ impl Future for Stream {
     }
 }
 
-/// A call's answer on its way: given up when the client does not read it for [`PATIENCE`].
-pub struct Answer<F> {
-    sent: F,
-    until: Instant,
-    timer: Timer,
-    _permit: Option<Permit>,
+/// The answer to a call, or why there is none. To HTTP/2 a call is a stream of one message; as such it can be cancelled,
+/// which it is when this is dropped too early: else gRPC would keep the message as long as the connection lives.
+pub struct Sending {
+    sink: ServerStreamingSink<GrpcSlice>,
+    message: Option<GrpcSlice>,
 }
 
-impl<F> Answer<F> {
-    /// The answer that `sent` completes.
-    pub fn new(sent: F, timer: Timer, permit: Option<Permit>) -> Self {
-        Self { sent, until: Instant::now() + PATIENCE, timer, _permit: permit }
+impl Sending {
+    /// Sends `result` through `sink`.
+    pub fn new(mut sink: ServerStreamingSink<GrpcSlice>, result: Result<GrpcSlice, RpcStatus>) -> Self {
+        let message = result.map_err(|status| sink.set_status(status)).ok();
+        Self { sink, message }
     }
 }
 
-impl<F: Future<Output = grpcio::Result<()>> + Unpin> Future for Answer<F> {
+impl Future for Sending {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if Pin::new(&mut self.sent).poll(cx).is_ready() || Instant::now() >= self.until {
+        let Self { sink, message } = &mut *self;
+        let mut sink = Pin::new(sink);
+        if message.is_some() {
+            match sink.as_mut().poll_ready(cx) {
+                Poll::Pending => return Poll::Pending,
+                // The client has left.
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Ready(Ok(())) => {}
+            }
+            if let Some(message) = message.take()
+                && sink.as_mut().start_send((message, WriteFlags::default())).is_err()
+            {
+                return Poll::Ready(());
+            }
+        }
+        sink.poll_close(cx).map(drop)
+    }
+}
+
+/// What takes a call to its end: given up, and the call with it, when that takes more than [`PATIENCE`].
+pub struct Answer<F> {
+    work: F,
+    until: Instant,
+    timer: Timer,
+    _held: [Option<Permit>; 2],
+}
+
+impl<F> Answer<F> {
+    /// The answer that `work` completes; `held` is free again then.
+    pub fn new(work: F, timer: Timer, held: [Option<Permit>; 2]) -> Self {
+        Self { work, until: Instant::now() + PATIENCE, timer, _held: held }
+    }
+}
+
+impl<F: Future<Output = ()> + Unpin> Future for Answer<F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if Pin::new(&mut self.work).poll(cx).is_ready() || Instant::now() >= self.until {
             return Poll::Ready(());
         }
         let until = self.until;

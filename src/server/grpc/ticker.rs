@@ -1,4 +1,4 @@
-//! One thread that wakes tasks at their times: gRPC has no timer.
+//! One thread that wakes tasks at their times, and has time for what is to be done now and then: gRPC has no timer.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -39,10 +39,18 @@ impl Times {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn run(&self) {
+    fn run(&self, rest: impl Fn()) {
         let mut state = self.lock();
+        let mut rests = Instant::now() + SLEEP;
         while !state.stop {
             let now = Instant::now();
+            if now >= rests {
+                rests = now + SLEEP;
+                drop(state);
+                rest();
+                state = self.lock();
+                continue;
+            }
             let mut woken = Vec::new();
             while let Some(entry) = state.due.first_entry().filter(|e| e.key().0 <= now) {
                 woken.push(entry.remove());
@@ -58,7 +66,7 @@ impl Times {
                 state = self.lock();
                 continue;
             }
-            let next = state.due.first_key_value().map_or(now + SLEEP, |(key, _)| key.0.min(now + SLEEP));
+            let next = state.due.first_key_value().map_or(rests, |(key, _)| key.0.min(rests));
             state.sleeps_until = Some(next);
             let slept = self.changed.wait_timeout(state, next.saturating_duration_since(now));
             state = slept.unwrap_or_else(|e| e.into_inner()).0;
@@ -68,11 +76,11 @@ impl Times {
 }
 
 impl Ticker {
-    /// Starts the thread.
-    pub fn start() -> io::Result<Self> {
+    /// Starts the thread, which calls `rest` every [`SLEEP`].
+    pub fn start(rest: impl Fn() + Send + 'static) -> io::Result<Self> {
         let times = Arc::<Times>::default();
         let of_thread = Arc::clone(&times);
-        let thread = thread::Builder::new().name("grpc-ticker".into()).spawn(move || of_thread.run())?;
+        let thread = thread::Builder::new().name("grpc-ticker".into()).spawn(move || of_thread.run(rest))?;
         Ok(Self { times, thread: Some(thread) })
     }
 
@@ -139,7 +147,7 @@ mod tests {
 
     #[test]
     fn wakes_in_order_at_the_latest_time_set_and_not_when_dropped() {
-        let ticker = Ticker::start().unwrap();
+        let ticker = Ticker::start(|| ()).unwrap();
         let (sender, woken) = mpsc::channel();
         let note = |n| Waker::from(Arc::new(Note(sender.clone(), n)));
         let start = Instant::now();
