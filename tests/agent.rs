@@ -892,6 +892,13 @@ fn hostile_clients_disturb_neither_health_nor_counting() {
     s.agent.get("/api/v1/stats");
     let before = s.agent.settled();
     let memory = s.agent.rss_kib();
+    let ask = || {
+        let asked = Instant::now();
+        assert_eq!(s.agent.get("/health").status, 200);
+        asked.elapsed()
+    };
+    // Ten times what it takes without them, here and now, is a disturbance.
+    let limit = Duration::from_millis(500).max((0..20).map(|_| ask()).max().unwrap_or_default() * 10);
     let begun = Instant::now();
 
     // A reader that never reads: more answers than the buffers between hold.
@@ -903,15 +910,17 @@ fn hostile_clients_disturb_neither_health_nor_counting() {
     let mut held = Vec::new();
     let (mut took, mut peak, mut calls) = (Vec::new(), memory, 0u32);
     let mut first = true;
-    while held.len() < 400 || begun.elapsed() < Duration::from_secs(7) {
+    // As long as connections may stay, and until something was collected meanwhile.
+    let collections =
+        || s.agent.metrics().get("ebpf_sidecar_snapshot_sequence") - before.get("ebpf_sidecar_snapshot_sequence");
+    while held.len() < 400 || begun.elapsed() < Duration::from_secs(7) || collections() < 18.0 {
+        assert!(begun.elapsed() < Duration::from_secs(180), "it does not collect any more: {}", s.agent.log());
         for half in halves.iter().cycle().take(20.min(400 - held.len())) {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
             stream.write_all(half).unwrap();
             held.push(stream);
         }
-        let asked = Instant::now();
-        assert_eq!(s.agent.get("/health").status, 200);
-        took.push(asked.elapsed());
+        took.push(ask());
         peak = peak.max(s.agent.rss_kib());
         // The work that is to be counted.
         for _ in 0..100 {
@@ -932,11 +941,9 @@ fn hostile_clients_disturb_neither_health_nor_counting() {
         peak - memory
     );
     // Now and then the machine has other things to do.
-    let slow: Vec<_> = took.iter().filter(|t| **t >= Duration::from_millis(500)).collect();
-    assert!(slow.len() <= took.len() / 20, "/health of {} times: {slow:?}", took.len());
+    let slow: Vec<_> = took.iter().filter(|t| **t >= limit).collect();
+    assert!(slow.len() <= took.len() / 20, "/health of {} times more than {limit:?}: {slow:?}", took.len());
     assert!(peak - memory < 24 << 10, "memory grew by {} KiB", peak - memory);
-    // It collects every 100 ms; a machine that is busy otherwise may miss some.
-    assert!(ticks >= seconds * 10.0 / 4.0, "{ticks} collections in {seconds} s");
     assert_eq!(d.of("ebpf_fadvise_calls_total"), f64::from(calls), "{}", d.moved());
     assert_eq!((d.attempts(4096.0), d.misses()), (4096.0, 4096.0), "{}", d.moved());
     assert_eq!(d.of("ebpf_sidecar_collect_errors_total"), 0.0);

@@ -1,6 +1,7 @@
 //! Rows of processes: nothing lost while they are drained, and bounded however many processes there are.
 
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use crate::common::sys::{self, PAGE};
@@ -19,22 +20,31 @@ fn draining_loses_nothing() {
     need_bpf!("draining_loses_nothing");
     let s = Scoped::start(common::sized(&[("COLLECTOR_INTERVAL", "20ms")], &[]));
     let f = TestFile::new("million", PAGE);
-    let calls: u64 = common::sized(1_000_000, 50_000);
+    let least: u64 = common::sized(1_000_000, 20_000);
     s.agent.settled();
     let me = common::kernel_pid(&s.agent);
     let before = rows_of(&s.agent, me);
+    let (calls, drained) = (AtomicU64::new(0), AtomicBool::new(false));
     let (d, _) = s.agent.during(|| {
         thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
-                    for _ in 0..calls / 2 {
-                        sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
+                    // However fast calls are here: until enough are made, and were drained meanwhile.
+                    while calls.load(Ordering::Relaxed) < least || !drained.load(Ordering::Relaxed) {
+                        for _ in 0..1000 {
+                            sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
+                        }
+                        calls.fetch_add(1000, Ordering::Relaxed);
                     }
                 });
             }
+            // Ends the threads also if waiting panics.
+            let _drained = SetAtEnd(&drained);
+            let begun = s.agent.metrics().get("ebpf_sidecar_snapshot_sequence");
+            s.agent.wait(|m| m.get("ebpf_sidecar_snapshot_sequence") >= begun + 6.0);
         });
     });
-    assert!(d.of("ebpf_sidecar_snapshot_sequence") > 5.0, "it was drained while the calls were made");
+    let calls = calls.into_inner();
     // Each call is counted, or told of as missed.
     let missed = d.missed("fadvise");
     assert_eq!(d.of("ebpf_fadvise_calls_total") + missed, calls as f64);
@@ -42,6 +52,14 @@ fn draining_loses_nothing() {
     let made = calls - missed as u64;
     let after = rows_of(&s.agent, me);
     assert_eq!((after.0 - before.0, after.1 - before.1), (made, made));
+}
+
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::sys::PAGE;
-use crate::common::{self, Agent, Cgroup, Delta, MIB, Scoped, TestFile, alone, assert_near, text};
+use crate::common::{self, Agent, Cgroup, Delta, MIB, Scoped, TempDir, TestFile, alone, assert_near, text};
 
 #[test]
 fn reclaim_in_a_memory_cgroup() {
@@ -27,28 +27,35 @@ fn reclaim_in_a_memory_cgroup() {
     let before = agent.settled();
     let begun = Instant::now();
     let script = "echo $$ > $1/cgroup.procs; echo $$ > $2/cgroup.procs; \
-                  i=0; while [ $i -lt $4 ]; do dd if=$3 of=/dev/null bs=64k 2>/dev/null; i=$((i+1)); done";
+                  i=0; while [ $i -lt $4 ] || [ ! -e $5 ]; do dd if=$3 of=/dev/null bs=64k 2>/dev/null; i=$((i+1)); done";
+    let dir = TempDir::new("reclaim");
+    let seen = dir.path.join("seen");
     let mut child = Command::new("sh")
         .args(["-c", script, "sh", text(&limit.path), text(&scope.path), text(&big.path)])
-        .arg(common::sized("3", "1"))
+        .args([common::sized("3", "1"), text(&seen)])
         .spawn()
         .unwrap();
+    let scanned = "ebpf_memory_lru_pages_scanned_total{reclaimer=\"memcg\"}";
+    let scans = before.0.contains_key(scanned);
     let mut most = 0f64;
     let mut efficiency = Vec::new();
     while child.try_wait().unwrap().is_none() {
         let m = agent.metrics();
         most = most.max(m.get("ebpf_memory_direct_reclaim_processes"));
         efficiency.extend(m.0.get("ebpf_memory_reclaim_efficiency_percent").copied().filter(|e| !e.is_nan()));
+        // It goes on until it was seen in what was collected meanwhile, however fast it is.
+        if most >= 1.0 && !(scans && efficiency.is_empty()) || begun.elapsed() > Duration::from_secs(120) {
+            fs::write(&seen, "").unwrap();
+        }
         thread::sleep(Duration::from_millis(common::sized(20, 100)));
     }
     let wall = begun.elapsed().as_secs_f64();
     let after = agent.settled();
     let d = Delta { before, after };
-    let scanned = "ebpf_memory_lru_pages_scanned_total{reclaimer=\"memcg\"}";
     let reclaimed = d.of("ebpf_memory_pages_reclaimed_total{reclaimer=\"memcg\"}");
     assert!(reclaimed > 0.0, "{}", d.moved());
     // A kernel that does not tell what it scans has neither scans nor an efficiency.
-    let scans = d.after.0.contains_key(scanned);
+    assert_eq!(scans, d.after.0.contains_key(scanned));
     assert_eq!(scans, d.after.0.contains_key("ebpf_memory_reclaim_efficiency_percent"));
     if scans {
         assert!(d.of(scanned) >= reclaimed, "{}", d.moved());
@@ -94,17 +101,27 @@ fn kswapd_as_vmstat_says() {
         text.lines().find_map(|l| l.strip_prefix(name)?.split_ascii_whitespace().next()?.parse().ok()).unwrap()
     };
     let want = (free("MemFree:") + 256 * 1024).min(free("MemTotal:") / 2);
-    let _restore = Restore(watermark, old);
+    let restore = Restore(watermark, old);
     if fs::write(watermark, want.to_string()).is_err() {
         return common::skipped("kswapd_as_vmstat_says", "needs to write vm.min_free_kbytes");
     }
-    let small = TestFile::new("small", 16 * MIB);
-    drop(small);
-    thread::sleep(Duration::from_millis(500));
-    drop(_restore);
-    thread::sleep(Duration::from_millis(300));
-    let d = Delta { before: first, after: s.agent.settled() };
-    let truth: Vec<f64> = names.map(vmstat).iter().zip(before).map(|(a, b)| a - b).collect();
+    for _ in 0..50 {
+        drop(TestFile::new("small", 16 * MIB));
+        if vmstat(names[0]) > before[0] {
+            break;
+        }
+    }
+    drop(restore);
+    // Until it has gone back to sleep: the kernel's counters are the same before and after the agent's were read.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let (after, now) = loop {
+        let (vmstat_then, m) = (names.map(vmstat), s.agent.settled());
+        if vmstat_then == names.map(vmstat) || Instant::now() > deadline {
+            break (m, vmstat_then);
+        }
+    };
+    let d = Delta { before: first, after };
+    let truth: Vec<f64> = now.iter().zip(before).map(|(a, b)| a - b).collect();
     if truth[0] == 0.0 {
         assert!(common::sized(true, false), "kswapd did not run, in a machine with as much memory as we gave it");
         return common::skipped("kswapd_as_vmstat_says", "kswapd did not run: too much memory is free");
