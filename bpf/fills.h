@@ -55,7 +55,7 @@ static __always_inline enum match fd_match(unsigned int fd, struct inode *inode)
 	of_fd = BPF_CORE_READ(file, f_inode);
 	if (of_fd == inode)
 		return MATCH_EXACT;
-	if (bpf_core_field_exists(of_fd->i_sb->s_stack_depth))
+	if (HAS_FIELD(of_fd->i_sb->s_stack_depth, false))
 		stacked = BPF_CORE_READ(of_fd, i_sb, s_stack_depth) > 0;
 	else
 		stacked = BPF_CORE_READ(of_fd, i_sb, s_magic) == OVERLAYFS_MAGIC;

@@ -179,7 +179,17 @@ static __always_inline void *page_at(__u64 pfn)
 /* Before 6.1 the order is not told, and hardly any folio has one. */
 static __always_inline __u64 pages_in(struct trace_event_raw_mm_filemap_op_page_cache *ctx)
 {
-	return bpf_core_field_exists(ctx->order) ? 1ULL << (ctx->order & 63) : 1;
+	unsigned char order = 0;
+
+#ifdef NO_BTF
+	/* A size of 0 is no access to what is not there, which a size is never. */
+	if (bpf_core_type_size(struct place_of_order))
+		bpf_probe_read_kernel(&order, sizeof(order), (void *)ctx + bpf_core_type_size(struct place_of_order));
+#else
+	if (bpf_core_field_exists(ctx->order))
+		order = ctx->order;
+#endif
+	return 1ULL << (order & 63);
 }
 
 SEC("tracepoint/filemap/mm_filemap_add_to_page_cache")

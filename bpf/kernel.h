@@ -24,6 +24,16 @@ enum { false, true };
 #define KERNEL_HAS(helper) bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_##helper)
 #endif
 
+/*
+ * Whether the kernel has a field. With NO_BTF that is decided here, as `no_btf`: verifiers before 4.19 walk both sides
+ * of such a branch, and refuse the program for an access to what is not there on the one that is never taken.
+ */
+#ifdef NO_BTF
+#define HAS_FIELD(field, no_btf) (no_btf)
+#else
+#define HAS_FIELD(field, no_btf) bpf_core_field_exists(field)
+#endif
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct super_block {
@@ -126,6 +136,11 @@ struct trace_event_raw_mm_filemap_op_page_cache {
 	unsigned long pfn;
 	unsigned char order; /* 6.1+ */
 };
+
+#ifdef NO_BTF
+/* As large as `order` lies far from the beginning of the struct above; not there where it is not. */
+struct place_of_order {};
+#endif
 
 struct trace_event_raw_mm_vmscan_lru_shrink_inactive {
 	unsigned long nr_scanned;

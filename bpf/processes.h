@@ -37,7 +37,7 @@ static __always_inline void current_proc(struct proc_key *key)
 	}
 	leader = BPF_CORE_READ(current_task(), group_leader);
 	key->tgid = bpf_get_current_pid_tgid() >> 32;
-	if (bpf_core_field_exists(leader->start_boottime))
+	if (HAS_FIELD(leader->start_boottime, true))
 		key->start = BPF_CORE_READ(leader, start_boottime) >> START_SHIFT;
 	else
 		key->start = BPF_CORE_READ((struct task_struct___5_4 *)leader, real_start_time) >> START_SHIFT;

@@ -217,6 +217,26 @@ static __always_inline int bytes_read(const struct settings *set, __u64 pos, __u
 	return 0;
 }
 
+/* The buffers, of a page each at most, of the pipe inside of sendfile and copy_file_range (PIPE_DEF_BUFFERS). */
+#define PIPE_PAGES 16
+
+/*
+ * Before 5.4 sendfile asks for all that is left, over and over, while its pipe takes so many pages. Later ones ask for
+ * as many bytes, which from the middle of a page on touch one page more than the pipe takes. What asks for more there
+ * fills a larger pipe of its own: sendfile into one, from 5.12 on.
+ */
+static __always_inline __u64 fits_in_pipe(const struct settings *set, __u64 pos, __u64 bytes)
+{
+	__u64 pipe = (__u64)PIPE_PAGES << set->page_shift;
+	__u64 room = pipe - (pos & ((1ULL << set->page_shift) - 1));
+	struct syscall call;
+
+	if (bytes <= room || (bytes > pipe && KERNEL_HAS(get_current_task_btf)))
+		return bytes;
+	current_syscall(&call);
+	return call.nr == NR_sendfile || call.nr == NR_copy_file_range ? room : bytes;
+}
+
 /* At the entry of a read only what was asked for is known: it counts as far as the file goes. */
 static __always_inline int bytes_asked(const struct settings *set, struct file *file, __u64 pos, __u64 bytes)
 {
@@ -228,6 +248,7 @@ static __always_inline int bytes_asked(const struct settings *set, struct file *
 	size = LOAD(inode, inode, i_size);
 	if (pos >= size)
 		return 0;
+	bytes = fits_in_pipe(set, pos, bytes);
 	return bytes_read(set, pos, bytes < size - pos ? bytes : size - pos);
 }
 

@@ -27,13 +27,13 @@ pub fn elf() -> &'static [u8] {
 }
 
 /// What is known of the kernel's structs.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Layout {
     structs: BTreeMap<&'static str, Struct>,
     /// Where the registers lie, in a task's stack, that were saved when the task's system call entered the kernel.
     pub regs_offset: u64,
-    /// Address of the `struct page` of page frame 0.
-    pub vmemmap: u64,
+    /// See [`Layout::vmemmap`].
+    frames: Result<u64, Error>,
 }
 
 /// A struct as far as it is known.
@@ -116,6 +116,13 @@ const TOP: usize = 512;
 const SET_NAME: u64 = libc::PR_SET_NAME as u64;
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
+impl Default for Layout {
+    /// Nothing is known yet.
+    fn default() -> Self {
+        Self { structs: BTreeMap::new(), regs_offset: 0, frames: Err(not_found("page frame")) }
+    }
+}
+
 impl Layout {
     /// Finds it. Takes some milliseconds, and tracefs.
     pub fn find() -> Result<Self, Error> {
@@ -124,7 +131,7 @@ impl Layout {
             let known = [KnownFile::new(1234, false).map_err(failed)?, KnownFile::new(2345, true).map_err(failed)?];
             let mut layout = Self::default();
             let explored = layout.explore(&kernel, &known);
-            explored.map_err(|what| failed(io::Error::other(format!("{what} not found"))))?;
+            explored.map_err(not_found)?;
             // Only kprobes need what this adds.
             if let Err(e) = kernel.read_arguments(&mut layout) {
                 log::debug!("struct kiocb and struct iov_iter stay unknown: {e}");
@@ -149,7 +156,15 @@ impl Layout {
                 }
             }
         }
+        layout.place_order();
         Ok(layout)
+    }
+
+    /// Tells the place of `order` (see bpf/kernel.h), if this kernel tells the order.
+    fn place_order(&mut self) {
+        if let Some(place) = self.offset(RECORDS[0].0, "order") {
+            self.structs.entry("place_of_order").or_default().size = place;
+        }
     }
 
     /// Where a field lies in its struct, in bytes; `None` if it is not known.
@@ -270,21 +285,28 @@ impl Layout {
         let (place, page, mapping) = page_of(inode, &memory).ok_or("page.mapping")?;
         let second = page_of(inode2, &memory2).filter(|p| (p.0, p.2) == (place, mapping)).ok_or("page.mapping")?;
         self.add("page", "mapping", mapping, Kind::Pointer);
-        // Two frames tell the size of one description.
-        let [frame, frame2] = kernel.frames(known).ok_or("page frame")?;
-        let (pages, frames) = (second.1.wrapping_sub(page) as i64, frame2.wrapping_sub(frame) as i64);
-        let size = pages.checked_div(frames).filter(|size| (32..=256).contains(size) && size * frames == pages);
-        let size = size.ok_or("size of struct page")? as usize;
-        self.structs.entry("page").or_default().size = size;
-        self.vmemmap = page.wrapping_sub(frame.wrapping_mul(size as u64));
+        self.frames = kernel.frames(known).and_then(|[frame, frame2]| {
+            // Two frames tell the size of one description.
+            let (pages, frames) = (second.1.wrapping_sub(page) as i64, frame2.wrapping_sub(frame) as i64);
+            let size = pages.checked_div(frames).filter(|size| (32..=256).contains(size) && size * frames == pages);
+            let size = size.ok_or_else(|| not_found("size of struct page"))? as usize;
+            self.structs.entry("page").or_default().size = size;
+            Ok(page.wrapping_sub(frame.wrapping_mul(size as u64)))
+        });
         Ok(())
+    }
+
+    /// Address of the `struct page` of page frame 0, or why it could not be found: all but the programs that are told
+    /// of a page by its frame does without.
+    pub fn vmemmap(&self) -> Result<u64, Error> {
+        self.frames.clone()
     }
 
     /// As BTF, in a file that lives as long as its descriptor: see Documentation/bpf/btf.rst in the kernel's tree.
     pub fn btf(&self) -> Result<File, Error> {
         let write = || {
             let mut file = os::memory_file(c"ebpf-sidecar-btf")?;
-            file.write_all(&Btf::encode(&self.structs))?;
+            file.write_all(&Btf::encode(self.structs.iter()))?;
             Ok(file)
         };
         write().map_err(|e| Error::new("write BTF", e))
@@ -293,6 +315,10 @@ impl Layout {
 
 fn failed(cause: io::Error) -> Error {
     Error::new("find the fields of the kernel's structs without BTF", cause)
+}
+
+fn not_found(what: &str) -> Error {
+    failed(io::Error::other(format!("{what} not found")))
 }
 
 // ---- looking ----
@@ -406,18 +432,20 @@ impl Kernel {
     }
 
     /// Numbers of the page frames in which two files lie: told when they lose their pages.
-    fn frames(&self, known: &[KnownFile; 2]) -> Option<[u64; 2]> {
+    fn frames(&self, known: &[KnownFile; 2]) -> Result<[u64; 2], Error> {
         let (category, name) = ("filemap", "mm_filemap_delete_from_page_cache");
-        let format = os::tracepoint_fields(category, name).ok()?;
-        let pfn = format.iter().find(|f| f.name == "pfn" && f.size == 8)?.offset;
-        let program = self.object.load("peek_record", None).ok()?;
-        let _link = program.attach_tracepoint(category, name).ok()?;
+        let format = os::tracepoint_fields(category, name).map_err(failed)?;
+        let pfn = format.iter().find(|f| f.name == "pfn" && f.size == 8).ok_or_else(|| not_found("pfn of a page"))?;
+        let program = self.object.load("peek_record", None)?;
+        let _link = program.attach_tracepoint(category, name)?;
         let frame = |known: &KnownFile| {
             self.question(0)?;
             known.file.set_len(0).ok()?;
-            self.memory(&self.answer()?.memory).word(pfn)
+            self.memory(&self.answer()?.memory).word(pfn.offset)
         };
-        Some([frame(&known[0])?, frame(&known[1])?])
+        let frames = (frame(&known[0]), frame(&known[1]));
+        let (Some(first), Some(second)) = frames else { return Err(not_found("page frame")) };
+        Ok([first, second])
     }
 
     fn memory(&self, words: &[u64]) -> Memory {
@@ -585,7 +613,7 @@ impl Btf {
     const ARRAY: u32 = 3;
     const STRUCT: u32 = 4;
 
-    fn encode(structs: &BTreeMap<&'static str, Struct>) -> Vec<u8> {
+    fn encode<'a>(structs: impl Iterator<Item = (&'a &'static str, &'a Struct)>) -> Vec<u8> {
         let mut btf = Self { strings: vec![0], ..Default::default() };
         let pointer = btf.add("", Self::PTR, 0, 0, &[]);
         let ints: BTreeMap<usize, u32> = [1, 2, 4, 8]
@@ -632,6 +660,38 @@ impl Btf {
         let at = self.strings.len() as u32;
         self.strings.extend(s.bytes().chain([0]));
         at
+    }
+}
+
+#[cfg(test)]
+impl Layout {
+    /// What would be found on a kernel that has kprobes and tells the order of a folio, or does not; `None` where nothing can
+    /// be found.
+    pub(crate) fn for_tests(order: bool) -> Option<Self> {
+        let mut layout = os::mount_tracefs_privately().ok().and_then(|_| Self::find().ok())?;
+        for (of, field, offset, kind) in [
+            ("kiocb", "ki_filp", 0, Kind::Pointer),
+            ("kiocb", "ki_pos", 8, Kind::Int(8)),
+            ("iov_iter", "count", 16, Kind::Int(8)),
+            (RECORDS[0].0, "order", 32, Kind::Int(1)),
+        ] {
+            if layout.offset(of, field).is_none() {
+                layout.add(of, field, offset, kind);
+            }
+        }
+        layout.place_order();
+        if !order {
+            layout.structs.remove("place_of_order");
+            layout.structs.get_mut(RECORDS[0].0)?.fields.remove("order");
+        }
+        Some(layout)
+    }
+
+    /// As BTF that has every struct twice, as that of 5.4 has most.
+    pub(crate) fn btf_of_twins(&self) -> io::Result<File> {
+        let mut file = os::memory_file(c"ebpf-sidecar-btf")?;
+        file.write_all(&Btf::encode(self.structs.iter().chain(self.structs.iter())))?;
+        Ok(file)
     }
 }
 

@@ -5,7 +5,7 @@
 //! with it. So the object is only prepared (maps created, relocations applied), and each program is loaded
 //! by itself, with an error of its own. Everything is held as file descriptors; dropping them undoes it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
 use std::fs::File;
@@ -69,18 +69,27 @@ impl Error {
 
 /// The same for what the kernel was asked to do with a program: with its release, and what the answer means.
 fn refusal(what: &str, cause: io::Error) -> Error {
-    let log = match cause.raw_os_error() {
+    let log;
+    let words = match cause.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             "a capability is missing, or lockdown or a seccomp filter forbids it \
              (`ebpf-sidecar check`, cat /sys/kernel/security/lockdown)"
         }
         Some(libc::ENOENT) => "this kernel does not have it",
+        Some(libc::EEXIST) => {
+            let by = match os::program_holders().join(", ") {
+                none if none.is_empty() => String::new(),
+                some => format!(" (programs are loaded by {some})"),
+            };
+            log = format!("another tracer's program is there{by}: before Linux 4.15 a tracepoint has room for one");
+            &log
+        }
         Some(libc::EBUSY) => "something else holds this place: another tracer, or live patching",
         Some(libc::ENOTSUP | ENOTSUPP) => "this kernel cannot attach programs in this way",
         Some(libc::ENOMEM) => "the kernel has no memory for it",
         _ => "",
     };
-    Error { what: format!("{what} on Linux {}", os::kernel_release()), cause, log: log.into() }
+    Error { what: format!("{what} on Linux {}", os::kernel_release()), cause, log: words.into() }
 }
 
 /// The kernel's own errno for what is not supported; it has no name in user space.
@@ -153,15 +162,20 @@ pub struct Aligned<T: ?Sized>(pub T);
 
 /// An object whose maps exist and whose programs are ready to be loaded. Dropping it frees libbpf's memory;
 /// maps, programs and links taken from it live on.
-pub struct Object(NonNull<sys::bpf_object>);
+pub struct Object {
+    raw: NonNull<sys::bpf_object>,
+    /// Whether programs are loaded with what quotes our source; not where the kernel knows nothing of that.
+    quotes: Cell<bool>,
+}
 
 impl Object {
     /// Opens the ELF image `elf`, creates its maps and applies the relocations for the running kernel: for its
     /// types as its own BTF describes them, or as `btf` does.
     pub fn prepare(name: &str, elf: &[u8], btf: Option<&File>) -> Result<Self, Error> {
         let object = Self::open(name, elf, btf)?;
+        let _templates = object.name_inner_maps()?;
         // SAFETY: the object is open and not yet prepared.
-        let code = unsafe { sys::bpf_object__prepare(object.0.as_ptr()) };
+        let code = unsafe { sys::bpf_object__prepare(object.raw.as_ptr()) };
         if code == 0 {
             return Ok(object);
         }
@@ -183,18 +197,65 @@ impl Object {
         unsafe { sys::libbpf_set_print(Some(print)) };
         // SAFETY: image and options are live for the call; libbpf copies what it keeps.
         let raw = unsafe { sys::bpf_object__open_mem(elf.as_ptr().cast(), elf.len() as _, &opts) };
-        NonNull::new(raw).map(Self).ok_or_else(|| Error {
+        NonNull::new(raw).map(|raw| Self { raw, quotes: Cell::new(true) }).ok_or_else(|| Error {
             what: format!("open BPF object {name}"),
             cause: io::Error::last_os_error(),
             log: take_warnings(),
         })
     }
 
+    /// Gives the maps that stand for those in a map of maps names of ours: libbpf would call them `NAME.inner`, and kernels
+    /// from 4.15 to 5.1 refuse a dot. Returns what has to live until the object is prepared.
+    fn name_inner_maps(&self) -> Result<Vec<OwnedFd>, Error> {
+        let mut templates = Vec::new();
+        // SAFETY: the object is live; a null map starts the walk, each next one belongs to the object.
+        let next = |map| unsafe { sys::bpf_object__next_map(self.raw.as_ptr(), map) };
+        let all =
+            std::iter::successors(Some(next(ptr::null())), |map| Some(next(*map))).take_while(|map| !map.is_null());
+        for map in all {
+            // SAFETY: the map belongs to the live object, and so does the map inside of its description.
+            let inner = unsafe { sys::bpf_map__inner_map(map) };
+            if inner.is_null() {
+                continue;
+            }
+            // SAFETY: both are live; the options have the size they say, and name and options live for the call.
+            let (fd, name) = unsafe {
+                let name = CStr::from_ptr(sys::bpf_map__name(map)).to_string_lossy().into_owned() + "_in";
+                let opts = sys::bpf_map_create_opts {
+                    sz: size_of::<sys::bpf_map_create_opts>() as _,
+                    map_flags: sys::bpf_map__map_flags(inner),
+                    ..Default::default()
+                };
+                let c_name = c_string(&name)?;
+                let fd = sys::bpf_map_create(
+                    sys::bpf_map__type(inner),
+                    c_name.as_ptr(),
+                    sys::bpf_map__key_size(inner),
+                    sys::bpf_map__value_size(inner),
+                    sys::bpf_map__max_entries(inner),
+                    &opts,
+                );
+                (fd, name)
+            };
+            if fd < 0 {
+                return Err(refusal(&format!("create map {name}"), errno(fd)));
+            }
+            // SAFETY: a fresh descriptor, ours alone.
+            templates.push(unsafe { OwnedFd::from_raw_fd(fd) });
+            // SAFETY: the object is not yet prepared; libbpf frees its own description of the inner map.
+            let code = unsafe { sys::bpf_map__set_inner_map_fd(map, fd) };
+            if code != 0 {
+                return Err(Error::new(format!("describe what map {name} stands for"), errno(code)));
+            }
+        }
+        Ok(templates)
+    }
+
     /// Whether it has a program of this name.
     pub fn has_program(&self, name: &str) -> bool {
         // SAFETY: the object is live, the name is a C string.
         c_string(name)
-            .is_ok_and(|n| unsafe { !sys::bpf_object__find_program_by_name(self.0.as_ptr(), n.as_ptr()).is_null() })
+            .is_ok_and(|n| unsafe { !sys::bpf_object__find_program_by_name(self.raw.as_ptr(), n.as_ptr()).is_null() })
     }
 
     /// A handle of the map `name`.
@@ -202,7 +263,7 @@ impl Object {
         let what = || format!("find map {name}");
         let c_name = c_string(name)?;
         // SAFETY: the object is live, the name is a C string.
-        let map = unsafe { sys::bpf_object__find_map_by_name(self.0.as_ptr(), c_name.as_ptr()) };
+        let map = unsafe { sys::bpf_object__find_map_by_name(self.raw.as_ptr(), c_name.as_ptr()) };
         if map.is_null() {
             return Err(Error::new(what(), io::ErrorKind::NotFound.into()));
         }
@@ -230,7 +291,7 @@ impl Object {
         let what = || format!("load program {name}");
         let c_name = c_string(name)?;
         // SAFETY: the object is live, the name is a C string.
-        let prog = unsafe { sys::bpf_object__find_program_by_name(self.0.as_ptr(), c_name.as_ptr()) };
+        let prog = unsafe { sys::bpf_object__find_program_by_name(self.raw.as_ptr(), c_name.as_ptr()) };
         if prog.is_null() {
             return Err(Error::new(what(), io::ErrorKind::NotFound.into()));
         }
@@ -240,11 +301,11 @@ impl Object {
                 sz: size_of::<sys::bpf_prog_load_opts>() as _,
                 expected_attach_type: sys::bpf_program__expected_attach_type(prog),
                 attach_btf_id: function.map_or(0, |f| f.0),
-                kern_version: sys::bpf_object__kversion(self.0.as_ptr()), // kprobes before 5.0 ask for it
+                kern_version: sys::bpf_object__kversion(self.raw.as_ptr()), // kprobes before 5.0 ask for it
                 ..Default::default()
             };
-            let btf = sys::bpf_object__btf_fd(self.0.as_ptr());
-            if btf >= 0 {
+            let btf = sys::bpf_object__btf_fd(self.raw.as_ptr());
+            if btf >= 0 && self.quotes.get() {
                 // With these the verifier's log quotes our source.
                 opts.prog_btf_fd = btf as _;
                 opts.func_info = sys::bpf_program__func_info(prog).cast();
@@ -261,7 +322,22 @@ impl Object {
             // SAFETY: instructions, names and options are live for the call; lengths are the true ones.
             unsafe { sys::bpf_prog_load(kind, c_name.as_ptr(), license.as_ptr(), insns, count, opts) }
         };
-        let code = load(&mut opts);
+        let mut code = load(&mut opts);
+        if errno(code).raw_os_error() == Some(libc::E2BIG) && opts.prog_btf_fd != 0 {
+            // 4.18 to 4.20 take BTF, but not what connects a program with it, and say so of any attribute they do not know.
+            opts = sys::bpf_prog_load_opts {
+                prog_btf_fd: 0,
+                func_info: ptr::null(),
+                func_info_cnt: 0,
+                func_info_rec_size: 0,
+                line_info: ptr::null(),
+                line_info_cnt: 0,
+                line_info_rec_size: 0,
+                ..opts
+            };
+            code = load(&mut opts);
+            self.quotes.set(code < 0 && errno(code).raw_os_error() == Some(libc::E2BIG));
+        }
         if code >= 0 {
             // SAFETY: a fresh descriptor, ours alone.
             return Ok(Program { name: name.to_owned(), fd: unsafe { OwnedFd::from_raw_fd(code) } });
@@ -289,7 +365,7 @@ impl Object {
 impl Drop for Object {
     fn drop(&mut self) {
         // SAFETY: opened by us, closed once.
-        unsafe { sys::bpf_object__close(self.0.as_ptr()) };
+        unsafe { sys::bpf_object__close(self.raw.as_ptr()) };
     }
 }
 
@@ -615,6 +691,7 @@ impl AsFd for Map {
 mod tests {
     use super::*;
     use crate::ebpf::abi;
+    use crate::ebpf::layout::Layout;
     use std::slice;
 
     /// Size and members (name, offset in bytes) of a struct, from the object's BTF.
@@ -623,7 +700,7 @@ mod tests {
         // SAFETY: the BTF belongs to the live object; a struct's members follow its btf_type, as many as the
         // low 16 bits of info say; names are C strings of the BTF.
         unsafe {
-            let btf = sys::bpf_object__btf(object.0.as_ptr());
+            let btf = sys::bpf_object__btf(object.raw.as_ptr());
             let id = sys::btf__find_by_name_kind(btf, name.as_ptr(), sys::BTF_KIND_STRUCT);
             let ty = sys::btf__type_by_id(btf, u32::try_from(id).ok()?);
             let members = slice::from_raw_parts(ty.add(1).cast::<sys::btf_member>(), ((*ty).info & 0xffff) as usize);
@@ -650,7 +727,7 @@ mod tests {
 
     fn maps(object: &Object) -> Vec<*mut sys::bpf_map> {
         // SAFETY: the object is live; a null map starts the walk, each next one belongs to the object.
-        let next = |map| unsafe { sys::bpf_object__next_map(object.0.as_ptr(), map) };
+        let next = |map| unsafe { sys::bpf_object__next_map(object.raw.as_ptr(), map) };
         let first = next(ptr::null());
         std::iter::successors(Some(first), |map| Some(next(*map))).take_while(|map| !map.is_null()).collect()
     }
@@ -662,7 +739,7 @@ mod tests {
         loop {
             // SAFETY: the object is live; a null program starts the walk. Name and instructions belong to it.
             unsafe {
-                prog = sys::bpf_object__next_program(object.0.as_ptr(), prog);
+                prog = sys::bpf_object__next_program(object.raw.as_ptr(), prog);
                 if prog.is_null() {
                     return all;
                 }
@@ -677,6 +754,21 @@ mod tests {
         }
     }
 
+    /// The instructions that can follow one, whatever registers hold.
+    fn targets(insns: &[sys::bpf_insn], at: usize) -> Vec<usize> {
+        let insn = &insns[at];
+        let (class, operation) = (u32::from(insn.code) & 7, u32::from(insn.code) & 0xf0);
+        let next = at + if class == sys::BPF_LD { 2 } else { 1 };
+        let jump = next.wrapping_add_signed(insn.off.into());
+        match (class, operation) {
+            (sys::BPF_JMP, sys::BPF_EXIT) => vec![],
+            (sys::BPF_JMP, sys::BPF_JA) => vec![jump],
+            (sys::BPF_JMP, sys::BPF_CALL) => vec![next],
+            (sys::BPF_JMP, _) => vec![next, jump],
+            _ => vec![next],
+        }
+    }
+
     /// Whether an instruction can be reached from itself.
     fn has_loop(insns: &[sys::bpf_insn]) -> bool {
         #[derive(Clone, Copy, PartialEq)]
@@ -685,21 +777,8 @@ mod tests {
             OnPath,
             Done,
         }
-        let targets = |at: usize| -> Vec<usize> {
-            let insn = &insns[at];
-            let (class, operation) = (u32::from(insn.code) & 7, u32::from(insn.code) & 0xf0);
-            let next = at + if class == sys::BPF_LD { 2 } else { 1 };
-            let jump = next.wrapping_add_signed(insn.off.into());
-            match (class, operation) {
-                (sys::BPF_JMP, sys::BPF_EXIT) => vec![],
-                (sys::BPF_JMP, sys::BPF_JA) => vec![jump],
-                (sys::BPF_JMP, sys::BPF_CALL) => vec![next],
-                (sys::BPF_JMP, _) => vec![next, jump],
-                _ => vec![next],
-            }
-        };
         let mut states = vec![State::New; insns.len()];
-        let mut path = vec![(0, targets(0))];
+        let mut path = vec![(0, targets(insns, 0))];
         states[0] = State::OnPath;
         while let Some((at, left)) = path.last_mut() {
             match left.pop() {
@@ -710,12 +789,78 @@ mod tests {
                 Some(next) if states[next] == State::OnPath => return true,
                 Some(next) if states[next] == State::New => {
                     states[next] = State::OnPath;
-                    path.push((next, targets(next)));
+                    path.push((next, targets(insns, next)));
                 }
                 Some(_) => {}
             }
         }
         false
+    }
+
+    /// Whether the verifiers before 4.19, which walk both sides of a branch on a constant, come to an access that libbpf
+    /// has replaced because the field is not there.
+    fn comes_to_poison(insns: &[sys::bpf_insn]) -> bool {
+        let (mut seen, mut left) = (vec![false; insns.len()], vec![0]);
+        while let Some(at) = left.pop() {
+            if std::mem::replace(&mut seen[at], true) {
+                continue;
+            }
+            if u32::from(insns[at].code) == sys::BPF_JMP | sys::BPF_CALL && insns[at].imm == 195_896_080 {
+                return true;
+            }
+            left.extend(targets(insns, at));
+        }
+        false
+    }
+
+    #[test]
+    fn no_side_of_any_branch_reads_what_is_not_there() {
+        for order in [true, false] {
+            let Some(layout) = Layout::for_tests(order) else {
+                println!("SKIPPED no_side_of_any_branch_reads_what_is_not_there: needs root and tracefs");
+                return;
+            };
+            let elf = crate::monitor::iomonitor::elf_no_btf();
+            let object = Object::prepare("old", elf, Some(&layout.btf().unwrap())).unwrap();
+            let poisoned: Vec<_> =
+                programs(&object).into_iter().filter(|(_, _, insns)| comes_to_poison(insns)).map(|p| p.0).collect();
+            assert!(poisoned.is_empty(), "with the order of folios told ({order}): {poisoned:?}");
+        }
+    }
+
+    /// The kernel's own, but with all it needs for it to be ambiguous, are refused, and nothing else.
+    #[test]
+    fn structs_that_are_there_twice_are_an_error_that_says_so() {
+        let Some(layout) = Layout::for_tests(false) else {
+            println!("SKIPPED structs_that_are_there_twice_are_an_error_that_says_so: needs root and tracefs");
+            return;
+        };
+        let twins = layout.btf_of_twins().unwrap();
+        let e = Object::prepare("twice", crate::monitor::iomonitor::elf(), Some(&twins)).err().unwrap();
+        assert!(e.log.contains("ambiguity"), "{e}");
+        // Where no type's number is asked for, two of the same are as good as one.
+        Object::prepare("twice", crate::monitor::iomonitor::elf_no_btf(), Some(&twins)).unwrap();
+    }
+
+    #[test]
+    fn no_name_has_a_dot() {
+        let object = Object::open("names", crate::monitor::iomonitor::elf(), None).unwrap();
+        let inner = |map| {
+            // SAFETY: a map of the live object.
+            unsafe { !sys::bpf_map__inner_map(map).is_null() }
+        };
+        assert!(maps(&object).into_iter().any(inner), "a map of maps");
+        if let Err(e) = object.name_inner_maps() {
+            println!("SKIPPED no_name_has_a_dot: {e}");
+            return;
+        }
+        // libbpf would name those.
+        assert!(!maps(&object).into_iter().any(inner));
+        for map in maps(&object) {
+            // SAFETY: the name of a map of the live object.
+            let name = unsafe { CStr::from_ptr(sys::bpf_map__name(map)) }.to_str().unwrap();
+            assert!(!name.contains('.'), "{name}");
+        }
     }
 
     #[test]

@@ -472,6 +472,23 @@ pub fn capabilities() -> u64 {
     u64::from_str_radix(hex.trim(), 16).unwrap_or(0)
 }
 
+/// Other processes that hold a BPF program, as `NAME (PID)`: the first few that this one sees.
+pub fn program_holders() -> Vec<String> {
+    let own = std::process::id().to_string();
+    let holds = |process: &Path| {
+        let fds = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+        fds.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|to| to == Path::new("anon_inode:bpf-prog"))
+    };
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|p| p.path());
+    let found = processes.filter_map(|process| {
+        let pid = process.file_name()?.to_str()?.to_owned();
+        let other = pid.bytes().all(|b| b.is_ascii_digit()) && pid != own;
+        let name = fs::read_to_string(process.join("comm")).ok().filter(|_| other && holds(&process))?;
+        Some(format!("{} ({pid})", name.trim_end()))
+    });
+    found.take(5).collect()
+}
+
 /// A file that lies in memory alone, and goes with its last descriptor.
 pub fn memory_file(name: &CStr) -> io::Result<fs::File> {
     // SAFETY: a C string.

@@ -293,7 +293,7 @@ pub(crate) fn miss_rate(attempts: u64, misses: u64) -> Option<f64> {
 /// Loads the object and attaches each probe in the first way that works.
 fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Error> {
     let begin = Instant::now();
-    let (object, layout) = prepare(config.ebpf.btf)?;
+    let (object, layout) = prepare(config.ebpf.btf, || Object::prepare(NAME, elf(), None))?;
     log::debug!("BPF object prepared in {:.6} s", begin.elapsed().as_secs_f64());
     let mut settings = scope_settings(&config.scope);
     let scope = match &config.scope {
@@ -301,13 +301,15 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
         Scope::Host | Scope::Comm(_) => None,
     };
     if let Some(layout) = &layout {
-        (settings.regs_offset, settings.vmemmap) = (layout.regs_offset, layout.vmemmap);
+        settings.regs_offset = layout.regs_offset;
+        settings.vmemmap = layout.vmemmap().unwrap_or(0); // asked for again by what needs it
     }
     write_settings(&object, &settings)?;
     let begin = Instant::now();
     let kernel = Kernel::running();
     let no_btf = layout.is_some().then_some(match config.ebpf.btf {
         Switch::Off => "collector.ebpf.btf is off",
+        _ if os::has_btf() => "this kernel's cannot be used",
         _ => "this kernel has none",
     });
     let settings = Cell::new(settings);
@@ -330,20 +332,36 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     Ok((attached, probes))
 }
 
-/// The programs for this kernel; where it does not describe its types, or is not to be asked, with what was found
-/// out about them.
-fn prepare(btf: Switch) -> Result<(Object, Option<Layout>), Error> {
+/// The programs for this kernel; where it does not describe its types, or is not to be asked, or they cannot be made
+/// from what it says (`with_btf`), with what was found out about them.
+fn prepare(btf: Switch, with_btf: impl FnOnce() -> Result<Object, Error>) -> Result<(Object, Option<Layout>), Error> {
     let described = match btf {
         Switch::Auto => os::has_btf(),
         Switch::On => true,
         Switch::Off => false,
     };
-    if described {
-        return Ok((Object::prepare(NAME, elf(), None)?, None));
+    let unusable = match described.then(with_btf) {
+        Some(Ok(object)) => return Ok((object, None)),
+        // 5.4 has most structs twice, and libbpf cannot decide between them.
+        Some(Err(e)) if btf == Switch::Auto && e.cause.kind() != io::ErrorKind::PermissionDenied => Some(e),
+        Some(Err(e)) => return Err(e),
+        None => None,
+    };
+    match (without_btf(), unusable) {
+        (Err(_), Some(first)) => Err(first),
+        (found, unusable) => {
+            if let Some(why) = unusable {
+                log::warn!("the kernel's BTF cannot be used, so the agent does without: {why}");
+            }
+            found.map(|(object, layout)| (object, Some(layout)))
+        }
     }
+}
+
+fn without_btf() -> Result<(Object, Layout), Error> {
     let layout = Layout::find()?;
     let object = Object::prepare(NAME, elf_no_btf(), Some(&layout.btf()?))?;
-    Ok((object, Some(layout)))
+    Ok((object, layout))
 }
 
 /// What tells the programs whom to count.
@@ -370,7 +388,7 @@ fn write_settings(object: &Object, settings: &Settings) -> Result<(), Error> {
 fn tell_frames(object: &Object, settings: &Cell<Settings>) -> Result<(), Error> {
     let mut new = settings.get();
     if new.vmemmap == 0 {
-        new.vmemmap = Layout::find()?.vmemmap;
+        new.vmemmap = Layout::find()?.vmemmap()?;
         write_settings(object, &new)?;
         settings.set(new);
     }
@@ -425,6 +443,21 @@ mod tests {
         let status = |p: &Probe| ProbeStatus { name: p.name, mode: Some("test"), failures: Vec::new() };
         monitor.probes = PROBES.iter().map(status).collect();
         monitor
+    }
+
+    #[test]
+    fn where_libbpf_cannot_decide_between_types_the_agent_does_without_btf() {
+        let Some(layout) = Layout::for_tests(false).filter(|_| os::has_btf()) else {
+            println!(
+                "SKIPPED where_libbpf_cannot_decide_between_types_the_agent_does_without_btf: needs root, tracefs, BTF"
+            );
+            return;
+        };
+        let twins = layout.btf_of_twins().unwrap();
+        let with_twins = || Object::prepare(NAME, elf(), Some(&twins));
+        let (object, found) = prepare(Switch::Auto, with_twins).unwrap();
+        assert!(found.is_some() && !object.has_program("fexit_read"));
+        assert!(prepare(Switch::On, with_twins).err().unwrap().to_string().contains("ambiguity"));
     }
 
     fn names(io: &IoStats) -> Vec<&'static str> {

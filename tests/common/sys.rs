@@ -4,10 +4,13 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 use std::ptr;
 
 use libbpf_sys as bpf;
@@ -224,6 +227,128 @@ pub fn bpf_program_of(pid: i32, fd: RawFd) -> Option<u32> {
         )
     };
     (code == 0).then_some(program)
+}
+
+// ---- calls that a test answers ----
+
+/// A call of bpf() or perf_event_open() that another process makes.
+pub struct Call {
+    pub number: i64,
+    pub args: [u64; 6],
+    thread: u32,
+}
+
+impl Call {
+    /// Memory of that process.
+    pub fn memory(&self, address: u64, len: u64) -> Vec<u8> {
+        let mut bytes = vec![0; len as usize];
+        let memory = File::open(format!("/proc/{}/mem", self.thread)).unwrap();
+        memory.read_exact_at(&mut bytes, address).unwrap();
+        bytes
+    }
+}
+
+/// What the kernel and we pass on about a call (linux/seccomp.h).
+#[repr(C)]
+#[derive(Default)]
+struct Notice {
+    id: u64,
+    pid: u32,
+    flags: u32,
+    nr: i32,
+    arch: u32,
+    ip: u64,
+    args: [u64; 6],
+}
+
+#[repr(C)]
+struct Answer {
+    id: u64,
+    value: i64,
+    error: i32,
+    flags: u32,
+}
+
+/// Has `judge` decide on those calls of what `command` runs: `None` lets the kernel answer, else the call fails with this
+/// errno. So does a process on another kernel, or in a sandbox. False if this kernel cannot do that.
+pub fn judge(command: &mut Command, judge: impl Fn(&Call) -> Option<i32> + Send + 'static) -> bool {
+    const NOTIFY: u32 = 0x7fc0_0000;
+    const ALLOW: u32 = 0x7fff_0000;
+    // SAFETY: null asks whether there is such an action.
+    let code = unsafe {
+        libc::syscall(libc::SYS_seccomp, 2 /* GET_ACTION_AVAIL */, 0, &NOTIFY)
+    };
+    if code != 0 {
+        return false;
+    }
+    let op = |code: u32, k: u32, jt| libc::sock_filter { code: code as u16, jt, jf: 0, k };
+    // Load the number of the call; return what is to be done.
+    let filter = [
+        op(0x20, 0, 0),
+        op(0x15, libc::SYS_bpf as u32, 2),
+        op(0x15, libc::SYS_perf_event_open as u32, 1),
+        op(0x06, ALLOW, 0),
+        op(0x06, NOTIFY, 0),
+    ];
+    let (from, to) = io::pipe().unwrap();
+    let install = move || {
+        let mut filter = filter;
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        // SAFETY: a live filter of that length; a number that is written, of this process, to a live pipe.
+        unsafe {
+            let fd =
+                libc::syscall(libc::SYS_seccomp, 1 /* SET_MODE_FILTER */, 8 /* NEW_LISTENER */, &program);
+            // Kept over execve, so that it can be fetched.
+            if fd < 0 || libc::fcntl(fd as RawFd, libc::F_SETFD, 0) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let told = [libc::getpid(), fd as i32];
+            match libc::write(to.as_raw_fd(), told.as_ptr().cast(), 8) {
+                8 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        }
+    };
+    // SAFETY: between fork and exec it makes system calls alone, and allocates nothing.
+    unsafe { command.pre_exec(install) };
+    std::thread::spawn(move || {
+        let mut told = [0u8; 8];
+        let mut from = from;
+        if from.read_exact(&mut told).is_err() {
+            return;
+        }
+        let of = |at: usize| i32::from_ne_bytes(told[at..at + 4].try_into().unwrap());
+        // SAFETY: no pointers; fresh descriptors, ours alone.
+        let listener = unsafe {
+            let process = libc::syscall(libc::SYS_pidfd_open, of(0), 0);
+            assert!(process >= 0, "{}", io::Error::last_os_error());
+            let process = OwnedFd::from_raw_fd(process as RawFd);
+            let fd = libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), of(4), 0);
+            assert!(fd >= 0, "{}", io::Error::last_os_error());
+            OwnedFd::from_raw_fd(fd as RawFd)
+        };
+        loop {
+            let mut notice = Notice::default();
+            // SAFETY: a live struct of the size that is in the number of the request.
+            if unsafe { libc::ioctl(listener.as_raw_fd(), 0xc050_2100u32 as _, &mut notice) } != 0 {
+                match io::Error::last_os_error().raw_os_error() {
+                    Some(libc::EINTR | libc::ENOENT) => continue,
+                    _ => return,
+                }
+            }
+            let call = Call { number: notice.nr.into(), args: notice.args, thread: notice.pid };
+            let refused = judge(&call);
+            let mut answer = Answer {
+                id: notice.id,
+                value: 0,
+                error: -refused.unwrap_or(0),
+                flags: u32::from(refused.is_none()), // CONTINUE
+            };
+            // SAFETY: as above.
+            unsafe { libc::ioctl(listener.as_raw_fd(), 0xc018_2101u32 as _, &mut answer) };
+        }
+    });
+    true
 }
 
 // ---- processes ----

@@ -8,6 +8,7 @@ mod evictions;
 mod fadvise;
 mod fills;
 mod layout;
+mod old;
 mod preemption;
 mod processes;
 mod reads;

@@ -183,7 +183,8 @@ fn sendfile_and_vectored_reads() {
     need_bpf!("sendfile_and_vectored_reads");
     let s = Scoped::start(&[]);
     let len = 4 * MIB;
-    for cold in [false, true] {
+    // From the middle of a page on, what is asked for is one page more than a pipe takes, which a tracepoint counts.
+    for (cold, start) in [(false, 0), (false, 100), (true, 0)] {
         let f = TestFile::new("sendfile", len);
         if cold {
             f.drop_cache();
@@ -196,14 +197,14 @@ fn sendfile_and_vectored_reads() {
                 let mut sink = vec![0u8; MIB];
                 while near.read(&mut sink).unwrap() > 0 {}
             });
-            let mut sent = 0;
+            let mut sent = start;
             while sent < len {
                 sent += sys::sendfile(far.as_raw_fd(), &f.file, sent as i64, len - sent);
             }
             drop(far);
             reader.join().unwrap();
         });
-        assert_near("attempts of sendfile", d.attempts(1024.0), 1024.0, 2.0, &d);
+        assert_near("attempts of sendfile", d.attempts(1024.0), 1024.0, if cold { 2.0 } else { 0.1 }, &d);
         assert_eq!(d.misses(), if cold { 1024.0 } else { 0.0 }, "{}", d.moved());
     }
     let f = TestFile::cold("preadv", MIB);
