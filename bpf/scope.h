@@ -83,13 +83,16 @@ static __always_inline bool in_scope(const struct settings *set)
 {
 	__u64 comm[COMM_LEN / 8] = {};
 	struct task_struct *task;
-	const __u64 *want;
+	const __u64 *want, *mask;
 
 	if (set->scope == SCOPE_HOST)
 		return true;
 	if (set->scope == SCOPE_CGROUP)
 		return bpf_current_task_under_cgroup(&scope_cgroup, 0) == 1;
-	/* The process's name, not the thread's. */
+	/*
+	 * The process's name, not the thread's. Only up to its NUL: behind it most kernels before 6.0 leave what they
+	 * had of an earlier name.
+	 */
 	task = current_task_btf();
 	if (task) {
 		comm[0] = ((const __u64 *)task->group_leader->comm)[0];
@@ -98,7 +101,8 @@ static __always_inline bool in_scope(const struct settings *set)
 		BPF_CORE_READ_INTO(&comm, current_task(), group_leader, comm);
 	}
 	want = (const __u64 *)set->comm;
-	return comm[0] == want[0] && comm[1] == want[1];
+	mask = (const __u64 *)set->comm_mask;
+	return (comm[0] & mask[0]) == want[0] && (comm[1] & mask[1]) == want[1];
 }
 
 static __always_inline __u64 regs_offset(void)

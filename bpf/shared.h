@@ -47,6 +47,7 @@ struct settings {
 	__u64 address; /* of this struct; 0: not known */
 	__u64 vmemmap; /* address of the struct page of page frame 0; 0: not known */
 	char comm[COMM_LEN]; /* SCOPE_COMM: NUL-padded */
+	__u8 comm_mask[COMM_LEN]; /* and all bits of those bytes of a name that are compared: it and its NUL */
 };
 
 /* One per CPU; only ever grows. */

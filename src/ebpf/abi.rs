@@ -72,6 +72,8 @@ plain! {
         vmemmap: u64,
         /// Name to match under [`SCOPE_COMM`], NUL-padded.
         comm: [u8; COMM_LEN],
+        /// All bits of the bytes that are compared: the name and its NUL.
+        comm_mask: [u8; COMM_LEN],
     }
 
     /// One CPU's counters.

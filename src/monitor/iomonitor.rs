@@ -375,6 +375,7 @@ fn scope_settings(scope: &Scope) -> Settings {
             // The kernel cuts names the same way, and the configuration allows no longer one.
             let n = name.len().min(COMM_LEN - 1);
             settings.comm[..n].copy_from_slice(&name.as_bytes()[..n]);
+            settings.comm_mask[..=n].fill(0xff);
         }
     }
     settings

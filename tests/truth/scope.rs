@@ -93,20 +93,33 @@ fn scope_of_a_process_name() {
     // The name of the process is that of its main thread, whatever this thread is called.
     let comm = format!("/proc/{}/comm", std::process::id());
     let own = fs::read_to_string(&comm).unwrap();
-    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms"), ("COLLECTOR_SCOPE_COMM", "sidecar-testdb")]);
-    let run = |name: &str| {
-        f.drop_cache();
-        fs::write(&comm, name).unwrap();
-        let (d, _) = agent.during(|| read_all(&f.file, PAGE));
-        fs::write(&comm, &own).unwrap();
-        d
-    };
-    let inside = run("sidecar-testdb");
-    assert_eq!((inside.attempts(1024.0), inside.misses()), (1024.0, 1024.0), "{}", inside.moved());
-    // Two names that begin alike: the whole name must match.
-    let outside = run("sidecar-test");
-    let moved: Vec<_> = scoped_counters(&outside).into_iter().filter(|(_, by)| *by != 0.0).collect();
-    assert!(moved.is_empty(), "{moved:?}");
+    // Around the eight bytes of a word, and the longest.
+    for name in ["db", "seven-b", "eight-by", "sidecar-testdb", "fifteen-bytes-x"] {
+        let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms"), ("COLLECTOR_SCOPE_COMM", name)]);
+        let run = |name: &str| {
+            f.drop_cache();
+            // Most kernels before 6.0 leave the end of an earlier name behind the NUL of a shorter one.
+            fs::write(&comm, "an-earlier-name").unwrap();
+            fs::write(&comm, name).unwrap();
+            let (d, _) = agent.during(|| {
+                sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
+                read_all(&f.file, PAGE)
+            });
+            fs::write(&comm, &own).unwrap();
+            d
+        };
+        let inside = run(name);
+        assert_eq!((inside.attempts(1024.0), inside.misses()), (1024.0, 1024.0), "{name}: {}", inside.moved());
+        let stats = agent.stats();
+        let rows = stats["fadvise"]["process_stats"].as_array().unwrap();
+        assert!(rows.iter().all(|r| r["comm"] == name) && rows.len() == 1, "{name}: {rows:?}");
+        // The whole name must match, whichever of the two is longer.
+        for other in [&name[1..], &name[..name.len() - 1], "fifteen-bytes-y", "db-", "eight-byt"] {
+            let outside = run(other);
+            let moved: Vec<_> = scoped_counters(&outside).into_iter().filter(|(_, by)| *by != 0.0).collect();
+            assert!(moved.is_empty(), "{other} for {name}: {moved:?}");
+        }
+    }
 }
 
 // ---- a cgroup that is made anew ----
