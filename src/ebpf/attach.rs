@@ -134,6 +134,7 @@ impl<'a> Loader<'a> {
         no_btf: Option<&'static str>,
         before: &'a dyn Fn(&Hook) -> Result<(), Error>,
     ) -> Self {
+        os::FunctionEvent::clear_left_behind();
         Self { object, no_btf, btf: LazyCell::new(KernelBtf::load), before }
     }
 

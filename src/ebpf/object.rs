@@ -469,8 +469,8 @@ impl Program {
 
     fn attach_event(&self, name: &str, place: os::Place) -> Result<Link, Error> {
         let attach = || {
-            let event = os::FunctionEvent::define(name, place)?;
-            Ok(Link { _fd: event.attach(&self.fd)?, _event: Some(event) })
+            let (event, fd) = os::FunctionEvent::attach(name, place, &self.fd)?;
+            Ok(Link { _fd: fd, _event: Some(event) })
         };
         let at = match place {
             os::Place::Entry => "",

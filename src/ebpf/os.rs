@@ -3,6 +3,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fs;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufRead, Write};
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -202,6 +203,9 @@ pub fn perf_kprobe(name: &CStr, prog: &OwnedFd) -> io::Result<OwnedFd> {
 
 /// An event at the entry or at the return of a kernel function, defined in tracefs. The definition goes when this is
 /// dropped; what a killed agent left behind costs nothing, and the next one clears it.
+///
+/// tracefs is one for all agents of a host, whose process ids may be the same (1, in most containers): so the names are
+/// random. The kernel refuses to remove an event that somebody has opened, which tells what is in use from what was left.
 pub struct FunctionEvent {
     name: String,
 }
@@ -216,27 +220,59 @@ pub enum Place {
     Return,
 }
 
-/// Group of our events in tracefs; their names end in the process id.
+/// Group of our events in tracefs.
 const EVENT_GROUP: &str = "ebpf_sidecar";
 /// Calls of one function that may be under way.
 const CALLS_UNDER_WAY: u32 = 1024;
+/// Times that an event is defined again which went before it was in use.
+const TRIES: u32 = 5;
 
 impl FunctionEvent {
-    /// Defines it for the function `function`.
-    pub fn define(function: &str, place: Place) -> io::Result<Self> {
-        Self::clear_left_behind();
+    /// Defines it for the function `function`, and runs `prog` at it until the descriptor is closed.
+    pub fn attach(function: &str, place: Place, prog: &OwnedFd) -> io::Result<(Self, OwnedFd)> {
+        // Between the two steps another agent that starts may take it for one that was left behind.
+        let mut tries = 0;
+        loop {
+            let event = Self::define(function, place)?;
+            let opened = tracepoint_id(EVENT_GROUP, &event.name).and_then(|id| perf_tracepoint(id, prog));
+            match opened {
+                Ok(fd) => return Ok((event, fd)),
+                Err(e) if tries == TRIES || event.is_there() => return Err(e),
+                Err(_) => tries += 1,
+            }
+        }
+    }
+
+    fn define(function: &str, place: Place) -> io::Result<Self> {
         let (kind, letter) = match place {
             Place::Entry => ("p".to_owned(), 'p'),
             Place::Return => (format!("r{CALLS_UNDER_WAY}"), 'r'),
         };
-        let name = format!("{letter}_{function}_{}", std::process::id()).replace('.', "_");
+        // A random number that std makes for each of these.
+        let random = RandomState::new().hash_one(0);
+        let name = format!("{letter}_{function}_{random:016x}").replace('.', "_");
         Self::write(&format!("{kind}:{EVENT_GROUP}/{name} {function}"))?;
         Ok(Self { name })
     }
 
-    /// Runs `prog` at it, until the descriptor is closed.
-    pub fn attach(&self, prog: &OwnedFd) -> io::Result<OwnedFd> {
-        perf_tracepoint(tracepoint_id(EVENT_GROUP, &self.name)?, prog)
+    fn is_there(&self) -> bool {
+        Self::names().contains(&self.name)
+    }
+
+    /// Those of all agents.
+    fn names() -> Vec<String> {
+        let list = Self::list().and_then(fs::read_to_string).unwrap_or_default();
+        // `r1024:ebpf_sidecar/r_NAME_NUMBER FUNCTION`
+        let group = format!(":{EVENT_GROUP}/");
+        list.lines().filter_map(|l| l.split_once(&group)?.1.split(' ').next()).map(str::to_owned).collect()
+    }
+
+    /// Removes those that killed agents left behind.
+    pub fn clear_left_behind() {
+        for name in Self::names() {
+            // Refused (EBUSY) for one that is in use.
+            let _ = Self::write(&format!("-:{EVENT_GROUP}/{name}"));
+        }
     }
 
     fn list() -> io::Result<PathBuf> {
@@ -257,22 +293,13 @@ impl FunctionEvent {
         })?;
         file.write_all(line.as_bytes())
     }
-
-    fn clear_left_behind() {
-        let list = Self::list().and_then(fs::read_to_string).unwrap_or_default();
-        // `r1024:ebpf_sidecar/r_NAME_PID FUNCTION`
-        for event in list.lines().filter_map(|l| l.split_once(&format!(":{EVENT_GROUP}/"))?.1.split(' ').next()) {
-            let of = event.rsplit_once('_').map(|(_, pid)| Path::new("/proc").join(pid));
-            if of.is_some_and(|process| !process.exists()) {
-                let _ = Self::write(&format!("-:{EVENT_GROUP}/{event}"));
-            }
-        }
-    }
 }
 
 impl Drop for FunctionEvent {
     fn drop(&mut self) {
-        if let Err(e) = Self::write(&format!("-:{EVENT_GROUP}/{}", self.name)) {
+        if let Err(e) = Self::write(&format!("-:{EVENT_GROUP}/{}", self.name))
+            && self.is_there()
+        {
             log::warn!("the event {EVENT_GROUP}/{} stays in tracefs: {e}", self.name);
         }
     }

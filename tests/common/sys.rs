@@ -370,6 +370,13 @@ pub fn keep_capabilities(kept: u64) {
     assert_eq!(unsafe { libc::syscall(libc::SYS_capset, &header, &data) }, 0);
 }
 
+/// What this thread starts from now on is in a pid namespace of its own, the first as process 1.
+pub fn new_pid_namespace() {
+    // SAFETY: no pointers.
+    let code = unsafe { libc::unshare(libc::CLONE_NEWPID) };
+    assert_eq!(code, 0, "unshare: {}", std::io::Error::last_os_error());
+}
+
 pub fn is_root() -> bool {
     // SAFETY: no pointers.
     unsafe { libc::geteuid() == 0 }

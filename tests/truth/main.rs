@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 #[macro_use]
 mod common;
+mod attaching;
 mod evictions;
 mod fadvise;
 mod fills;

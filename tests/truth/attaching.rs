@@ -1,0 +1,68 @@
+//! What attaching makes in the kernel beside the agent's own descriptors, and what becomes of it.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+use std::{fs, thread};
+
+use ebpf_sidecar::ebpf::os;
+
+use crate::common::sys::{self, PAGE};
+use crate::common::{self, Agent, TestFile, alone};
+
+/// Names of agents' events in tracefs.
+fn events() -> BTreeSet<String> {
+    let list = fs::read_to_string(os::tracefs().unwrap().join("kprobe_events")).unwrap();
+    list.lines().filter_map(|l| Some(l.split_once(":ebpf_sidecar/")?.1.split(' ').next()?.to_owned())).collect()
+}
+
+/// An agent in a pid namespace of its own, where its id is 1, as in most containers.
+fn start_in_pid_namespace() -> Agent {
+    let started = thread::spawn(|| {
+        sys::new_pid_namespace();
+        Agent::start(&[("COLLECTOR_INTERVAL", "100ms"), ("COLLECTOR_EBPF_ATTACH", "kprobe")])
+    });
+    started.join().unwrap()
+}
+
+/// The definitions of kretprobes lie in tracefs, which all agents of a host share, and which outlives them.
+#[test]
+fn agents_of_the_same_id_and_those_killed_do_not_get_in_the_way() {
+    let name = "agents_of_the_same_id_and_those_killed_do_not_get_in_the_way";
+    need_bpf!("agents_of_the_same_id_and_those_killed_do_not_get_in_the_way");
+    let _alone = alone();
+    os::mount_tracefs_privately().unwrap();
+    if !os::tracefs().unwrap().join("kprobe_events").exists() {
+        return common::skipped(name, "this kernel has no kprobes");
+    }
+    let others = events();
+    let counts = |agent: &Agent| {
+        let f = TestFile::new("probed", PAGE);
+        let (d, _) = agent.during(|| {
+            (0..10).for_each(|_| sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap());
+        });
+        assert_eq!(d.after.get("ebpf_sidecar_probe_attached{probe=\"fadvise\",mode=\"kprobe\"}"), 1.0);
+        assert!(d.of("ebpf_fadvise_calls_total") >= 10.0, "{}", d.moved());
+    };
+    let living = start_in_pid_namespace();
+    let of_living = &events() - &others;
+    let mut killed = start_in_pid_namespace();
+    counts(&living);
+    counts(&killed);
+    let of_killed = &(&events() - &others) - &of_living;
+    assert_eq!((of_living.len(), of_killed.len()), (1, 1));
+
+    sys::kill(killed.child.id(), libc::SIGKILL);
+    killed.child.wait().unwrap();
+    assert!(events().is_superset(&of_killed), "nobody was there to remove them");
+    let next = start_in_pid_namespace();
+    counts(&next);
+    counts(&living);
+    let now = events();
+    assert!(now.is_superset(&of_living) && now.is_disjoint(&of_killed), "{now:?}");
+    for mut agent in [living, next] {
+        sys::kill(agent.child.id(), libc::SIGTERM);
+        assert!(common::wait_for(&mut agent.child, Duration::from_secs(30)).is_some_and(|s| s.success()));
+    }
+    assert!(events().is_subset(&others), "{:?}", events());
+}
