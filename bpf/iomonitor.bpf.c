@@ -91,6 +91,20 @@ int fentry_wait_timeout(__u64 *ctx)
 	return wait_begins();
 }
 
+/* Their common beginning: (in, ppos, pipe, len, flags). */
+SEC("fentry/filemap_splice_read")
+int fentry_splice(__u64 *ctx)
+{
+	return copying_read_begins((struct file *)ctx[0]);
+}
+
+/* Before 6.5. */
+SEC("fentry/generic_file_splice_read")
+int fentry_splice_iter(__u64 *ctx)
+{
+	return copying_read_begins((struct file *)ctx[0]);
+}
+
 SEC("fexit/filemap_read")
 int fexit_read_timed(__u64 *ctx)
 {

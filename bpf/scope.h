@@ -79,6 +79,20 @@ static __always_inline bool is_kswapd(void)
 	return BPF_CORE_READ(current_task(), flags) & PF_KSWAPD;
 }
 
+/* The current task's open file behind a descriptor, or null. */
+static __always_inline struct file *open_file(unsigned int fd)
+{
+	struct fdtable *fdt = BPF_CORE_READ(current_task(), files, fdt);
+	struct file **files;
+	struct file *file = 0;
+
+	if (fd >= BPF_CORE_READ(fdt, max_fds))
+		return 0;
+	files = BPF_CORE_READ(fdt, fd);
+	bpf_probe_read_kernel(&file, sizeof(file), &files[fd]);
+	return file;
+}
+
 static __always_inline bool in_scope(const struct settings *set)
 {
 	__u64 comm[COMM_LEN / 8] = {};

@@ -21,6 +21,9 @@ struct {
  * it costs less than task storage and is there on every kernel. Threads whose ids are equal modulo READ_SLOTS share
  * a slot: the later wait takes it, and the other is counted as lost.
  *
+ * What copies from file to file waits for its writes too, between two of its reads and by the same functions. Its reads
+ * are of many pages each, so they can pay for a mark at their entry: there only a wait that finds the mark begins.
+ *
  * A wait whose end was not seen (the program was skipped, the thread has left the scope, it was no buffered read)
  * stays, and is never taken for one of a later read: that has another count of read calls (ioac.syscr).
  */
@@ -49,8 +52,18 @@ static __always_inline struct read_wait *slot_of(const struct reader *r)
 	return bpf_map_lookup_elem(&read_waits, &slot);
 }
 
-/* The calls that can come to a buffered read of a file. */
-static __always_inline bool in_read_call(void)
+/* Flags of the current task's open file behind a descriptor. */
+static __always_inline unsigned int fd_flags(unsigned int fd)
+{
+	struct file *file = open_file(fd);
+
+	return BPF_CORE_READ(file, f_flags);
+}
+
+/* How the system call can come to a buffered read of a file: by itself, or by one that copies from file to file. */
+enum read_call { NO_READ, READ_ITSELF, READ_TO_COPY };
+
+static __always_inline enum read_call read_call(void)
 {
 	struct syscall call;
 
@@ -61,35 +74,72 @@ static __always_inline bool in_read_call(void)
 	case NR_readv:
 	case NR_preadv:
 	case NR_preadv2:
+		return fd_flags(call.arg[0]) & O_DIRECT ? NO_READ : READ_ITSELF;
 	case NR_sendfile:
 	case NR_splice:
 	case NR_copy_file_range:
-		return true;
+		return READ_TO_COPY;
 	}
-	return false;
+	return NO_READ;
+}
+
+static __always_inline bool is_of(const struct read_wait *wait, const struct reader *r)
+{
+	return wait->tid == r->tid && wait->syscr == r->syscr;
+}
+
+/* Makes the slot the reader's; another's wait in it is lost. */
+static __always_inline void take_slot(struct read_wait *wait, const struct reader *r, __u64 since_ns)
+{
+	struct totals *t;
+
+	if (wait->tid && wait->tid != r->tid && wait->since_ns) {
+		t = cpu_totals();
+		if (t)
+			ADD(t->lost_reads, 1);
+	}
+	wait->tid = r->tid;
+	wait->syscr = r->syscr;
+	wait->since_ns = since_ns;
+}
+
+/* A read of a call that copies from file to file begins: what waits from here to its end waits for it. */
+static __always_inline int copying_read_begins(struct file *in)
+{
+	struct read_wait *wait;
+	struct reader r;
+
+	if (!scoped() || BPF_CORE_READ(in, f_flags) & O_DIRECT)
+		return 0;
+	current_reader(&r);
+	wait = slot_of(&r);
+	if (wait)
+		take_slot(wait, &r, 0);
+	return 0;
 }
 
 /* The current task goes to sleep until some I/O is done. The first time in a read counts. */
 static __always_inline int wait_begins(void)
 {
+	enum read_call call;
 	struct read_wait *wait;
-	struct totals *t;
 	struct reader r;
 
-	if (!scoped() || !in_read_call())
+	if (!scoped())
+		return 0;
+	call = read_call();
+	if (call == NO_READ)
 		return 0;
 	current_reader(&r);
 	wait = slot_of(&r);
-	if (!wait || (wait->tid == r.tid && wait->syscr == r.syscr))
+	if (!wait)
 		return 0;
-	if (wait->tid && wait->tid != r.tid) {
-		t = cpu_totals();
-		if (t)
-			ADD(t->lost_reads, 1);
+	if (is_of(wait, &r)) {
+		if (!wait->since_ns)
+			wait->since_ns = bpf_ktime_get_ns();
+	} else if (call == READ_ITSELF) {
+		take_slot(wait, &r, bpf_ktime_get_ns());
 	}
-	wait->tid = r.tid;
-	wait->syscr = r.syscr;
-	wait->since_ns = bpf_ktime_get_ns();
 	return 0;
 }
 
@@ -103,10 +153,10 @@ static __always_inline void read_ends(bool success)
 
 	current_reader(&r);
 	wait = slot_of(&r);
-	if (!wait || wait->tid != r.tid || wait->syscr != r.syscr)
+	if (!wait || !is_of(wait, &r))
 		return;
 	wait->tid = 0;
-	if (!success)
+	if (!success || !wait->since_ns)
 		return;
 	ns = bpf_ktime_get_ns() - wait->since_ns;
 	t = cpu_totals();

@@ -81,6 +81,8 @@ pub(super) static PROBES: &[Probe] = &[
                 &[
                     ("fexit_read_timed", Hook::FunctionExit(READ_FUNCTIONS)),
                     ("fexit_splice_timed", Hook::IfThere(&Hook::FunctionExit(SPLICE_FUNCTIONS))),
+                    ("fentry_splice", Hook::IfThere(&Hook::FunctionEntry(SPLICE_FUNCTIONS))),
+                    ("fentry_splice_iter", Hook::IfThere(&Hook::FunctionEntry(&["generic_file_splice_read"]))),
                     ("fentry_wait", Hook::FunctionEntry(&["io_schedule"])),
                     ("fentry_wait_timeout", Hook::IfThere(&Hook::FunctionEntry(&["io_schedule_timeout"]))),
                 ],

@@ -97,6 +97,28 @@ pub fn sendfile(output: RawFd, input: &File, offset: i64, len: usize) -> usize {
     usize::try_from(n).unwrap_or_else(|_| panic!("sendfile: {}", io::Error::last_os_error()))
 }
 
+/// A call that copies from file to file or pipe, where both stand.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Copying {
+    Sendfile,
+    Range,
+    Splice,
+}
+
+/// Copies up to `len` bytes; returns how many.
+pub fn copy(call: Copying, from: RawFd, to: RawFd, len: usize) -> usize {
+    let null = std::ptr::null_mut::<i64>();
+    // SAFETY: both positions are those of the files.
+    let n = unsafe {
+        match call {
+            Copying::Sendfile => libc::sendfile(to, from, null, len),
+            Copying::Range => libc::syscall(libc::SYS_copy_file_range, from, null, to, null, len, 0) as isize,
+            Copying::Splice => libc::splice(from, null, to, null, len, 0),
+        }
+    };
+    usize::try_from(n).unwrap_or_else(|_| panic!("{call:?}: {}", io::Error::last_os_error()))
+}
+
 pub fn readahead(file: &File, offset: i64, len: usize) {
     // SAFETY: no pointers.
     assert_eq!(unsafe { libc::readahead(file.as_raw_fd(), offset, len) }, 0);

@@ -131,7 +131,8 @@ fn kswapd_as_vmstat_says() {
     assert_near("reclaimed", d.of("ebpf_memory_pages_reclaimed_total{reclaimer=\"kswapd\"}"), truth[2], 1.0, &d);
 }
 
-struct Restore(&'static str, String);
+/// A setting of the kernel, and what it is put back to.
+pub struct Restore(pub &'static str, pub String);
 
 impl Drop for Restore {
     fn drop(&mut self) {

@@ -1,6 +1,6 @@
 //! Reads that wait for I/O, timed.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
@@ -9,8 +9,9 @@ use std::thread;
 use std::time::Instant;
 
 use crate::common::sys::{self, PAGE};
-use crate::common::{self, Agent, Delta, MIB, Random, Scoped, TestFile};
+use crate::common::{self, Agent, Delta, MIB, Random, Scoped, TestFile, read_all};
 use crate::file_size;
+use crate::reclaim::Restore;
 
 const WAITS: &str = "ebpf_read_wait_seconds";
 
@@ -91,6 +92,56 @@ fn reads_that_wait_are_timed_once_and_others_not() {
     });
     let least = reads.slept as f64 - d.missed("read_latency");
     assert!((least..=20.0).contains(&timed_reads(&d)), "sendfile: {} slept;{}", reads.slept, d.moved());
+}
+
+/// What copies from file to file waits for its writes by the same functions as for its reads.
+#[test]
+fn a_copy_that_waits_for_its_writes_alone_is_no_waiting_read() {
+    let name = "a_copy_that_waits_for_its_writes_alone_is_no_waiting_read";
+    need_bpf!("a_copy_that_waits_for_its_writes_alone_is_no_waiting_read");
+    let s = Scoped::start(&[]);
+    if !times_reads(&s.agent, name) {
+        return;
+    }
+    let from = TestFile::new("copied-cached", 4 * MIB);
+    read_all(&from.file, MIB);
+    // A writer has to wait as soon as a few pages are dirty. Writing the ratio undoes the bytes.
+    let ratio = "/proc/sys/vm/dirty_ratio";
+    let _restore = Restore(ratio, fs::read_to_string(ratio).unwrap());
+    if fs::write("/proc/sys/vm/dirty_bytes", "262144").is_err() {
+        return common::skipped(name, "needs to write vm.dirty_bytes");
+    }
+    for call in [sys::Copying::Sendfile, sys::Copying::Range, sys::Copying::Splice] {
+        let (mut passes, mut slept) = (0, 0);
+        let (d, _) = s.agent.during(|| {
+            while slept == 0 {
+                passes += 1;
+                assert!(passes < 50, "the writer never waits");
+                let (input, to) = (from.reopen(), TestFile::new("copy-throttled", 0));
+                let (out_of, into) = std::io::pipe().unwrap();
+                let before = sys::voluntary_switches();
+                let mut left = 4 * MIB;
+                while left > 0 {
+                    let (fd, out) = (input.as_raw_fd(), to.file.as_raw_fd());
+                    left -= match call {
+                        sys::Copying::Splice => {
+                            let n = sys::copy(call, fd, into.as_raw_fd(), 64 * 1024);
+                            let mut moved = 0;
+                            while moved < n {
+                                moved += sys::copy(call, out_of.as_raw_fd(), out, n - moved);
+                            }
+                            n
+                        }
+                        _ => sys::copy(call, fd, out, left),
+                    };
+                }
+                slept += sys::voluntary_switches() - before;
+            }
+        });
+        println!("{call:?}: slept {slept} times in {passes} passes, {} timed", timed_reads(&d));
+        assert_eq!((d.misses(), timed_reads(&d)), (0.0, 0.0), "{call:?}, slept {slept} times;{}", d.moved());
+        assert_eq!(d.of("ebpf_read_wait_seconds_sum"), 0.0);
+    }
 }
 
 #[test]
