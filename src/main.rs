@@ -11,7 +11,7 @@ use ebpf_sidecar::commands::{check, health, man, run, top};
 use ebpf_sidecar::config::{self, Config};
 use ebpf_sidecar::ebpf::object;
 use ebpf_sidecar::host::time::rfc3339;
-use ebpf_sidecar::host::version;
+use ebpf_sidecar::host::{scope, version};
 
 /// How long `health` waits: less than probes of containers usually do.
 const HEALTH_LIMIT: Duration = Duration::from_secs(3);
@@ -89,7 +89,7 @@ fn load_config(cli: &Cli) -> Result<Config, u8> {
 
 /// The configuration, checked against this host as well.
 fn load(cli: &Cli) -> Result<Config, u8> {
-    config::load_for_host(cli.config.as_deref()).map_err(|e| fail(BAD_USAGE, e))
+    config::load_for_host(cli.config.as_deref(), scope::fit).map_err(|e| fail(BAD_USAGE, e))
 }
 
 /// Writes to stdout; a reader that has gone (`| head`) is no failure worth words.

@@ -554,6 +554,67 @@ fn http_changes_the_agent_for_those_who_may() {
     assert!(agent.metrics().0.contains_key("ebpf_fadvise_calls_total"));
 }
 
+/// What looks like a line of the log, and steers terminals, as often as it fits.
+fn forged(bytes: usize) -> String {
+    let line = "\n2026-11-27T00:00:00.000Z ERROR forged \u{1b}[2J\u{1b}]0;x\u{7}\r\u{9b}31m\u{2028}\u{202e}";
+    line.repeat(bytes / line.len())
+}
+
+#[test]
+fn what_clients_say_neither_forges_nor_floods_the_log() {
+    need_bpf!("what_clients_say_neither_forges_nor_floods_the_log");
+    for allow in ["off", "any"] {
+        let agent = Agent::start(&[("SERVER_ALLOW_CONFIGURE", allow)]);
+        let client = Client::new(agent.grpc_port);
+        let mut refused = 0;
+        let mut refuse = |request: &rpc::ConfigureModuleRequest| {
+            let (code, message) = client.refusal::<_, rpc::ConfigureModuleResponse>(name::CONFIGURE_MODULE, request);
+            assert_eq!(code == RpcStatusCode::PERMISSION_DENIED, allow == "off", "{message}");
+            assert!(message.len() < 2000 && !message.chars().any(char::is_control), "{message:?}");
+            refused += 1;
+        };
+        let key = serde_json::to_string(&forged(50_000)).unwrap();
+        for json in [format!("{{{key}:1}}"), format!("{{\"scope\":{{\"comm\":{key}}}}}"), forged(50_000)] {
+            refuse(&change("iomonitor", true, &json));
+        }
+        refuse(&change(&forged(50_000), true, ""));
+        for body in [format!("{{{}:1}}", serde_json::to_string(&forged(30_000)).unwrap()), forged(50_000)] {
+            let answer = post(agent.port, JSON, &body);
+            assert_eq!(answer.status, if allow == "off" { 403 } else { 400 }, "{}", answer.body);
+            assert!(answer.body.len() < 3000, "{}", answer.body);
+            refused += 1;
+        }
+        let log = agent.log();
+        assert!(allow == "off" || log.contains("forged \\u{1b}[2J"), "{log}");
+        let told = log.lines().filter(|l| l.contains(" WARN  ConfigureModule by 127.0.0.1:")).count();
+        assert_eq!(told, refused, "{log}");
+        for line in log.lines() {
+            assert!(line.starts_with("20") && (line.chars().count() < 400 || !line.contains("Configure")), "{line}");
+            assert!(!line[30..].contains("Z ERROR forged") || line.contains("\\n2026"), "{line}");
+            assert!(!line.chars().any(|c| c.is_control() || "\u{2028}\u{202e}".contains(c)), "{line:?}");
+        }
+
+        // Each says something else; all are one kind.
+        let flood = 300;
+        for i in 0..flood {
+            post(agent.port, JSON, &format!("{{\"x{i}\":1}}"));
+        }
+        // The numbers before these words, added up.
+        let count = |log: &str, words: &str| -> usize {
+            let number =
+                |(at, _): (usize, &str)| log[..at].rsplit(|c: char| !c.is_ascii_digit()).next().unwrap().parse();
+            log.match_indices(words).map(number).map(|n: Result<usize, _>| n.unwrap()).sum()
+        };
+        until("all that was left out is told", || {
+            let log = agent.log();
+            let written = log.matches(" WARN  ConfigureModule by ").count();
+            let before = count(&log, " lines like this were left out before)");
+            written + before + count(&log, " more lines were left out like: ConfigureModule by ") == refused + flood
+        });
+        assert!(agent.log().len() < 64 << 10, "{}", agent.log().len());
+    }
+}
+
 /// Asks for the stream over HTTP; reads its head.
 fn http_stream(port: u16) -> (u16, BufReader<TcpStream>) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();

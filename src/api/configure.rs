@@ -10,6 +10,7 @@ use super::{Api, Code, Failure, convert, no_module};
 use crate::collector::{Change, Outcome};
 use crate::config::{self, AllowConfigure, Config};
 use crate::host::cgroup;
+use crate::host::logging::clean;
 use crate::metrics::snapshot::ModuleStatus;
 use crate::monitor::ModuleSettings;
 
@@ -28,7 +29,7 @@ impl Caller {
     /// The caller at `peer`, an address with its port; what is none is not of this host.
     pub fn new(peer: String, authenticated: bool) -> Self {
         let loopback = peer.parse::<SocketAddr>().is_ok_and(|a| a.ip().to_canonical().is_loopback());
-        Self { peer, loopback, authenticated }
+        Self { peer: clean(peer), loopback, authenticated }
     }
 }
 
@@ -50,18 +51,19 @@ struct WantedScope {
 }
 
 impl Api {
-    /// Enables, disables or changes a module of the running agent. `reply` is called once, here or in the collector's
-    /// thread.
+    /// Enables, disables or changes a module of the running agent. What is asked for is not looked at before it is known
+    /// that `caller` may: `request` reads it. `reply` is called once, here or in the collector's thread.
     pub fn configure(
         &self,
         caller: &Caller,
-        request: &ConfigureModuleRequest,
+        request: impl FnOnce() -> Result<ConfigureModuleRequest, Failure>,
         reply: impl FnOnce(Result<ConfigureModuleResponse, Failure>) + Send + 'static,
     ) {
-        let change = match self.permit(caller).and_then(|()| self.change(request)) {
-            Ok(change) => change,
+        let asked = || request().and_then(|r| Ok((self.change(&r)?, r)));
+        let (change, request) = match self.permit(caller).and_then(|()| asked()) {
+            Ok(asked) => asked,
             Err(failure) => {
-                log::warn!("ConfigureModule by {} refused: {}", caller.peer, failure.message);
+                log::warn!("ConfigureModule by {} refused: {}", caller.peer, clean(&failure.message));
                 return reply(Err(failure));
             }
         };
@@ -112,7 +114,7 @@ impl Api {
         }
         let (interval, settings) = match json {
             "" => Default::default(),
-            _ => parse(json).map_err(|e| Failure::new(Code::InvalidArgument, format!("config_json: {e}")))?,
+            _ => parse(json).map_err(|e| Failure::new(Code::InvalidArgument, format!("config_json: {}", clean(e))))?,
         };
         Ok(Change { module: request.module.clone(), enabled: request.enabled, interval, settings })
     }
@@ -124,11 +126,10 @@ fn response(success: bool, error: String, status: &ModuleStatus) -> ConfigureMod
 }
 
 fn describe(change: &Change, json: &str) -> String {
-    let json: String = json.trim().chars().take(300).collect();
-    match (change.enabled, json.as_str()) {
+    match (change.enabled, json.trim()) {
         (false, _) => format!("module {} disabled", change.module),
         (true, "") => format!("module {} enabled", change.module),
-        (true, json) => format!("module {} enabled with {json:?}", change.module),
+        (true, json) => format!("module {} enabled with {}", change.module, clean(json)),
     }
 }
 

@@ -15,6 +15,7 @@ use protobuf::{Message, MessageField};
 use crate::collector::Control;
 use crate::config::AllowConfigure;
 use crate::ebpf::os;
+use crate::host::logging::clean;
 use crate::host::time::timestamp_parts;
 use crate::host::version;
 use crate::metrics::health::{self, Status};
@@ -268,8 +269,7 @@ fn chosen<'a>(snapshot: &'a Snapshot, names: &[String]) -> Result<Vec<&'a Module
 
 fn no_module(name: &str, snapshot: &Snapshot) -> Failure {
     let known: Vec<&str> = snapshot.modules.iter().map(|m| m.name).collect();
-    let name: String = name.chars().take(80).collect();
-    Failure::new(Code::NotFound, format!("no module {name:?}; there are: {}", known.join(", ")))
+    Failure::new(Code::NotFound, format!("no module \"{}\"; there are: {}", clean(name), known.join(", ")))
 }
 
 type Bound = Option<SystemTime>;

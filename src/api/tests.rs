@@ -331,7 +331,7 @@ fn only_who_is_allowed_may_configure() {
     let ask = |api: &Api, caller: &Caller, request: &rpc::ConfigureModuleRequest| {
         let result = Arc::new(Mutex::new(None));
         let slot = Arc::clone(&result);
-        api.configure(caller, request, move |r| *slot.lock().unwrap() = Some(r.map_err(|f| f.code)));
+        api.configure(caller, || Ok(request.clone()), move |r| *slot.lock().unwrap() = Some(r.map_err(|f| f.code)));
         // Without a failure the collector, which has ended here, would be asked.
         result.lock().unwrap().take().unwrap().unwrap_err()
     };
@@ -348,6 +348,13 @@ fn only_who_is_allowed_may_configure() {
         let expected = if permitted { Code::Unavailable } else { Code::PermissionDenied };
         assert_eq!(code, expected, "{allow:?} {loopback} {authenticated}");
     }
+    // What is asked for is not even read then.
+    let nobody = api(AllowConfigure::Off);
+    nobody.configure(
+        &caller(true, true),
+        || panic!("read"),
+        |r| assert_eq!(r.unwrap_err().code, Code::PermissionDenied),
+    );
     let api = api(AllowConfigure::Loopback);
     let me = caller(true, false);
     assert_eq!(ask(&api, &me, &request("none", true, "")), Code::NotFound);

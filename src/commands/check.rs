@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use crate::config::{self, Config, Switch};
 use crate::ebpf::os;
-use crate::host::cgroup;
+use crate::host::{cgroup, scope};
 use crate::monitor::Module;
 use crate::monitor::iomonitor::IoMonitor;
 use crate::server::grpc::tls;
@@ -110,8 +110,8 @@ pub fn check(config: &Config) -> (String, bool) {
     let mut monitor = IoMonitor::new(&config.collector);
     let started = monitor.start();
     match monitor.trouble() {
-        None => report.line(true, "scope", config.collector.scope_words()),
-        Some(why) => report.note("scope", format!("{}: {why}", config.collector.scope_words())),
+        None => report.line(true, "scope", scope::words(&config.collector)),
+        Some(why) => report.note("scope", format!("{}: {why}", scope::words(&config.collector))),
     }
     let all = monitor.probes().iter().all(|p| p.mode.is_some()) && started.is_ok();
     match missing_privilege(all) {

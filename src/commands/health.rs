@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
+use crate::host::logging::clean;
 use crate::metrics::health::Status;
 
 /// More than any answer of the agent has, verifier logs in it included.
@@ -56,8 +57,7 @@ impl std::error::Error for Unwell {}
 pub fn ask(address: SocketAddr, limit: Duration) -> Result<String, Unwell> {
     let answer = fetch(address, limit).map_err(|e| Unwell::Unreachable(address, e))?;
     let answer = parse(&answer).ok_or(Unwell::NotTheAgent(address))?;
-    // One line, whatever it holds.
-    let message = answer.message.replace(char::is_control, " ");
+    let message = clean(answer.message);
     match answer.status {
         Status::Healthy => Ok(format!("healthy: {message}")),
         Status::Degraded => Ok(format!("degraded: {message}")),
@@ -137,9 +137,9 @@ mod tests {
     #[test]
     fn the_verdict_is_the_agents() {
         let body = |status| format!(r#"{{"status":"{status}","message":"a\nb","more":[1]}}"#);
-        assert_eq!(asked(&response(200, &body("healthy")), 1).unwrap(), "healthy: a b");
-        assert_eq!(asked(&response(200, &body("degraded")), 1).unwrap(), "degraded: a b");
-        assert_eq!(asked(&response(503, &body("unhealthy")), 1).unwrap_err(), "unhealthy: a b");
+        assert_eq!(asked(&response(200, &body("healthy")), 1).unwrap(), "healthy: a\\nb");
+        assert_eq!(asked(&response(200, &body("degraded")), 1).unwrap(), "degraded: a\\nb");
+        assert_eq!(asked(&response(503, &body("unhealthy")), 1).unwrap_err(), "unhealthy: a\\nb");
     }
 
     #[test]

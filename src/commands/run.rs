@@ -12,7 +12,7 @@ use crate::config::{Config, ExportKind, ModuleName};
 use crate::ebpf::os;
 use crate::export::{banyandb, json, prometheus};
 use crate::host::systemd::Systemd;
-use crate::host::{logging, version};
+use crate::host::{logging, scope, version};
 use crate::metrics::health::{self, Status};
 use crate::metrics::snapshot::{Snapshot, SnapshotCell};
 use crate::monitor::Module;
@@ -36,7 +36,7 @@ pub fn run(config: &Config, level: log::LevelFilter) -> Result<(), String> {
     log::info!("ebpf-sidecar {} ({}), Linux {}", version::VERSION, version::COMMIT, os::kernel_release());
 
     let scope = config.collector.scope.to_string();
-    log::info!("counting {} every {:?}", config.collector.scope_words(), config.collector.interval);
+    log::info!("counting {} every {:?}", scope::words(&config.collector), config.collector.interval);
     let (interval, history) = (config.collector.interval, config.collector.history);
     let collector = Collector::start(modules(config), interval, scope.clone(), history).map_err(|e| {
         let hint = check::missing_privilege(false).map(|h| format!("\n{h}")).unwrap_or_default();
@@ -86,12 +86,13 @@ pub fn run(config: &Config, level: log::LevelFilter) -> Result<(), String> {
 
 /// Waits for a signal to stop. Feeds the watchdog meanwhile, as long as the collector publishes.
 fn wait(signals: &os::StopSignals, systemd: &Systemd, snapshots: &SnapshotCell) -> io::Result<&'static str> {
-    let Some(period) = systemd.period() else { return signals.wait() };
+    let period = systemd.period().unwrap_or(logging::PERIOD).min(logging::PERIOD);
     let mut pulse = Pulse::new(&snapshots.load(), Instant::now());
     loop {
         if pulse.beats(&snapshots.load(), Instant::now()) {
             systemd.alive();
         }
+        logging::tell_left_out();
         if let Some(signal) = signals.wait_for(period)? {
             return Ok(signal);
         }

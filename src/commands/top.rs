@@ -14,6 +14,7 @@ use protobuf::Message;
 
 use crate::api::proto::metrics::Metric;
 use crate::api::proto::rpc;
+use crate::host::logging::clean;
 use crate::server::grpc::stubs::{called, name};
 
 /// Time between two tables.
@@ -63,7 +64,7 @@ impl Agent {
     fn call<Q: Message, R: Message + Unpin>(&self, name: &'static str, request: &Q) -> Result<R, String> {
         let answer =
             self.client.unary_call(&called(MethodType::Unary, name), request, CallOption::default().timeout(LIMIT));
-        answer.map_err(|e| format!("the agent at {} does not answer: {e}", self.address))
+        answer.map_err(|e| format!("the agent at {} does not answer: {}", self.address, clean(e)))
     }
 
     fn sample(&self) -> Result<Sample, String> {
@@ -73,12 +74,12 @@ impl Agent {
         let health: rpc::GetHealthResponse = self.call(name::GET_HEALTH, &rpc::GetHealthRequest::default())?;
         let sequence = metrics.metric_sets.iter().map(|s| s.sequence).max().unwrap_or(0);
         let at = metrics.timestamp.as_ref().map_or(0.0, |t| t.seconds as f64 + f64::from(t.nanos) / 1e9);
-        let mut sample = Sample { sequence, at, health: health.message, ..Default::default() };
+        let mut sample = Sample { sequence, at, health: clean(health.message), ..Default::default() };
         for metric in metrics.metric_sets.into_iter().flat_map(|s| s.metrics) {
             sample.add(metric);
         }
         for row in &io.stats.fadvise.process_stats {
-            sample.processes.insert((row.pid, row.comm.clone()), row.call_count);
+            sample.processes.insert((row.pid, clean(&row.comm)), row.call_count);
         }
         Ok(sample)
     }
@@ -100,11 +101,12 @@ struct Sample {
 }
 
 impl Sample {
+    /// Nothing that an agent says reaches the terminal as it is: see [`clean`].
     fn add(&mut self, metric: Metric) {
         let bound = metric.labels.get("le").and_then(|le| le.parse().ok());
         match (metric.name.strip_suffix("_bucket"), bound) {
             (Some(name), Some(bound)) => {
-                self.histograms.entry(name.to_owned()).or_default().push((bound, metric.value));
+                self.histograms.entry(clean(name)).or_default().push((bound, metric.value));
             }
             _ => *self.values.entry(metric.name).or_default() += metric.value,
         }
@@ -114,10 +116,9 @@ impl Sample {
 /// The table of what happened from one sample to a later one.
 fn table(before: &Sample, now: &Sample) -> String {
     let seconds = now.at - before.at;
-    let rate = |name: &str| {
-        let (a, b) = (before.values.get(name)?, now.values.get(name)?);
-        (seconds > 0.0).then(|| (b - a).max(0.0) / seconds)
-    };
+    // A clock that was set back meanwhile leaves no rate to tell.
+    let per_second = |growth: f64| (seconds > 0.0).then(|| growth.max(0.0) / seconds);
+    let rate = |name: &str| per_second(now.values.get(name)? - before.values.get(name)?);
     let mut text = format!("ebpf-sidecar, snapshot {}, over {seconds:.1} s: {}\n\n", now.sequence, now.health);
     let mut line = |what: &str, value: Option<f64>, unit: &str| {
         // Writing to a String cannot fail.
@@ -159,9 +160,10 @@ fn table(before: &Sample, now: &Sample) -> String {
     rows.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(b.0)));
     text += "\n\n    PID COMMAND              fadvise/s\n";
     for ((pid, comm), calls) in rows.into_iter().take(PROCESSES) {
-        // What a process calls itself must not reach the terminal's interpreter.
-        let comm: String = comm.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-        let _ = writeln!(text, "{pid:>7} {comm:16} {:>13.1}", calls / seconds.max(f64::MIN_POSITIVE));
+        let _ = match per_second(calls) {
+            Some(rate) => writeln!(text, "{pid:>7} {comm:16} {rate:>13.1}"),
+            None => writeln!(text, "{pid:>7} {comm:16} {:>13}", "-"),
+        };
     }
     text
 }
@@ -203,7 +205,7 @@ mod tests {
                 .map(|(n, v)| (n.to_owned(), v))
                 .into(),
             histograms: [("x_seconds".to_owned(), bounds.into_iter().zip(buckets).collect())].into(),
-            processes: [((7, "d\x1bb".to_owned()), calls)].into(),
+            processes: [((7, "db".to_owned()), calls)].into(),
         }
     }
 
@@ -219,13 +221,30 @@ mod tests {
             text.contains("x_seconds: 100 events, 50 % within 1 µs, 99 % within 1.0 ms, 99.9 % within more than 17 s"),
             "{text}"
         );
-        assert!(text.contains("      7 d?b                       10.0\n"), "{text}");
-        assert!(!text.contains('\x1b'));
+        assert!(text.contains("      7 db                        10.0\n"), "{text}");
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_leaves_no_rate() {
+        for at in [100.0, 99.0, -3500.0] {
+            let text = table(&sample(1, 100.0, 1000.0, [5.0; 3], 10), &sample(2, at, 2000.0, [5.0; 3], 20));
+            assert!(text.contains("pages read                              - /s\n"), "{text}");
+            assert!(text.contains("      7 db                           -\n") && !text.contains("inf"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_an_agent_says_does_not_reach_the_terminal_as_it_is() {
+        let mut sample = Sample::default();
+        let labels = [("le".to_owned(), "1".to_owned())].into();
+        sample.add(Metric { name: "x\x1b[2J\n_bucket".into(), labels, value: 1.0, ..Default::default() });
+        let text = table(&Sample::default(), &sample);
+        assert!(text.contains("x\\u{1b}[2J\\n: 1 events") && !text.contains('\x1b'), "{text}");
     }
 
     #[test]
     fn nothing_happened() {
         let text = table(&sample(1, 100.0, 1000.0, [5.0; 3], 10), &sample(2, 100.0, 1000.0, [5.0; 3], 10));
-        assert!(text.contains("x_seconds: 0 events\n") && !text.contains("d?b"), "{text}");
+        assert!(text.contains("x_seconds: 0 events\n") && !text.contains("db"), "{text}");
     }
 }

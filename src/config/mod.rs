@@ -24,8 +24,6 @@ use keys::{KEYS, Key, Kind, Why};
 
 pub(crate) use keys::credential;
 
-use crate::host::{cgroup, pod};
-
 /// Where the configuration lies when the command line names no file.
 pub const DEFAULT_PATH: &str = "/etc/ebpf-sidecar/config.yaml";
 
@@ -162,18 +160,6 @@ pub struct Collector {
     pub read_latency: Switch,
     /// The BPF programs.
     pub ebpf: Ebpf,
-}
-
-impl Collector {
-    /// The scope in words, with how it was chosen if the agent chose it.
-    pub fn scope_words(&self) -> String {
-        let how = match (&self.pod, pod::own()) {
-            (Some(Pod::Auto), Ok(_)) => ", the own pod".into(),
-            (Some(Pod::Auto), Err(why)) => format!(", since the own pod is not known: {why}"),
-            _ => String::new(),
-        };
-        format!("{}{how}", self.scope)
-    }
 }
 
 /// Names of all probes.
@@ -458,25 +444,9 @@ pub fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
     load_with(path, Path::new(DEFAULT_PATH), std::env::vars_os(), |_| Ok(()))
 }
 
-/// The same, for use on this host: the scope is one that is here.
-pub fn load_for_host(path: Option<&Path>) -> Result<Config, ConfigError> {
-    load_with(path, Path::new(DEFAULT_PATH), std::env::vars_os(), |collector| {
-        match (&collector.pod, &collector.scope) {
-            (Some(Pod::Uid(uid)), _) => {
-                let found = pod::of_uid(uid).map_err(|why| ("collector.scope.pod_uid", why))?;
-                collector.scope = Scope::Cgroup(found);
-            }
-            // Always something; `scope_words` tells why it is the host.
-            (Some(Pod::Auto), _) => collector.scope = pod::own().map_or(Scope::Host, Scope::Cgroup),
-            (None, Scope::Cgroup(path)) => {
-                if let Some(why) = cgroup::no_scope(path) {
-                    return Err(("collector.scope.cgroup", why));
-                }
-            }
-            (None, _) => {}
-        }
-        Ok(())
-    })
+/// The same, for use on this host, which `fit` makes it fit.
+pub fn load_for_host(path: Option<&Path>, fit: impl Fn(&mut Collector) -> FitResult) -> Result<Config, ConfigError> {
+    load_with(path, Path::new(DEFAULT_PATH), std::env::vars_os(), fit)
 }
 
 /// Sets the key with this path to what `text` says.
@@ -485,8 +455,8 @@ pub(crate) fn set(config: &mut Config, path: &str, text: &str) -> Result<(), Str
     (key.set)(config, text).map_err(|why| format!("{path}: {}", not_allowed(key, text, why)))
 }
 
-/// Fits what is collected to the host, or says which key cannot be had and why.
-type FitResult = Result<(), (&'static str, String)>;
+/// What is collected fits the host, or which key cannot be had on it, and why.
+pub type FitResult = Result<(), (&'static str, String)>;
 
 fn load_with(
     path: Option<&Path>,

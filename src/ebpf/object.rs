@@ -357,7 +357,8 @@ impl Object {
             return Ok(Program { name: name.to_owned(), fd: unsafe { OwnedFd::from_raw_fd(again) } });
         }
         let log = String::from_utf8_lossy(&log[..log.iter().position(|b| *b == 0).unwrap_or(log.len())]).into_owned();
-        log::debug!("the verifier's log of {name} ends:\n{}", tail(&log));
+        log::debug!("the verifier's log of {name} ends:");
+        last_lines(&log).for_each(|line| log::debug!("  {line}"));
         Err(Error { log: verifier::explain(&log), ..refusal(&what(), errno(code)) })
     }
 }
@@ -370,9 +371,8 @@ impl Drop for Object {
 }
 
 /// The last lines of a verifier's log.
-fn tail(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().collect();
-    lines[lines.len().saturating_sub(VERIFIER_LINES)..].join("\n")
+fn last_lines(log: &str) -> impl Iterator<Item = &str> {
+    log.lines().skip(log.lines().count().saturating_sub(VERIFIER_LINES))
 }
 
 /// The kernel's own description of its types and functions.

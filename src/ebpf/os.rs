@@ -39,17 +39,7 @@ impl StopSignals {
         }
     }
 
-    /// Waits for one of them; returns its name.
-    pub fn wait(&self) -> io::Result<&'static str> {
-        let mut signal = 0;
-        // SAFETY: the set was made by block(); the signal is written to a live integer.
-        match unsafe { libc::sigwait(&self.0, &mut signal) } {
-            0 => Ok(Self::name(signal)),
-            code => Err(io::Error::from_raw_os_error(code)),
-        }
-    }
-
-    /// The same, for no longer than `limit`; `None` if none came.
+    /// Waits for one of them, for no longer than `limit`; returns its name, `None` if none came.
     pub fn wait_for(&self, limit: Duration) -> io::Result<Option<&'static str>> {
         // SAFETY: all-zero is a valid timespec.
         let mut time: libc::timespec = unsafe { mem::zeroed() };

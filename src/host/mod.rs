@@ -5,6 +5,7 @@ pub mod logging;
 pub mod pem;
 pub mod pod;
 pub mod process;
+pub mod scope;
 pub mod systemd;
 pub mod time;
 pub mod version;

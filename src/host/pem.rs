@@ -43,8 +43,14 @@ pub fn identity(cert: (&str, &Path), key: (&str, &Path)) -> Result<(Vec<u8>, Vec
         let why = format!("does not belong to the first certificate in {}", cert.1.display());
         return Err(wrong(key.0, key.1, why));
     }
-    if Asn1Time::days_from_now(0).is_ok_and(|now| chain[0].not_after() < now) {
-        log::warn!("{}", wrong(cert.0, cert.1, "the certificate has expired: peers will refuse it"));
-    }
     Ok((chain_pem, key_pem))
+}
+
+/// Warns if the first certificate of `pem`, which a key of the configuration gave with its file, is no longer valid: to be
+/// called when it comes into use, not for each connection.
+pub fn warn_if_expired((key, path): (&str, &Path), pem: &[u8]) {
+    let expired = |cert: &X509| Asn1Time::days_from_now(0).is_ok_and(|now| cert.not_after() < now);
+    if X509::stack_from_pem(pem).is_ok_and(|chain| chain.first().is_some_and(expired)) {
+        log::warn!("{}", wrong(key, path, "the certificate has expired: peers will refuse it"));
+    }
 }

@@ -57,8 +57,9 @@ impl Link {
             }
             if let (Some(cert), Some(private)) = (&tls.cert_file, &tls.key_file) {
                 let (cert_key, key_key) = (format!("{key}.cert_file"), format!("{key}.key_file"));
-                let (cert, private) = pem::identity((&cert_key, cert), (&key_key, private))?;
-                credentials = credentials.cert(cert, private);
+                let (chain, private) = pem::identity((&cert_key, cert), (&key_key, private))?;
+                pem::warn_if_expired((&cert_key, cert), &chain);
+                credentials = credentials.cert(chain, private);
             }
             builder = builder.set_credentials(credentials.build());
         }

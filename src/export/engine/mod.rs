@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, Sender};
 
+use crate::host::logging::clean;
 use crate::metrics::export::STATE;
 use crate::metrics::snapshot::SnapshotCell;
 use backoff::backoff;
@@ -230,6 +231,8 @@ impl<E: Encoding> Engine<E> {
     }
 
     fn problem(&mut self, why: String) {
+        // A server may say anything.
+        let why = clean(why);
         self.failures = self.failures.saturating_add(1);
         STATE.problem(&why);
         let waits = self.intake.queue.size().0;

@@ -29,11 +29,12 @@ use crate::api::proto::rpc;
 use crate::api::{ANSWER_MAX, Api, Caller, Code, Failure};
 use crate::config;
 use crate::ebpf::os;
+use crate::host::logging::clean;
 use crate::metrics::grpc::{COUNTS, End};
 use crate::metrics::snapshot::Snapshot;
 use gate::{Gate, Permit};
 use stream::{Answer, Guarded, Produce, Sending, Stream, later};
-use stubs::{SERVICE, name, served};
+use stubs::{SERVICE, name, served, served_unread};
 use ticker::Ticker;
 
 /// Threads that run calls.
@@ -262,7 +263,7 @@ fn metrics_service(shared: &Arc<Shared>) -> Service {
     let of_stream = Arc::clone(shared);
     builder
         .add_server_streaming_handler(
-            &served(MethodType::ServerStreaming, name::CONFIGURE_MODULE),
+            &served_unread(MethodType::ServerStreaming, name::CONFIGURE_MODULE),
             move |context, request, sink| configure(&of_configure, &context, &request, sink),
         )
         .add_server_streaming_handler(
@@ -307,17 +308,16 @@ fn unary<Req: Message>(
     })
 }
 
-fn configure(
-    shared: &Arc<Shared>,
-    context: &RpcContext,
-    request: &rpc::ConfigureModuleRequest,
-    sink: ServerStreamingSink<GrpcSlice>,
-) {
+fn configure(shared: &Arc<Shared>, context: &RpcContext, request: &[u8], sink: ServerStreamingSink<GrpcSlice>) {
     let Some(permit) = shared.calls.enter() else {
         return shared.answer(context, sink, Err(too_many("calls")), None);
     };
     let (give, result) = later();
     let asked = guarded(|| {
+        let request = || {
+            rpc::ConfigureModuleRequest::parse_from_bytes(request)
+                .map_err(|e| Failure::new(Code::InvalidArgument, format!("no ConfigureModuleRequest: {}", clean(e))))
+        };
         shared.api.configure(&caller(context), request, |result| give.give(result));
         Ok(())
     });

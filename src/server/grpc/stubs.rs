@@ -1,5 +1,6 @@
 //! The methods of the services in proto/, as grpcio wants them: it makes them itself only for protobuf 2.
 
+use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use grpcio::{Error, GrpcSlice, Marshaller, MessageReader, Method, MethodType, pb_de, pb_ser};
@@ -34,6 +35,13 @@ pub fn served<Req: Message>(ty: MethodType, name: &'static str) -> Method<Req, G
     Method { ty, name, req_mar: Marshaller { ser: pb_ser, de: decode }, resp_mar }
 }
 
+/// The same, whose request stays bytes for now: whether the client may ask comes first.
+pub fn served_unread(ty: MethodType, name: &'static str) -> Method<Vec<u8>, GrpcSlice> {
+    let ser = |_: &Vec<u8>, _: &mut GrpcSlice| Err(Error::Codec("the server makes no requests".into()));
+    let resp_mar = Marshaller { ser: pass, de: |_| Err(Error::Codec("the server reads no answers".into())) };
+    Method { ty, name, req_mar: Marshaller { ser, de: read }, resp_mar }
+}
+
 /// A method as a client sees it.
 pub fn called<Req: Message, Resp: Message>(ty: MethodType, name: &'static str) -> Method<Req, Resp> {
     let (req_mar, resp_mar) = (Marshaller { ser: pb_ser, de: pb_de }, Marshaller { ser: pb_ser, de: pb_de });
@@ -44,6 +52,12 @@ pub fn called<Req: Message, Resp: Message>(ty: MethodType, name: &'static str) -
 fn pass(answer: &GrpcSlice, out: &mut GrpcSlice) -> grpcio::Result<()> {
     *out = answer.clone();
     Ok(())
+}
+
+fn read(mut reader: MessageReader) -> grpcio::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(reader.len());
+    reader.read_to_end(&mut bytes).map_err(|e| Error::Codec(e.into()))?;
+    Ok(bytes)
 }
 
 /// A panic on a client's bytes would end the thread that serves it.

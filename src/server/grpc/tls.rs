@@ -12,10 +12,13 @@ use crate::config::{Grpc, Tls};
 use crate::host::pem;
 use crate::metrics::grpc::COUNTS;
 
+/// Key of the certificate chain in the configuration.
+const CERT: &str = "server.grpc.tls.cert_file";
+
 /// The server's credentials, `None` without TLS. An error names the file.
 pub fn credentials(config: &Tls) -> Result<Option<ServerCredentials>, String> {
     let Some(files) = Files::of(config) else { return Ok(None) };
-    files.load()?;
+    files.load()?.warn_if_expired(&files);
     let kind = match files.ca {
         Some(_) => CertificateRequestType::RequestAndRequireClientCertificateAndVerify,
         None => CertificateRequestType::DontRequestClientCertificate,
@@ -44,6 +47,12 @@ struct Pems {
     ca: Option<Vec<u8>>,
 }
 
+impl Pems {
+    fn warn_if_expired(&self, files: &Files) {
+        pem::warn_if_expired((CERT, &files.cert), &self.cert);
+    }
+}
+
 impl Files {
     fn of(config: &Tls) -> Option<Self> {
         let (true, Some(cert), Some(key)) = (config.enabled, &config.cert_file, &config.key_file) else { return None };
@@ -52,8 +61,7 @@ impl Files {
 
     /// Reads and checks them.
     fn load(&self) -> Result<Pems, String> {
-        let (cert_key, key_key) = ("server.grpc.tls.cert_file", "server.grpc.tls.key_file");
-        let (cert, key) = pem::identity((cert_key, &self.cert), (key_key, &self.key))?;
+        let (cert, key) = pem::identity((CERT, &self.cert), ("server.grpc.tls.key_file", &self.key))?;
         let ca = self.ca.as_ref().map(|path| pem::certificates("server.grpc.tls.client_ca_file", path));
         Ok(Pems { cert, key, ca: ca.transpose()? })
     }
@@ -94,6 +102,7 @@ impl Fetcher {
         }
         if state.in_use.is_some() {
             log::info!("gRPC: certificates changed, {} is in use now", self.files.cert.display());
+            new.warn_if_expired(&self.files);
         }
         let Pems { cert, key, ca } = new.clone();
         let mut builder = ServerCredentialsBuilder::new().add_cert(cert, key);

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::api::proto::rpc;
 use crate::api::{Api, Caller, Code, Failure};
+use crate::host::logging::clean;
 
 /// What all paths begin with.
 const PREFIX: &str = "/api/v1/ebpf/";
@@ -85,20 +86,21 @@ impl Gateway {
 
     /// Changes the agent. `reply` is called once, here or in the collector's thread, or dropped when that ends.
     pub fn configure(&self, by: &Configure, reply: impl FnOnce(Result<String, Failure>) + Send + 'static) {
-        let request = match self.check(by) {
-            Ok(request) => request,
-            Err(failure) => {
-                log::warn!("ConfigureModule by {} refused: {}", by.peer, failure.message);
-                return reply(Err(failure));
-            }
-        };
+        if let Err(failure) = self.check(by) {
+            log::warn!("ConfigureModule by {} refused: {}", by.peer, failure.message);
+            return reply(Err(failure));
+        }
         // One at a time: each keeps one of the two ways to tiny_http until the collector is done.
         if self.configuring.swap(true, Ordering::AcqRel) {
             return reply(Err(Failure::new(Code::Unavailable, "another change is under way: try again")));
         }
         let done = Done(Arc::clone(&self.configuring));
         let caller = Caller::new(by.peer.to_owned(), false);
-        self.api.configure(&caller, &request, move |result| {
+        let request = || {
+            protobuf_json_mapping::parse_from_str(by.body)
+                .map_err(|e| invalid(format!("the body is no ConfigureModuleRequest: {}", clean(e))))
+        };
+        self.api.configure(&caller, request, move |result| {
             drop(done);
             reply(result.and_then(|response| json(&response)));
         });
@@ -106,7 +108,7 @@ impl Gateway {
 
     /// A page that somebody looks at in a browser could send a request too: it would have an Origin, or another Host, or
     /// another type.
-    fn check(&self, by: &Configure) -> Result<rpc::ConfigureModuleRequest, Failure> {
+    fn check(&self, by: &Configure) -> Result<(), Failure> {
         let denied = |message: &str| Err(Failure::new(Code::PermissionDenied, message));
         if by.has_origin {
             return denied("no request with an Origin header may change the agent");
@@ -121,8 +123,7 @@ impl Gateway {
         if !media.eq_ignore_ascii_case("application/json") {
             return Err(Failure::new(Code::InvalidArgument, "Content-Type: allowed: application/json"));
         }
-        protobuf_json_mapping::parse_from_str(by.body)
-            .map_err(|e| Failure::new(Code::InvalidArgument, format!("the body is no ConfigureModuleRequest: {e}")))
+        Ok(())
     }
 }
 
@@ -155,18 +156,14 @@ fn from_query<M: MessageFull>(query: &str) -> Result<M, Failure> {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let (name, value) = (decode(name)?, decode(value)?);
         set(&mut fields, &M::descriptor(), &name, value)
-            .ok_or_else(|| invalid(format!("the query's {:?} is no field of {}", shorten(&name), M::NAME)))?;
+            .ok_or_else(|| invalid(format!("the query's \"{}\" is no field of {}", clean(&name), M::NAME)))?;
     }
     protobuf_json_mapping::parse_from_str(&Value::from(fields).to_string())
-        .map_err(|e| invalid(format!("the query is no {}: {e}", M::NAME)))
+        .map_err(|e| invalid(format!("the query is no {}: {}", M::NAME, clean(e))))
 }
 
 fn invalid(message: String) -> Failure {
     Failure::new(Code::InvalidArgument, message)
-}
-
-fn shorten(name: &str) -> String {
-    name.chars().take(80).collect()
 }
 
 /// Puts a value where its name says; `None` if there is no such field.
@@ -202,7 +199,7 @@ fn set(fields: &mut Map<String, Value>, of: &MessageDescriptor, name: &str, valu
 
 /// Resolves `%41` and `+`.
 fn decode(text: &str) -> Result<String, Failure> {
-    let bad = || invalid(format!("the query has {:?}, which is not encoded as it should", shorten(text)));
+    let bad = || invalid(format!("the query has \"{}\", which is not encoded as it should", clean(text)));
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
