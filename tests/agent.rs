@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -155,6 +156,44 @@ fn health_asks_the_running_agent() {
 fn health_of_a_bad_configuration_is_bad_usage() {
     let o = output(&["health"], &[("SERVER_HTTP_PORT", "0")]);
     assert_eq!(o.status.code(), Some(2));
+}
+
+// ---- threads ----
+
+/// Each thread is in the table of docs/development.md, which has its reason.
+#[test]
+fn every_thread_has_its_reason() {
+    need_bpf!("every_thread_has_its_reason");
+    let _alone = alone();
+    let docs = include_str!("../docs/development.md");
+    let table = docs.split("\n## Threads\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows: Vec<Vec<&str>> =
+        table.lines().filter(|l| l.starts_with("| ")).skip(1).map(|l| l.split(" | ").collect()).collect();
+    let documented = |parts: &[&str]| -> BTreeMap<String, usize> {
+        let there = rows.iter().filter(|r| r[2] == "always" || r[2].split(", ").any(|part| parts.contains(&part)));
+        there.map(|r| (r[0].trim_start_matches("| ").to_owned(), r[1].parse().unwrap())).collect()
+    };
+    let running = |agent: &Agent| {
+        let mut names = BTreeMap::new();
+        for task in fs::read_dir(format!("/proc/{}/task", agent.child.id())).unwrap() {
+            // One that has just ended has no name.
+            let Ok(name) = fs::read_to_string(task.unwrap().path().join("comm")) else { continue };
+            *names.entry(name.trim_end().to_owned()).or_default() += 1;
+        }
+        names
+    };
+    // Of a server that is not there.
+    let exporter = [("EXPORT_TYPE", "banyandb"), ("EXPORT_BANYANDB_ENDPOINT", "127.0.0.1:1")];
+    // Emulated machines have some agents without gRPC.
+    let grpc = if std::env::var_os("TEST_GRPC").is_none_or(|v| v != "false") { "gRPC" } else { "" };
+    let cases = [(documented(&[grpc]), Agent::start(&[])), (documented(&[grpc, "exporter"]), Agent::start(&exporter))];
+    for (expected, agent) in cases {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while running(&agent) != expected {
+            assert!(Instant::now() < deadline, "{:?}, not {expected:?}", running(&agent));
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
 }
 
 // ---- a pod as the scope ----

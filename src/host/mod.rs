@@ -7,5 +7,6 @@ pub mod pod;
 pub mod process;
 pub mod scope;
 pub mod systemd;
+pub mod threads;
 pub mod time;
 pub mod version;

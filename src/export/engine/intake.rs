@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, never};
 use crossbeam::select;
-use grpcio::{EnvBuilder, Environment};
+use grpcio::Environment;
 
 use super::queue::Queue;
 use super::{End, Points};
+use crate::host::threads;
 use crate::metrics::export::STATE;
 use crate::metrics::snapshot::Snapshot;
 
@@ -65,8 +66,7 @@ impl<P: Points> Intake<P> {
 
     /// gRPC's thread, made when it is first needed.
     pub fn environment(&mut self) -> Arc<Environment> {
-        let new = || Arc::new(EnvBuilder::new().cq_count(1).name_prefix("export").build());
-        Arc::clone(self.environment.get_or_insert_with(new))
+        Arc::clone(self.environment.get_or_insert_with(|| threads::grpc(1, "export")))
     }
 
     /// Time limit of a call made now; never none, which gRPC would take as no limit.

@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use grpcio::{
-    ChannelBuilder, EnvBuilder, Environment, GrpcSlice, MethodType, ResourceQuota, RpcContext, RpcStatus, Server,
-    ServerBuilder, ServerCredentials, ServerStreamingSink, Service, ServiceBuilder,
+    ChannelBuilder, Environment, GrpcSlice, MethodType, ResourceQuota, RpcContext, RpcStatus, Server, ServerBuilder,
+    ServerCredentials, ServerStreamingSink, Service, ServiceBuilder,
 };
 use protobuf::Message;
 
@@ -30,6 +30,7 @@ use crate::api::{ANSWER_MAX, Api, Caller, Code, Failure};
 use crate::config;
 use crate::ebpf::os;
 use crate::host::logging::clean;
+use crate::host::threads;
 use crate::metrics::grpc::{COUNTS, End};
 use crate::metrics::snapshot::Snapshot;
 use gate::{Gate, Permit};
@@ -121,19 +122,23 @@ pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartEr
         large,
         encoded: Mutex::new(None),
     });
-    let environment = Arc::new(EnvBuilder::new().cq_count(THREADS).name_prefix("grpc").build());
-    let mut server = ServerBuilder::new(Arc::clone(&environment))
-        .requests_slot_per_cq(SLOTS)
-        .channel_args(channel(limits, &environment).build_args())
-        .register_service(metrics_service(&shared))
-        .register_service(health_service(&shared))
-        .build()
-        .map_err(|e| setup(std::io::Error::other(e)))?;
-    let port = server
-        .add_listening_port(address.to_string(), credentials.unwrap_or_else(ServerCredentials::insecure))
-        .map_err(|_| listen(std::io::ErrorKind::AddrInUse.into()))?;
+    let environment = threads::grpc(THREADS, "grpc");
+    let serve = || {
+        let mut server = ServerBuilder::new(Arc::clone(&environment))
+            .requests_slot_per_cq(SLOTS)
+            .channel_args(channel(limits, &environment).build_args())
+            .register_service(metrics_service(&shared))
+            .register_service(health_service(&shared))
+            .build()
+            .map_err(|e| setup(std::io::Error::other(e)))?;
+        let port = server
+            .add_listening_port(address.to_string(), credentials.unwrap_or_else(ServerCredentials::insecure))
+            .map_err(|_| listen(std::io::ErrorKind::AddrInUse.into()))?;
+        server.start();
+        Ok((server, port))
+    };
+    let (server, port) = threads::named(threads::GRPC_CORE, serve).map_err(setup)??;
     address.set_port(port);
-    server.start();
     Ok(GrpcServer { address, _server: server, _shared: shared, _environment: environment })
 }
 

@@ -17,7 +17,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use httparse::{EMPTY_HEADER, Status};
 
-/// Number of connections to tiny_http: while it answers on one, it can read the next request from the other.
+use crate::host::threads;
+
+/// Number of connections to tiny_http, each with a thread: while it answers on one, and for as long as a change of a module
+/// keeps that waiting, it can read the next request from the other.
 const LANES: usize = 2;
 
 /// A tiny_http server that is fed through its [`Lane`]s.
@@ -41,7 +44,8 @@ impl Inner {
         UnixStream::from(OwnedFd::from(listener.try_clone()?)).shutdown(Shutdown::Both)?;
         // It needs two descriptors for each lane, and panics without: see that they are there.
         drop((0..2 * LANES).map(|_| listener.try_clone()).collect::<io::Result<Vec<_>>>()?);
-        let server = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
+        let server = threads::named("http-lane", || tiny_http::Server::from_listener(listener, None))?;
+        let server = server.map_err(io::Error::other)?;
         Ok((Arc::new(Inner { server: ManuallyDrop::new(server), retired: AtomicBool::new(false) }), lanes))
     }
 

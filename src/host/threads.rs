@@ -1,0 +1,30 @@
+//! The threads that libraries start by themselves: under a name that tells whose they are, and no more of them on a large
+//! machine than on a small one.
+
+use std::io;
+use std::panic;
+use std::sync::Arc;
+use std::thread;
+
+use grpcio::{EnvBuilder, Environment};
+
+use crate::ebpf::os;
+
+/// The name of the threads of gRPC's core.
+pub const GRPC_CORE: &str = "grpc-core";
+
+/// Runs `f` in a thread of this name, which the threads that are started in it inherit.
+pub fn named<T: Send>(name: &str, f: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name(name.into()).spawn_scoped(scope, f)?;
+        thread.join().map_err(|p| panic::resume_unwind(p))
+    })
+}
+
+/// What gRPC needs for servers and clients, with so many threads for their calls.
+pub fn grpc(calls: usize, name: &str) -> Arc<Environment> {
+    // Its core has up to 16 more on a machine with as many CPUs, which it counts once, here.
+    let new = || Arc::new(os::on_one_cpu(EnvBuilder::new).cq_count(calls).name_prefix(name).build());
+    // Without a thread to spare they have another name.
+    named(GRPC_CORE, new).unwrap_or_else(|_| new())
+}
