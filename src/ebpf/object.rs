@@ -172,8 +172,15 @@ impl Object {
     /// Opens the ELF image `elf`, creates its maps and applies the relocations for the running kernel: for its
     /// types as its own BTF describes them, or as `btf` does.
     pub fn prepare(name: &str, elf: &[u8], btf: Option<&File>) -> Result<Self, Error> {
+        // Kernels from 5.15 to 6.2 want the map inside of a map of maps described by BTF, as libbpf does it; those from 4.15
+        // to 5.1 refuse libbpf's name for it.
+        let prepared = Self::prepare_with(name, elf, btf, false);
+        prepared.or_else(|why| Self::prepare_with(name, elf, btf, true).map_err(|_| why))
+    }
+
+    fn prepare_with(name: &str, elf: &[u8], btf: Option<&File>, own_names: bool) -> Result<Self, Error> {
         let object = Self::open(name, elf, btf)?;
-        let _templates = object.name_inner_maps()?;
+        let _templates = if own_names { object.name_inner_maps()? } else { Vec::new() };
         // SAFETY: the object is open and not yet prepared.
         let code = unsafe { sys::bpf_object__prepare(object.raw.as_ptr()) };
         if code == 0 {
