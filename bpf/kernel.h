@@ -170,5 +170,7 @@ struct trace_event_raw_mm_vmscan_direct_reclaim_end_template {
 
 #define TMPFS_MAGIC 0x01021994
 #define OVERLAYFS_MAGIC 0x794c7630
+#define CGROUP_MAGIC 0x0027e0eb
+#define CGROUP2_MAGIC 0x63677270
 
 #endif

@@ -13,6 +13,40 @@ struct {
 	__type(value, struct stall);
 } stalls SEC(".maps");
 
+/* Whether the system call writes to a file of a cgroup: memory.reclaim, memory.force_empty, a limit. */
+static __always_inline bool writes_to_cgroup(void)
+{
+	struct syscall call;
+	struct file *file;
+	__u64 magic;
+
+	current_syscall(&call);
+	switch (call.nr) {
+	case NR_write:
+	case NR_pwrite64:
+	case NR_writev:
+	case NR_pwritev:
+	case NR_pwritev2:
+		break;
+	default:
+		return false;
+	}
+	file = open_file(call.arg[0]);
+	magic = BPF_CORE_READ(file, f_inode, i_sb, s_magic);
+	return magic == CGROUP2_MAGIC || magic == CGROUP_MAGIC;
+}
+
+/*
+ * Direct reclaim is always for an allocation of the thread's own. That of a cgroup is so if the thread charges a page, in
+ * the kernel or, above memory.high, on its way back to user space. It is not if the thread was told to: by a write to a
+ * file of the cgroup, or as the kernel thread that works off what is above memory.high.
+ */
+static __always_inline bool is_proactive(enum reclaimer reclaimer)
+{
+	return reclaimer == RECLAIM_MEMCG &&
+	       (BPF_CORE_READ(current_task(), flags) & PF_KTHREAD || writes_to_cgroup());
+}
+
 static __always_inline int reclaim_begins(enum reclaimer reclaimer)
 {
 	struct stall stall = { .reclaimer = reclaimer };
@@ -24,7 +58,8 @@ static __always_inline int reclaim_begins(enum reclaimer reclaimer)
 	if (is_kswapd() || !scoped())
 		return 0;
 	current_proc(&stall.proc);
-	row = current_row(&stall.proc);
+	stall.proactive = is_proactive(reclaimer);
+	row = stall.proactive ? 0 : current_row(&stall.proc);
 	if (row)
 		ADD(row->stalls, 1);
 	stall.since_ns = bpf_ktime_get_ns();
@@ -48,17 +83,20 @@ static __always_inline int reclaim_ends(__u64 freed)
 	if (!stall)
 		return 0;
 	ns = bpf_ktime_get_ns() - stall->since_ns;
-	proc = stall->proc; /* before 4.18 a key has to lie on the stack */
-	row = current_row(&proc);
-	if (row)
-		ADD(row->stalls, 1);
 	t = cpu_totals();
-	bucket = duration_bucket(ns);
-	barrier_var(bucket); /* older verifiers must see the check below on the very register that is the index */
-	if (t && bucket < STALL_BUCKETS) {
-		ADD(t->stall_buckets[bucket], 1);
-		ADD(t->stall_ns, ns);
+	if (t)
 		ADD(t->ended[stall->reclaimer == RECLAIM_MEMCG ? RECLAIM_MEMCG : RECLAIM_DIRECT], freed);
+	if (!stall->proactive) {
+		proc = stall->proc; /* before 4.18 a key has to lie on the stack */
+		row = current_row(&proc);
+		if (row)
+			ADD(row->stalls, 1);
+		bucket = duration_bucket(ns);
+		barrier_var(bucket); /* older verifiers must see the check below on the very register that is the index */
+		if (t && bucket < STALL_BUCKETS) {
+			ADD(t->stall_buckets[bucket], 1);
+			ADD(t->stall_ns, ns);
+		}
 	}
 	bpf_map_delete_elem(&stalls, &thread);
 	return 0;

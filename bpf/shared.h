@@ -99,7 +99,7 @@ struct stall {
 	__u64 since_ns;
 	struct proc_key proc;
 	__u32 reclaimer; /* RECLAIM_DIRECT or RECLAIM_MEMCG */
-	__u32 zero;
+	__u32 proactive; /* 1: not for an allocation of its own, and no stall */
 };
 
 /* The multi-batch read that a thread is in: see page_read() in iomonitor.bpf.c. */

@@ -146,8 +146,8 @@ plain! {
         proc: ProcKey,
         /// 1 direct, 2 memcg.
         reclaimer: u32,
-        /// Always 0.
-        zero: u32,
+        /// 1: not for an allocation of its own, and no stall.
+        proactive: u32,
     }
 
     /// A question of [`super::layout`], and its answer.

@@ -347,6 +347,15 @@ pub fn kernel_symbol(name: &str) -> io::Result<Option<String>> {
 
 // ---- the kernel and this process ----
 
+/// Time of `CLOCK_MONOTONIC` in nanoseconds, as the programs read it.
+pub fn monotonic_ns() -> u64 {
+    // SAFETY: all-zero is a valid timespec.
+    let mut time: libc::timespec = unsafe { mem::zeroed() };
+    // SAFETY: a live struct; this clock is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
 /// Bytes of a page.
 pub fn page_size() -> u64 {
     // SAFETY: no pointers.

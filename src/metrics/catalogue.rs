@@ -70,7 +70,7 @@ metrics! {
     CACHE_READ_ATTEMPTS = Counter "ebpf_cache_read_attempts_total" [] "pages":
         "Pages that buffered reads of regular files touched, cached or not; pages past the end of the file do not count.";
     CACHE_HITS = Counter "ebpf_cache_hits_total" [] "pages":
-        "Pages read without having to be filled: the running maximum of attempts - misses, so that readahead running ahead of the reader never makes it fall.";
+        "Pages read without having to be filled: attempts beyond the misses, of which those of readahead are waited for at most 30 s.";
     CACHE_MISSES = Counter "ebpf_cache_misses_total" [] "pages":
         "Pages of regular files filled on behalf of reads, readahead included, so it can run ahead of the attempts.";
     CACHE_HIT_RATE = Gauge "ebpf_cache_hit_rate_percent" [] "percent":
@@ -92,9 +92,9 @@ metrics! {
     RECLAIM_EFFICIENCY = Gauge "ebpf_memory_reclaim_efficiency_percent" [] "percent":
         "Pages reclaimed per hundred scanned in the last interval.";
     DIRECT_RECLAIM_PROCESSES = Gauge "ebpf_memory_direct_reclaim_processes" [] "processes":
-        "Distinct processes that were in direct or memcg reclaim at some time of the last interval.";
+        "Distinct processes with a thread that was stalled by direct or memcg reclaim at some time of the last interval.";
     DIRECT_RECLAIM_SECONDS = Histogram "ebpf_memory_direct_reclaim_seconds" [] "seconds":
-        "How long each direct or memcg reclaim stalled the thread that had to do it.";
+        "How long each direct or memcg reclaim stalled the thread that had to do it for an allocation of its own: above memory.high it is, by a write to memory.reclaim, memory.force_empty or a limit it is not.";
     KSWAPD_WAKEUPS = Counter "ebpf_memory_kswapd_wakeups_total" [] "rounds":
         "Rounds of background reclaim that kswapd began; host-wide even in a scope.";
 
@@ -115,7 +115,7 @@ metrics! {
     EVENTS_MISSED = Counter "ebpf_sidecar_events_missed_total" ["probe"] "events":
         "Events at which the kernel skipped a program because it had not finished on the same CPU: interrupted there, or its thread preempted; 0 before Linux 5.12, which does not count them.";
     EVENTS_LOST = Counter "ebpf_sidecar_events_lost_total" ["map"] "events":
-        "Events without a place in a full kernel map: those of processes are in the overflow row, those of stalls and reads are missing from their histograms.";
+        "Events without a place in a full kernel map: those of processes are in the overflow row, those of stalls and reads are missing from their histograms, as are stalls whose end was missed.";
 
     GRPC_CALLS = Counter "ebpf_sidecar_grpc_calls_total" ["result" in CALL_RESULTS] "calls":
         "gRPC calls that were answered, and streams that were opened; refused are those above a limit.";

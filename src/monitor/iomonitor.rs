@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::time::Instant;
 
+use super::hits::Hits;
 use super::probes::{
     CACHE_EVICT, CACHE_FILL, CACHE_READ, DIRECT_RECLAIM, FADVISE, KSWAPD, MEMCG_RECLAIM, READ_LATENCY, RECLAIM_SCAN,
     Running, reasons,
@@ -12,9 +13,10 @@ use super::probes::{
 use super::processes::{self, Processes};
 use super::rows::Rows;
 use super::scope::CgroupScope;
+use super::stalls::Stalls;
 use super::{Module, ModuleSettings, Sample};
 use crate::config::{self, Scope, Switch};
-use crate::ebpf::abi::{self, COMM_LEN, Plain, ProcKey, ProcRow, Settings, Stall, Totals};
+use crate::ebpf::abi::{self, COMM_LEN, Plain, ProcKey, ProcRow, Settings, Totals};
 use crate::ebpf::attach::{Hook, Kernel, Loader};
 use crate::ebpf::layout::Layout;
 use crate::ebpf::object::{Aligned, Error, Map, Object};
@@ -53,7 +55,9 @@ pub struct IoMonitor {
     missed_before: BTreeMap<&'static str, u64>,
     /// Counters at the last collection, for what is "of the last interval".
     last: Totals,
-    hits: u64,
+    hits: Hits,
+    /// Stalls whose end was missed.
+    lost_stalls: u64,
 }
 
 /// What lives in the kernel; dropping it detaches and frees.
@@ -62,7 +66,7 @@ struct Attached {
     running: Running,
     totals: Map,
     rows: Rows,
-    stalls: Map,
+    stalls: Stalls,
 }
 
 /// What an attachment had counted when it ended.
@@ -83,7 +87,8 @@ impl IoMonitor {
             base: Totals::default(),
             missed_before: BTreeMap::new(),
             last: Totals::default(),
-            hits: 0,
+            hits: Hits::default(),
+            lost_stalls: 0,
         }
     }
 
@@ -113,12 +118,12 @@ impl IoMonitor {
 
         let (reads, fills) = (self.has(CACHE_READ), self.has(CACHE_FILL));
         let (attempts, misses) = (now.read_pages, now.fills[0]);
-        self.hits = self.hits.max(attempts.saturating_sub(misses));
+        let hits = self.hits.count(attempts, misses, Instant::now());
         let (new_attempts, new_misses) = (attempts - last.read_pages, misses - last.fills[0]);
         let miss_rate = miss_rate(new_attempts, new_misses).filter(|_| reads && fills);
         let cache = Cache {
             read_attempts: reads.then_some(attempts),
-            hits: (reads && fills).then_some(self.hits),
+            hits: (reads && fills).then_some(hits),
             misses: fills.then_some(misses),
             hit_rate_percent: miss_rate.map(|r| 100.0 - r),
             miss_rate_percent: miss_rate,
@@ -228,20 +233,24 @@ impl Module for IoMonitor {
         let Some(attached) = &mut self.attached else { return Ok(Sample::default()) };
         let totals = attached.totals(&self.base)?;
         let interval = attached.rows.take()?;
-        let mut stalling = Vec::new();
-        attached.stalls.for_each(|_: u64, s: Stall| stalling.push(s.proc))?;
+        let stalls = attached.stalls.take(os::monotonic_ns())?;
+        self.lost_stalls += stalls.lost;
         let mut missed = attached.running.missed()?;
         for (probe, events) in &mut missed {
             *events += self.missed_before.get(probe).unwrap_or(&0);
         }
 
         self.processes.absorb(&interval, Instant::now());
-        let io = self.statistics(&totals, &interval, &stalling);
+        let io = self.statistics(&totals, &interval, &stalls.stalled);
         let mut families = families(&io);
         families.push(Family::single(&m::PROCESS_ROWS, Value::Int(self.processes.len() as u64)));
         families.push(Family::labelled(
             &m::EVENTS_LOST,
-            [("processes", totals.overflow_calls), ("stalls", totals.lost_stalls), ("reads", totals.lost_reads)],
+            [
+                ("processes", totals.overflow_calls),
+                ("stalls", totals.lost_stalls + self.lost_stalls),
+                ("reads", totals.lost_reads),
+            ],
         ));
         families.push(Family::labelled(&m::EVENTS_MISSED, missed));
         Ok(Sample { io: Some(io), families })
@@ -325,7 +334,7 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
         running,
         totals: object.map("totals")?,
         rows: Rows::new(&object, kernel.version, processes::is_alive_here())?,
-        stalls: object.map("stalls")?,
+        stalls: Stalls::new(object.map("stalls")?),
     };
     drop(object);
     os::trim_heap();

@@ -3,11 +3,13 @@
 
 #[doc(hidden)]
 pub mod example;
+mod hits;
 pub mod iomonitor;
 pub mod probes;
 pub mod processes;
 pub mod rows;
 pub mod scope;
+pub mod stalls;
 
 use crate::config::{Scope, Switch};
 use crate::ebpf::object::Error;

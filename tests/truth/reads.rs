@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use crate::common::sys::{self, Mapping, PAGE};
 use crate::common::{self, MIB, Metrics, Random, Scoped, TestFile, assert_near, read_all, text};
@@ -176,6 +177,41 @@ fn opening_many_cold_files() {
     let filled = common::resident(&files);
     assert_eq!(d.attempts(n as f64), n as f64, "{}", d.moved());
     assert_eq!(d.misses(), filled as f64, "{}", d.moved());
+}
+
+/// What readahead fills and nobody reads is a miss for good, and no hit of others has to make up for it.
+#[test]
+fn readahead_in_vain_takes_no_hits_away() {
+    let name = "readahead_in_vain_takes_no_hits_away";
+    need_bpf!("readahead_in_vain_takes_no_hits_away");
+    let s = Scoped::start(&[]);
+    const HITS: &str = "ebpf_cache_hits_total";
+    if !s.agent.metrics().0.contains_key(HITS) {
+        return common::skipped(name, "this kernel has no read attempts");
+    }
+    let files: Vec<_> = (0..common::sized(300, 50)).map(|i| TestFile::cold(&format!("vain{i}"), 64 * 1024)).collect();
+    let warm = TestFile::new("warm", MIB);
+    read_all(&warm.file, MIB);
+    let (d, _) = s.agent.during(|| {
+        files.iter().for_each(|f| f.reopen().read_exact_at(&mut [0u8; PAGE], 0).unwrap());
+    });
+    let vain = d.misses() - files.len() as f64;
+    assert!(vain > files.len() as f64, "readahead fills more than was read;{}", d.moved());
+    assert_eq!(d.of(HITS), 0.0, "{}", d.moved());
+    // Longer than pages filled ahead are waited for.
+    thread::sleep(Duration::from_secs(32));
+    let mut buf = [0u8; PAGE];
+    let reads = 256;
+    let (d, _) = s.agent.during(|| {
+        (0..reads).for_each(|i| warm.file.read_exact_at(&mut buf, (i * PAGE) as u64).unwrap());
+    });
+    let (attempts, hits) = (d.of("ebpf_cache_read_attempts_total"), d.of(HITS));
+    assert_eq!((d.attempts(reads as f64), d.misses()), (reads as f64, 0.0), "{}", d.moved());
+    assert_eq!(hits, attempts, "{vain} pages were filled in vain;{}", d.moved());
+    // A cold read has none, although readahead runs ahead of it.
+    let cold = TestFile::cold("cold", 8 * MIB);
+    let (d, _) = s.agent.during(|| read_all(&cold.reopen(), PAGE));
+    assert!(d.of(HITS) <= 20.0, "{}", d.moved());
 }
 
 #[test]

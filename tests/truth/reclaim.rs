@@ -75,6 +75,73 @@ fn reclaim_in_a_memory_cgroup() {
     assert_eq!(d.after.get("ebpf_sidecar_events_lost_total{map=\"stalls\"}"), 0.0);
 }
 
+const STALLS: &str = "ebpf_memory_direct_reclaim_seconds_count";
+
+/// Has a process of this cgroup read the whole file, whose pages are then the cgroup's.
+fn read_in(cgroup: &[&Cgroup], f: &TestFile) {
+    f.drop_cache();
+    let script = "for procs in \"$@\"; do echo $$ >$procs || exit 1; done; exec cat $0 >/dev/null";
+    let mut sh = Command::new("sh");
+    sh.args(["-c", script, text(&f.path)]).args(cgroup.iter().map(|c| c.path.join("cgroup.procs")));
+    assert!(sh.status().unwrap().success());
+}
+
+/// Who has pages reclaimed by writing to a file of a cgroup frees them for no allocation of its own, and waits for nothing.
+#[test]
+fn an_administrator_who_has_pages_reclaimed_is_not_stalled() {
+    let name = "an_administrator_who_has_pages_reclaimed_is_not_stalled";
+    need_bpf!("an_administrator_who_has_pages_reclaimed_is_not_stalled");
+    let s = Scoped::start(&[]);
+    let Some(victim) = Cgroup::with_memory(256 * MIB) else {
+        return common::skipped(name, "needs the memory controller");
+    };
+    let f = TestFile::new("victims", 16 * MIB);
+    let before = s.agent.settled();
+    let mut ways = Vec::new();
+    for (file, value) in [
+        ("memory.force_empty", "0"),
+        ("memory.limit_in_bytes", "4194304"),
+        ("memory.reclaim", "8388608"),
+        ("memory.high", "4194304"),
+        ("memory.max", "2097152"),
+    ] {
+        if !victim.path.join(file).exists() {
+            continue;
+        }
+        read_in(&[&victim], &f);
+        let (d, done) = s.agent.during(|| fs::write(victim.path.join(file), value));
+        println!("{file}: {done:?};{}", d.moved());
+        let freed = d.of("ebpf_memory_pages_reclaimed_total{reclaimer=\"memcg\"}");
+        assert!(freed > 0.0 && d.evictions("reclaim") > 0.0, "{file} freed {freed} pages;{}", d.moved());
+        assert_eq!(d.of(STALLS), 0.0, "{file};{}", d.moved());
+        assert_eq!(d.of("ebpf_memory_pages_reclaimed_total{reclaimer=\"direct\"}"), 0.0, "{file};{}", d.moved());
+        if file == "memory.high" {
+            fs::write(victim.path.join(file), "max").unwrap();
+        }
+        ways.push(file);
+    }
+    assert!(ways.len() >= 2, "{ways:?}");
+    let d = Delta { before, after: s.agent.settled() };
+    assert_eq!(d.after.get("ebpf_memory_direct_reclaim_processes"), 0.0);
+}
+
+/// Above memory.high the thread that charged the pages has to reclaim on its way back to user space: it is stalled.
+#[test]
+fn a_thread_above_memory_high_is_stalled() {
+    let name = "a_thread_above_memory_high_is_stalled";
+    need_bpf!("a_thread_above_memory_high_is_stalled");
+    let _alone = alone();
+    let limited = Cgroup::with_memory(256 * MIB).filter(|c| c.path.join("memory.high").exists());
+    let Some(limited) = limited else {
+        return common::skipped(name, "needs the memory controller of cgroup v2");
+    };
+    fs::write(limited.path.join("memory.high"), "8388608").unwrap();
+    let f = TestFile::new("above-high", 32 * MIB);
+    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms"), ("COLLECTOR_SCOPE_CGROUP", text(&limited.path))]);
+    let (d, _) = agent.during(|| read_in(&[&limited], &f));
+    assert!(d.of(STALLS) > 0.0 && d.evictions("reclaim") > 0.0, "{}", d.moved());
+}
+
 /// kswapd's rounds and pages, against the kernel's own counters.
 #[test]
 fn kswapd_as_vmstat_says() {

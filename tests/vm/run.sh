@@ -54,6 +54,7 @@ modes_of() {
 
 # Tests of the ground truth that say the same whatever the agent is told: run once on a kernel.
 once=attaching::agents_of_the_same_id_and_those_killed_do_not_get_in_the_way
+once+=" reads::readahead_in_vain_takes_no_hits_away"
 once+=" layout::fields_found_without_btf_are_those_of_btf"
 once+=" preemption::by_default_what_misses_least_watches_a_preemptible_kernel"
 not_once=$(printf ' --skip %s' $once)
