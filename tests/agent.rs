@@ -180,6 +180,8 @@ fn every_thread_has_its_reason() {
             let Ok(name) = fs::read_to_string(task.unwrap().path().join("comm")) else { continue };
             *names.entry(name.trim_end().to_owned()).or_default() += 1;
         }
+        // As many as with two CPUs; a machine with more has up to 14 more.
+        names.entry("grpc-core".into()).and_modify(|n| *n = if (6..=20).contains(n) { 6 } else { *n });
         names
     };
     // Of a server that is not there.

@@ -13,7 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    Agent, Cgroup, Killed, TempDir, alone, binary, command, free_port, request, skipped, sys, text, wait_for,
+    Agent, Cgroup, Killed, MIB, Metrics, TempDir, TestFile, alone, binary, command, free_port, request, skipped, sys,
+    text, wait_for,
 };
 
 fn configs() -> PathBuf {
@@ -199,6 +200,52 @@ impl Drop for Tree {
     }
 }
 
+fn systemd() -> Option<&'static str> {
+    ["/lib/systemd/systemd", "/usr/lib/systemd/systemd"].into_iter().find(|p| Path::new(p).exists())
+}
+
+/// A systemd that runs the units in a folder; ended when dropped.
+struct Machine {
+    process: Killed,
+    // After the process, which holds its cgroups.
+    _tree: Tree,
+    dir: TempDir,
+}
+
+impl Machine {
+    fn boot(dir: TempDir, systemd: &str) -> Self {
+        let log = fs::File::create(dir.path.join("systemd.log")).unwrap();
+        let tree = Tree(Cgroup::new());
+        let script = "echo $$ >$1/cgroup.procs; shift; exec unshare --mount --pid --ipc --cgroup --fork --mount-proc \
+                      --kill-child sh -c \"$@\"";
+        let process = Command::new("sh")
+            .args(["-c", script, "sh", text(&tree.0.path), BOOT, "sh", text(&dir.path), systemd])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn();
+        Self { process: Killed(process.unwrap()), _tree: tree, dir }
+    }
+
+    /// What is in a file of the folder.
+    fn said(&self, name: &str) -> String {
+        fs::read_to_string(self.dir.path.join(name)).unwrap_or_default()
+    }
+
+    /// Waits until something holds; `log` tells why it does not. An error: systemd does not run here.
+    fn wait(&mut self, log: &str, done: impl Fn(&Self) -> bool) -> Result<(), String> {
+        let deadline = Instant::now() + Duration::from_secs(90);
+        while !done(self) {
+            if self.process.0.try_wait().unwrap().is_some() {
+                return Err(format!("no systemd in namespaces here: {}", self.said("systemd.log").trim()));
+            }
+            assert!(Instant::now() < deadline, "in vain\n{}\n{}", self.said("systemd.log"), self.said(log));
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+}
+
 /// How each probe of the agent at this port is attached.
 fn modes(port: u16) -> Vec<(String, Option<String>)> {
     let body = request(port, "GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap().body;
@@ -211,8 +258,7 @@ fn modes(port: u16) -> Vec<(String, Option<String>)> {
 fn it_works_under_a_real_systemd() {
     const TEST: &str = "it_works_under_a_real_systemd";
     need_bpf!("it_works_under_a_real_systemd");
-    let systemd = ["/lib/systemd/systemd", "/usr/lib/systemd/systemd"].into_iter().find(|p| Path::new(p).exists());
-    let Some(systemd) = systemd else { return skipped(TEST, "systemd is not installed") };
+    let Some(systemd) = systemd() else { return skipped(TEST, "systemd is not installed") };
     let _alone = alone();
     let dir = TempDir::new("systemd");
     fs::copy(binary(), dir.path.join("ebpf-sidecar")).unwrap();
@@ -235,29 +281,13 @@ fn it_works_under_a_real_systemd() {
     }
     write("test.target", &target);
 
-    let log = fs::File::create(dir.path.join("systemd.log")).unwrap();
-    let tree = Tree(Cgroup::new());
-    let script = "echo $$ >$1/cgroup.procs; shift; exec unshare --mount --pid --ipc --cgroup --fork --mount-proc \
-                  --kill-child sh -c \"$@\"";
-    let machine = Command::new("sh")
-        .args(["-c", script, "sh", text(&tree.0.path), BOOT, "sh", text(&dir.path), systemd])
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn();
-    let mut machine = Killed(machine.unwrap());
-    let said = |name: &str| fs::read_to_string(dir.path.join(name)).unwrap_or_default();
-    let deadline = Instant::now() + Duration::from_secs(90);
+    let mut machine = Machine::boot(dir, systemd);
     for (name, http) in &services {
-        while !dir.path.join(format!("{name}.state")).exists() {
-            if machine.0.try_wait().unwrap().is_some() {
-                return skipped(TEST, &format!("no systemd in namespaces here: {}", said("systemd.log").trim()));
-            }
-            let logs = || format!("{}\n{}", said("systemd.log"), said(&format!("{name}.log")));
-            assert!(Instant::now() < deadline, "{name} did not become ready\n{}", logs());
-            thread::sleep(Duration::from_millis(50));
+        let state = format!("{name}.state");
+        if let Err(why) = machine.wait(&format!("{name}.log"), |m| m.dir.path.join(&state).exists()) {
+            return skipped(TEST, &why);
         }
-        let (state, log) = (said(&format!("{name}.state")), said(&format!("{name}.log")));
+        let (state, log) = (machine.said(&state), machine.said(&format!("{name}.log")));
         let has = |line: &str| assert!(state.lines().any(|l| l == line), "{name}: no {line} in\n{state}\n{log}");
         has("ActiveState=active");
         has("SubState=running");
@@ -280,6 +310,81 @@ fn it_works_under_a_real_systemd() {
         // With the sandbox around it, it attaches what it attaches without.
         assert_eq!(modes(*http), modes(Agent::start(&[]).port), "{name}\n{log}");
     }
+}
+
+/// A database: reads what it is given, each time that it is told to.
+const DATABASE: &str = "
+[Service]
+ExecStart=/bin/sh -c 'until rm /mnt/read 2>/dev/null; do sleep 0.1; done; \
+    dd if=/mnt/data of=/dev/null bs=64k 2>/dev/null; touch /mnt/done; exec sleep infinity'
+";
+
+/// Restarts it when it is told to.
+const RESTARTER: &str = "
+[Service]
+ExecStart=/bin/sh -c 'while :; do until rm /mnt/restart 2>/dev/null; do sleep 0.1; done; \
+    systemctl restart db.service; touch /mnt/restarted; done'
+";
+
+#[test]
+fn a_service_is_counted_on_after_its_restart() {
+    const TEST: &str = "a_service_is_counted_on_after_its_restart";
+    need_bpf!("a_service_is_counted_on_after_its_restart");
+    let Some(systemd) = systemd() else { return skipped(TEST, "systemd is not installed") };
+    let _alone = alone();
+    let dir = TempDir::new("restart");
+    fs::copy(binary(), dir.path.join("ebpf-sidecar")).unwrap();
+    fs::create_dir(dir.path.join("units")).unwrap();
+    let write = |name: &str, unit: &str| fs::write(dir.path.join("units").join(name), unit).unwrap();
+    let (http, grpc) = (free_port(), free_port());
+    let settings = format!(
+        "{ALONE}[Service]\nStandardError=file:/mnt/agent.log\nEnvironment=\
+         EBPF_SIDECAR_SERVER_HTTP_ADDRESS=127.0.0.1 EBPF_SIDECAR_SERVER_HTTP_PORT={http} \
+         EBPF_SIDECAR_SERVER_GRPC_PORT={grpc} EBPF_SIDECAR_COLLECTOR_INTERVAL=200ms \
+         EBPF_SIDECAR_COLLECTOR_SCOPE_CGROUP=/sys/fs/cgroup/system.slice/db.service\n"
+    );
+    // The agent is ready before the database starts.
+    write("agent.service", &(unit(Path::new("/mnt/ebpf-sidecar"), false) + &settings));
+    write("db.service", &format!("{ALONE}Requires=agent.service\nAfter=agent.service\n{DATABASE}"));
+    write("restarter.service", &format!("{ALONE}Wants=db.service\nAfter=db.service\n{RESTARTER}"));
+    write("test.target", &format!("{ALONE}Wants=restarter.service\n"));
+    // On a file system whose reads go through the page cache.
+    let data = TestFile::new("database", 8 * MIB);
+    let file = dir.path.join("data");
+    std::os::unix::fs::symlink(&data.path, &file).unwrap();
+    let pages = (8 * MIB / sys::PAGE) as f64;
+
+    let mut machine = Machine::boot(dir, systemd);
+    let log = "agent.log";
+    let get = |path: &str| request(http, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
+    let metrics = || get("/metrics").ok().map(|r| Metrics::parse(&r.body));
+    let healthy = || get("/health").is_ok_and(|r| r.status == 200 && !r.body.contains("nothing is counted"));
+    let sequence = || metrics().map_or(0.0, |m| m.get("ebpf_sidecar_snapshot_sequence"));
+    if let Err(why) = machine.wait(log, |m| m.said(log).contains("nothing is counted") && healthy()) {
+        return skipped(TEST, &why);
+    }
+    let mut read = 0.0;
+    for round in 0..4 {
+        if round > 0 {
+            fs::write(machine.dir.path.join("restart"), "").unwrap();
+            machine.wait(log, |m| fs::remove_file(m.dir.path.join("restarted")).is_ok()).unwrap();
+        }
+        // Two collections on it is counted again, and one tick may be under way.
+        let now = sequence();
+        machine.wait(log, |_| sequence() >= now + 3.0).unwrap();
+        assert!(healthy(), "{}", machine.said(log));
+        data.drop_cache();
+        fs::write(machine.dir.path.join("read"), "").unwrap();
+        machine.wait(log, |m| fs::remove_file(m.dir.path.join("done")).is_ok()).unwrap();
+        read += pages;
+        let now = sequence();
+        machine.wait(log, |_| sequence() >= now + 2.0).unwrap();
+        // Starting dd reads some of it too, unless it is cached.
+        let misses = metrics().unwrap().get("ebpf_cache_misses_total");
+        assert!((read..=read * 1.1).contains(&misses), "{misses} after {} restarts\n{}", round, machine.said(log));
+    }
+    let log = machine.said(log);
+    assert!(log.matches("was made anew").count() >= 4, "{log}");
 }
 
 // ---- make install ----

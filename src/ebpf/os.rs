@@ -467,29 +467,6 @@ pub fn share_heap() {
     };
 }
 
-/// Runs `f` on one CPU, which is all that musl's sysconf() then knows of; glibc asks /sys.
-pub fn on_one_cpu<T>(f: impl FnOnce() -> T) -> T {
-    // SAFETY: all-zero is an empty set, and a set of our own is as large as said; the calls concern this thread alone. A
-    // refusal leaves it where it is.
-    unsafe {
-        let size = size_of::<libc::cpu_set_t>();
-        let (mut all, mut one): (libc::cpu_set_t, libc::cpu_set_t) = (mem::zeroed(), mem::zeroed());
-        let known = libc::sched_getaffinity(0, size, &mut all) == 0;
-        if let Ok(cpu) = usize::try_from(libc::sched_getcpu())
-            && known
-            && cpu < 8 * size
-        {
-            libc::CPU_SET(cpu, &mut one);
-            libc::sched_setaffinity(0, size, &one);
-        }
-        let result = f();
-        if known {
-            libc::sched_setaffinity(0, size, &all);
-        }
-        result
-    }
-}
-
 /// Unmaps the pages of the program and its libraries, most of which only starting needed. They stay in the page cache, and
 /// come back one by one where they are run or read again.
 pub fn unmap_start() {

@@ -1,5 +1,4 @@
-//! The threads that libraries start by themselves: under a name that tells whose they are, and no more of them on a large
-//! machine than on a small one.
+//! The threads that libraries start by themselves, under a name that tells whose they are.
 
 use std::io;
 use std::panic;
@@ -7,8 +6,6 @@ use std::sync::Arc;
 use std::thread;
 
 use grpcio::{EnvBuilder, Environment};
-
-use crate::ebpf::os;
 
 /// The name of the threads of gRPC's core.
 pub const GRPC_CORE: &str = "grpc-core";
@@ -23,8 +20,7 @@ pub fn named<T: Send>(name: &str, f: impl FnOnce() -> T + Send) -> io::Result<T>
 
 /// What gRPC needs for servers and clients, with so many threads for their calls.
 pub fn grpc(calls: usize, name: &str) -> Arc<Environment> {
-    // Its core has up to 16 more on a machine with as many CPUs, which it counts once, here.
-    let new = || Arc::new(os::on_one_cpu(EnvBuilder::new).cq_count(calls).name_prefix(name).build());
+    let new = || Arc::new(EnvBuilder::new().cq_count(calls).name_prefix(name).build());
     // Without a thread to spare they have another name.
     named(GRPC_CORE, new).unwrap_or_else(|_| new())
 }
