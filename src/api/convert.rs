@@ -77,24 +77,24 @@ pub fn io_stats(io: &IoStats, rows: Option<&[u32]>) -> pb::IOStats {
         ..Default::default()
     });
     pb::IOStats {
-        fadvise: Some(fadvise.unwrap_or_default()).into(),
+        fadvise: fadvise.into(),
         cache: Some(pb::CacheStats {
-            read_attempts: cache.read_attempts.unwrap_or(0),
-            hits: cache.hits.unwrap_or(0),
-            misses: cache.misses.unwrap_or(0),
-            hit_rate_percent: cache.hit_rate_percent.unwrap_or(0.0),
-            miss_rate_percent: cache.miss_rate_percent.unwrap_or(0.0),
-            pages_added: cache.adds.map_or(0, |a| sum(&a)),
-            pages_evicted: cache.evictions.map_or(0, |e| sum(&e)),
+            read_attempts: cache.read_attempts,
+            hits: cache.hits,
+            misses: cache.misses,
+            hit_rate_percent: cache.hit_rate_percent,
+            miss_rate_percent: cache.miss_rate_percent,
+            pages_added: cache.adds.map(|a| sum(&a)),
+            pages_evicted: cache.evictions.map(|e| sum(&e)),
             ..Default::default()
         })
         .into(),
         memory: Some(pb::MemoryStats {
-            lru_pages_scanned: memory.scanned.map_or(0, |s| sum(&s)),
-            pages_reclaimed: memory.reclaimed.iter().flatten().sum(),
-            reclaim_efficiency_percent: memory.reclaim_efficiency_percent.unwrap_or(0.0),
-            direct_reclaim_processes: count(memory.direct_reclaim_processes.unwrap_or(0) as usize),
-            kswapd_wakeups: memory.kswapd_wakeups.unwrap_or(0),
+            lru_pages_scanned: memory.scanned.map(|s| sum(&s)),
+            pages_reclaimed: memory.reclaimed.into_iter().flatten().reduce(|a, b| a + b),
+            reclaim_efficiency_percent: memory.reclaim_efficiency_percent,
+            direct_reclaim_processes: memory.direct_reclaim_processes.map(|n| count(n as usize)),
+            kswapd_wakeups: memory.kswapd_wakeups,
             ..Default::default()
         })
         .into(),
