@@ -274,11 +274,13 @@ fn no_point_is_lost_or_doubled_through_a_hundred_faults() {
     // kill is sent again when the exporter has noticed that.
     let mut missing: Vec<Key> = Vec::new();
     wait_until("every point that was not refused to be stored", || {
-        let sent = own_metrics().get("ebpf_sidecar_export_queue_points") == 0.0;
+        if own_metrics().get("ebpf_sidecar_export_queue_points") > 0.0 {
+            return false;
+        }
         let store = server.store();
         let stored = store.points();
         missing = setup.truth.keys().filter(|k| !stored.contains_key(*k)).cloned().collect();
-        sent && missing.iter().all(|k| store.given_up.contains(k))
+        missing.iter().all(|k| store.given_up.contains(k))
     });
     let refused = setup.dropped("refused");
     println!("{} points of {} collections, {refused} refused for good", setup.truth.len(), setup.made);
@@ -292,6 +294,121 @@ fn no_point_is_lost_or_doubled_through_a_hundred_faults() {
     for reason in ["connection", "no_answer", "disk_full", "internal_error", "not_found", "expired_schema"] {
         assert!(setup.failed(reason) > 0, "{reason} was not among the faults");
     }
+    setup.exporter.stop();
+}
+
+/// Of three kinds: of processes, a counter, a part of a histogram.
+const MEASURES: [&str; 3] = ["ebpf_fadvise_process_calls", "ebpf_cache_hits_total", "ebpf_read_wait_seconds_bucket"];
+
+impl Setup {
+    /// While these measures fail all others arrive, collection after collection. What fails waits.
+    #[track_caller]
+    fn all_but(&mut self, server: &BanyanDb, failing: &[&str], what: &str) {
+        let already = server.store().points();
+        let waits = |k: &Key| failing.contains(&k.0.as_str()) && !already.contains_key(k);
+        for _ in 0..3 {
+            for _ in 0..2 {
+                self.collect();
+            }
+            let sound = self.truth.keys().filter(|k| !waits(k)).count();
+            wait_until(what, || self.sent() == sound);
+        }
+        let (failed, mut sound) = (self.truth.keys().filter(|k| waits(k)).count(), self.truth.clone());
+        sound.retain(|k, _| !waits(k));
+        assert!(failed > 0 && server.store().points() == sound, "{what}: not all others, or more than them");
+        assert_eq!(own_metrics().get("ebpf_sidecar_export_queue_points") as usize, failed, "{what}: wait");
+    }
+
+    fn drops_nothing(&self) {
+        for reason in ["queue_limit", "queue_bytes", "overrun", "schema", "refused", "panic", "stopped"] {
+            assert_eq!(self.dropped(reason), 0, "{reason}");
+        }
+    }
+}
+
+#[test]
+fn what_fails_of_some_measures_waits_and_the_others_go_on() {
+    let server = BanyanDb::start();
+    let mut setup = Setup::start(&settings(&server.endpoint()));
+    setup.arrived(&server);
+    let statuses = [
+        (Status::STATUS_UNSPECIFIED, "no_answer"),
+        (Status::STATUS_NOT_FOUND, "not_found"),
+        (Status::STATUS_EXPIRED_SCHEMA, "expired_schema"),
+        (Status::STATUS_SCHEMA_NOT_APPLIED, "schema_not_applied"),
+        (Status::STATUS_DISK_FULL, "disk_full"),
+        (Status::STATUS_INTERNAL_ERROR, "internal_error"),
+        (Status::STATUS_VERSION_DEPRECATED, "version_deprecated"),
+    ];
+    for (i, (status, reason)) in statuses.into_iter().enumerate() {
+        // One by one, and all of them.
+        let failing = if i < MEASURES.len() { &MEASURES[i..=i] } else { &MEASURES };
+        server.store().failing = failing.iter().map(|m| (m.to_string(), status)).collect();
+        let before = setup.failed(reason);
+        setup.all_but(&server, failing, reason);
+        assert!(setup.failed(reason) > before, "{reason}");
+        assert_eq!(STATE.trouble(Instant::now() + Duration::from_secs(3600)), None, "the others are sent");
+        server.store().failing.clear();
+        setup.arrived(&server);
+    }
+    setup.drops_nothing();
+    assert_eq!(setup.sent(), setup.truth.len());
+    setup.exporter.stop();
+}
+
+#[test]
+fn a_measure_that_cannot_be_created_or_is_not_in_effect_does_not_keep_the_others_waiting() {
+    for code in [RpcStatusCode::INTERNAL, RpcStatusCode::INVALID_ARGUMENT, RpcStatusCode::PERMISSION_DENIED] {
+        let server = BanyanDb::start();
+        server.store().refusing = MEASURES[..2].iter().map(|m| (m.to_string(), code)).collect();
+        server.store().lagging = MEASURES[2..].iter().map(|m| m.to_string()).collect();
+        let mut setup = Setup::start(&settings(&server.endpoint()));
+        setup.all_but(&server, &MEASURES, &format!("{code:?}"));
+        server.store().refusing.clear();
+        server.store().lagging.clear();
+        setup.arrived(&server);
+        setup.drops_nothing();
+        setup.exporter.stop();
+    }
+    // Where none can be, it is the server that is in trouble.
+    let server = BanyanDb::start();
+    let scratch = Setup::start(&settings(&server.endpoint()));
+    scratch.arrived(&server);
+    let names: std::collections::BTreeSet<String> = scratch.truth.keys().map(|k| k.0.clone()).collect();
+    scratch.exporter.stop();
+    server.store().refusing = names.into_iter().map(|m| (m, RpcStatusCode::INTERNAL)).collect();
+    let settings = Settings { unhealthy_after: Duration::from_millis(10), ..settings(&server.endpoint()) };
+    let mut setup = Setup::start(&settings);
+    wait_until("trouble", || STATE.trouble(Instant::now()).is_some_and(|t| t.contains("INTERNAL: not ebpf_")));
+    server.store().refusing.clear();
+    setup.collect();
+    setup.arrived(&server);
+    setup.exporter.stop();
+}
+
+#[test]
+fn what_fails_for_long_is_dropped_before_anything_sound() {
+    let server = BanyanDb::start();
+    let mut setup = Setup::start(&Settings { queue_bytes: 60_000, ..settings(&server.endpoint()) });
+    setup.arrived(&server);
+    let name = MEASURES[0];
+    server.store().failing.insert(name.into(), Status::STATUS_INTERNAL_ERROR);
+    let mut sound = setup.truth.len();
+    while setup.dropped("queue_bytes") == 0 {
+        for _ in 0..3 {
+            setup.collect();
+            sound += points_of(&collection(setup.made)).keys().filter(|k| k.0 != name).count();
+        }
+        wait_until("the sound points", || setup.sent() == sound);
+        let bytes = own_metrics().get("ebpf_sidecar_export_queue_bytes");
+        assert!(bytes <= 60_000.0, "{bytes}");
+    }
+    server.store().failing.clear();
+    wait_until("the rest", || own_metrics().get("ebpf_sidecar_export_queue_points") == 0.0);
+    let stored = server.store().points();
+    let missing: Vec<&Key> = setup.truth.keys().filter(|k| !stored.contains_key(*k)).collect();
+    assert!(missing.iter().all(|k| k.0 == name), "{missing:?}");
+    assert_eq!(missing.len(), setup.dropped("queue_bytes"));
     setup.exporter.stop();
 }
 

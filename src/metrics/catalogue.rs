@@ -127,7 +127,7 @@ metrics! {
     EXPORT_FAILED = Counter "ebpf_sidecar_export_points_failed_total" ["reason" in FAILURES] "points":
         "Times that a point was sent in vain and has to be sent again.";
     EXPORT_DROPPED = Counter "ebpf_sidecar_export_points_dropped_total" ["reason" in DROPS] "points":
-        "Points given up: too old or too many while BanyanDB could not be reached (queue_limit, queue_bytes), missed by a starved exporter (overrun), of a measure whose schema differs, refused for good, in a batch at which the exporter panicked, left at the stop.";
+        "Points given up: too old or too many while BanyanDB could not be reached or did not take them (queue_limit, queue_bytes), missed by a starved exporter (overrun), of a measure whose schema differs, refused for good, in a batch at which the exporter panicked, left at the stop.";
     EXPORT_QUEUE_POINTS = Gauge "ebpf_sidecar_export_queue_points" [] "points":
         "Points that wait for BanyanDB's acknowledgement.";
     EXPORT_QUEUE_BYTES = Gauge "ebpf_sidecar_export_queue_bytes" [] "bytes":

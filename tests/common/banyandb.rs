@@ -4,7 +4,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -98,6 +98,12 @@ pub struct Store {
     /// User and password it asks for.
     pub credentials: Option<(String, String)>,
     pub fault: Option<Fault>,
+    /// Measures of which each point has this status, and is not stored; unspecified: no answer at all.
+    pub failing: BTreeMap<String, Status>,
+    /// Measures that can neither be asked for nor created.
+    pub refusing: BTreeMap<String, RpcStatusCode>,
+    /// Measures that are not in effect on some node.
+    pub lagging: BTreeSet<String>,
     refused_until: Option<Instant>,
     /// What a correct client never does.
     pub violations: Vec<String>,
@@ -163,6 +169,11 @@ impl Store {
         }
     }
 
+    fn refuses(&self, measure: &str) -> Result<(), RpcStatus> {
+        let refused = |code: &RpcStatusCode| RpcStatus::with_message(*code, format!("not {measure}"));
+        self.refusing.get(measure).map_or(Ok(()), |code| Err(refused(code)))
+    }
+
     /// Checks a message as the server does. What is to be stored, or the status that it is refused with.
     fn check(&mut self, metadata: &Metadata, request: &WriteRequest) -> Result<(Key, Point, bool), Status> {
         if request.message_id == 0 {
@@ -183,7 +194,7 @@ impl Store {
                 Status::STATUS_INTERNAL_ERROR
             });
         };
-        let loaded = stored.loaded <= now;
+        let loaded = stored.loaded <= now && !self.lagging.contains(&name);
         if metadata.mod_revision > 0 && barrier {
             if metadata.mod_revision < stored.revision {
                 return Err(Status::STATUS_EXPIRED_SCHEMA);
@@ -303,6 +314,9 @@ impl BanyanDb {
             barrier: true,
             credentials: None,
             fault: None,
+            failing: BTreeMap::new(),
+            refusing: BTreeMap::new(),
+            lagging: BTreeSet::new(),
             refused_until: None,
             violations: Vec::new(),
             given_up: Vec::new(),
@@ -425,11 +439,13 @@ impl Service {
             Ok(GroupRegistryServiceCreateResponse { mod_revision: s.revision, ..Default::default() })
         });
         let builder = self.unary(builder, method::GET_MEASURE, move |s, q: MeasureRegistryServiceGetRequest| {
+            s.refuses(&q.metadata.name)?;
             let stored = s.measures.get(&q.metadata.name).ok_or_else(|| missing("measure"))?;
             Ok(MeasureRegistryServiceGetResponse { measure: Some(stored.measure.clone()).into(), ..Default::default() })
         });
         let builder = self.unary(builder, method::CREATE_MEASURE, move |s, q: MeasureRegistryServiceCreateRequest| {
             let measure = q.measure.unwrap_or_default();
+            s.refuses(&measure.metadata.name)?;
             if !s.groups.contains_key(&measure.metadata.group) {
                 return Err(missing("group"));
             }
@@ -454,7 +470,8 @@ impl Service {
             }
             let now = Instant::now();
             let there = |name: &str, revision: i64| {
-                s.measures.get(name).is_some_and(|m| m.loaded <= now && m.revision >= revision)
+                let in_effect = !s.lagging.contains(name);
+                in_effect && s.measures.get(name).is_some_and(|m| m.loaded <= now && m.revision >= revision)
             };
             let applied = q.keys.iter().zip(&q.min_revisions).all(|(k, r)| k.kind == "measure" && there(&k.name, *r));
             Ok(AwaitSchemaAppliedResponse { applied, ..Default::default() })
@@ -529,10 +546,12 @@ impl Service {
                         }
                         Err(status)
                     }
+                    (Ok(_), _) if store.failing.contains_key(&metadata.name) => Err(store.failing[&metadata.name]),
                     (checked, _) => checked,
                 }
             };
             match checked {
+                Err(Status::STATUS_UNSPECIFIED) => {}
                 Ok(point) => accepted.push((request.message_id, point)),
                 // At once.
                 Err(status) => sink.send((answer(&request, status), WriteFlags::default())).await?,

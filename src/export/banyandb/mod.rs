@@ -16,6 +16,7 @@ use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam::channel::Receiver;
 use grpcio::CallOption;
@@ -82,25 +83,33 @@ struct Schema {
 }
 
 struct MeasureState {
-    /// What goes before the points of it: its metadata, encoded. `None`: it is something else there, and not written.
-    metadata: Option<Vec<u8>>,
+    state: State,
     revision: i64,
     /// Whether it is known that points of it are stored.
     confirmed: bool,
+    /// Answers of INTERNAL_ERROR since the last point that was taken.
+    internal_errors: u32,
+}
+
+enum State {
+    /// Its points can be written. This goes before them: its metadata, encoded.
+    Ready(Vec<u8>),
+    /// It is something else there, and not written.
+    Different,
+    /// It could not be created or is not in effect yet: why, and when that was tried last.
+    NotYet(String, Instant),
 }
 
 struct BanyanDb {
     config: Config,
     specs: Arc<[Spec]>,
-    /// Answers of INTERNAL_ERROR since the last batch without a failure.
-    internal_errors: u32,
     /// Differences of the schema that were reported.
     reported: HashSet<String>,
 }
 
 impl BanyanDb {
     fn new(config: Config) -> Self {
-        Self { config, specs: schema::specs().into(), internal_errors: 0, reported: HashSet::new() }
+        Self { config, specs: schema::specs().into(), reported: HashSet::new() }
     }
 
     fn option(&self, intake: &Intake<Columns>) -> Result<CallOption, String> {

@@ -1,6 +1,7 @@
 //! One Write stream, and what its answers mean for each point.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use protobuf::well_known_types::timestamp::Timestamp;
 
@@ -9,14 +10,20 @@ use super::proto::measure::{QueryRequest, QueryResponse, query_request};
 use super::proto::model::{Status, TagProjection, TimeRange, tag_projection};
 use super::schema::{self, Spec};
 use super::write::{Written, write};
-use super::{BanyanDb, Schema, Session, method};
-use crate::export::engine::link::{Link, text};
+use super::{BanyanDb, Schema, Session, State, method};
+use crate::export::engine::link::{Link, is_out_of_reach, text};
 use crate::export::engine::{Again, Chunk, End, Intake};
 use crate::host::time::timestamp_parts;
 use crate::metrics::export::STATE;
 
-/// Answers of INTERNAL_ERROR in a row after which the schema is looked at again.
+/// Answers of INTERNAL_ERROR in a row after which a measure's schema is looked at again.
 const INTERNAL_ERRORS: u32 = 3;
+/// Time between two attempts to have a measure ready,
+const RETRY: Duration = Duration::from_secs(5);
+/// and how long the others wait for that.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Measures that a line of the log names.
+const NAMED: usize = 3;
 /// Points that a query for one point may find beside it, of other series and agents.
 const QUERY_LIMIT: u32 = 100_000;
 
@@ -39,16 +46,34 @@ impl BanyanDb {
         batch: Batch,
     ) -> Result<Again<Columns>, End> {
         let Session { link, schema } = session;
+        let due = schema.measures.iter().enumerate().filter(|(_, m)| match &m.state {
+            State::NotYet(_, tried) => tried.elapsed() >= RETRY,
+            _ => false,
+        });
+        let due: Vec<usize> = due.map(|(i, _)| i).filter(|i| has(batch, *i)).collect();
+        self.prepare_again(intake, link, schema, &due, PATIENCE)?;
         give_up_unwritable(schema, batch);
-        let mut points = Vec::new();
+
+        let (mut points, mut judged) = (Vec::new(), Judged::default());
         for (chunk, c) in batch.iter().enumerate() {
-            points.extend(c.points.places().map(|(column, row)| Point { chunk, column, row }));
+            for (column, row) in c.points.places() {
+                let p = Point { chunk, column, row };
+                let measure = c.points.columns[column].measure;
+                match &schema.measures[measure].state {
+                    State::NotYet(why, _) => {
+                        judged.again(p, measure, "schema_not_applied");
+                        judged.why.get_or_insert_with(|| why.clone());
+                    }
+                    _ => points.push(p),
+                }
+            }
         }
-        if points.is_empty() {
-            return Ok(Again { chunks: Vec::new(), reasons: Vec::new() });
+        if !points.is_empty() {
+            let statuses = self.statuses(intake, link, schema, batch, &points)?;
+            self.judge(intake, link, schema, batch, points.into_iter().zip(statuses), &mut judged)?;
         }
-        let statuses = self.statuses(intake, link, schema, batch, &points)?;
-        self.judge(intake, link, schema, batch, &points, &statuses)
+        let of = self.names(&judged);
+        Ok(Again { chunks: take(batch, judged.again), reasons: judged.reasons, of })
     }
 
     /// Writes these points in one stream. Returns what is answered to each.
@@ -65,8 +90,11 @@ impl BanyanDb {
         for p in points {
             let chunk = &batch[p.chunk].points;
             let column = &chunk.columns[p.column];
-            let metadata = schema.measures[column.measure].metadata.as_deref();
-            encoded.push(chunk, column, p.row, metadata.filter(|_| last != Some(column.measure)));
+            let metadata = match &schema.measures[column.measure].state {
+                State::Ready(metadata) if last != Some(column.measure) => Some(metadata.as_slice()),
+                _ => None,
+            };
+            encoded.push(chunk, column, p.row, metadata);
             last = Some(column.measure);
         }
         let receiver = write(link, encoded.messages(), self.option(intake)?);
@@ -86,108 +114,87 @@ impl BanyanDb {
         Ok(statuses)
     }
 
-    /// What becomes of each point, by its status. Returns those that have to be written again.
+    /// What becomes of each point, by its status.
     fn judge(
         &mut self,
         intake: &mut Intake<Columns>,
         link: &Link,
         schema: &mut Schema,
         batch: Batch,
-        points: &[Point],
-        statuses: &[Option<Status>],
-    ) -> Result<Again<Columns>, End> {
-        let mut again = Vec::new();
+        statuses: impl Iterator<Item = (Point, Option<Status>)>,
+        judged: &mut Judged,
+    ) -> Result<(), End> {
         let mut accepted = Vec::new();
-        let (mut unknown, mut expired) = (HashSet::new(), HashSet::new());
-        let mut reasons: Vec<(&'static str, usize)> = Vec::new();
-        let mut refused: Vec<(Status, usize, usize)> = Vec::new();
-        for (&p, status) in points.iter().zip(statuses) {
+        let (mut unknown, mut renewed, mut internal) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let mut refused: HashMap<(usize, Status), usize> = HashMap::new();
+        for (p, status) in statuses {
             let chunk = &mut batch[p.chunk].points;
             let measure = chunk.columns[p.column].measure;
-            let reason = match status {
-                Some(Status::STATUS_SUCCEED) => {
+            let reason = match status.unwrap_or_default() {
+                Status::STATUS_SUCCEED => {
+                    schema.measures[measure].internal_errors = 0;
                     accepted.push(p);
                     continue;
                 }
-                Some(
-                    s @ (Status::STATUS_INVALID_TIMESTAMP
-                    | Status::STATUS_METADATA_REQUIRED
-                    | Status::STATUS_VERSION_UNSUPPORTED),
-                ) => {
-                    match refused.iter_mut().find(|r| (r.0, r.1) == (*s, measure)) {
-                        Some(r) => r.2 += 1,
-                        None => refused.push((*s, measure, 1)),
-                    }
+                s @ (Status::STATUS_INVALID_TIMESTAMP
+                | Status::STATUS_METADATA_REQUIRED
+                | Status::STATUS_VERSION_UNSUPPORTED) => {
+                    *refused.entry((measure, s)).or_default() += 1;
                     STATE.dropped("refused", 1);
                     chunk.give_up(p.column, p.row);
                     continue;
                 }
                 // By its contract this version is still served.
-                Some(Status::STATUS_VERSION_DEPRECATED) => "version_deprecated",
-                Some(Status::STATUS_NOT_FOUND) => {
+                Status::STATUS_VERSION_DEPRECATED => "version_deprecated",
+                Status::STATUS_NOT_FOUND => {
                     unknown.insert(measure);
                     "not_found"
                 }
-                Some(Status::STATUS_EXPIRED_SCHEMA) => {
-                    expired.insert(measure);
+                Status::STATUS_EXPIRED_SCHEMA => {
+                    renewed.insert(measure);
                     "expired_schema"
                 }
-                Some(Status::STATUS_SCHEMA_NOT_APPLIED) => "schema_not_applied",
-                Some(Status::STATUS_DISK_FULL) => "disk_full",
-                Some(Status::STATUS_INTERNAL_ERROR) => "internal_error",
-                Some(Status::STATUS_UNSPECIFIED) | None => "no_answer",
+                Status::STATUS_SCHEMA_NOT_APPLIED => "schema_not_applied",
+                Status::STATUS_DISK_FULL => "disk_full",
+                Status::STATUS_INTERNAL_ERROR => {
+                    internal.insert(measure);
+                    "internal_error"
+                }
+                Status::STATUS_UNSPECIFIED => "no_answer",
             };
-            match reasons.iter_mut().find(|(r, _)| *r == reason) {
-                Some((_, n)) => *n += 1,
-                None => reasons.push((reason, 1)),
-            }
-            again.push(p);
+            judged.again(p, measure, reason);
         }
-        for (status, measure, n) in refused {
+        for ((measure, status), n) in refused {
             let measure = &self.specs[measure].name;
             log::warn!("BanyanDB refuses {n} points of {measure}, which are dropped: {status:?}");
         }
-        let lost = self.not_stored(intake, link, schema, batch, &accepted)?;
-        if !lost.is_empty() {
-            reasons.push(("schema_not_applied", lost.len()));
-            again.extend(lost);
+        for p in self.not_stored(intake, link, schema, batch, &accepted)? {
+            judged.again(p, batch[p.chunk].points.columns[p.column].measure, "schema_not_applied");
         }
-        if again.is_empty() {
-            self.internal_errors = 0;
-        } else {
-            self.renew(intake, link, schema, &reasons, unknown, expired)?;
-        }
-        Ok(Again { chunks: take(batch, again), reasons })
-    }
-
-    /// Looks again at the schema of what was answered so.
-    fn renew(
-        &mut self,
-        intake: &mut Intake<Columns>,
-        link: &Link,
-        schema: &mut Schema,
-        reasons: &[(&'static str, usize)],
-        unknown: HashSet<usize>,
-        expired: HashSet<usize>,
-    ) -> Result<(), End> {
-        if reasons.iter().any(|(reason, _)| *reason == "internal_error") {
-            self.internal_errors += 1;
+        // A server that does not check revisions says INTERNAL_ERROR of a measure that it does not know.
+        for measure in internal {
+            let errors = &mut schema.measures[measure].internal_errors;
+            *errors += 1;
+            if *errors >= INTERNAL_ERRORS {
+                unknown.insert(measure);
+            }
         }
         if !unknown.is_empty() {
             // Without the group no measure can be created.
             self.prepare_group(intake, link)?;
         }
-        let mut renewed: Vec<usize> = unknown.into_iter().chain(expired).collect();
-        if self.internal_errors >= INTERNAL_ERRORS {
-            self.internal_errors = 0;
-            self.prepare_group(intake, link)?;
-            renewed = (0..self.specs.len()).collect();
-        }
-        for &measure in &renewed {
-            let spec = self.specs[measure].clone();
-            schema.measures[measure] = self.prepare_measure(intake, link, &spec)?.0;
-        }
-        self.await_applied(intake, link, schema, &renewed)
+        renewed.extend(unknown);
+        let renewed: Vec<usize> = renewed.into_iter().collect();
+        self.prepare_again(intake, link, schema, &renewed, PATIENCE)
+    }
+
+    /// What failed, for the log.
+    fn names(&self, judged: &Judged) -> String {
+        let names: Vec<&str> = judged.measures.iter().take(NAMED).map(|m| self.specs[*m].name.as_str()).collect();
+        let more = judged.measures.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let why = judged.why.as_ref().map_or(String::new(), |why| format!(" ({why})"));
+        format!("{}{more}{why}", names.join(", "))
     }
 
     /// Of these accepted points, those of measures that the server does not store yet, although it says so: asks for
@@ -216,7 +223,11 @@ impl BanyanDb {
             let tags = points::tag_values(column.series.tags(column.first + p.row));
             let request = self.query(&self.specs[measure], time);
             let answer = self.call::<_, QueryResponse>(intake, link, method::QUERY, &request)?;
-            let answer = answer.map_err(|e| End::Lost(text("looking for a point", &e)))?;
+            let answer = match answer {
+                Err(e) if is_out_of_reach(&e) => return Err(End::Lost(text("looking for a point", &e))),
+                // Not of this measure, then.
+                answer => answer.unwrap_or_default(),
+            };
             let found = answer.data_points.iter().any(|d| {
                 let found = d.tag_families.iter().flat_map(|f| &f.tags).map(|t| &t.value.str().value);
                 d.version >= version && found.eq(&tags)
@@ -260,13 +271,41 @@ impl BanyanDb {
     }
 }
 
+/// What has to be written again.
+#[derive(Default)]
+struct Judged {
+    again: Vec<Point>,
+    /// Why, with the number of points.
+    reasons: Vec<(&'static str, usize)>,
+    /// Of these measures.
+    measures: BTreeSet<usize>,
+    /// Why one of them is not ready.
+    why: Option<String>,
+}
+
+impl Judged {
+    fn again(&mut self, p: Point, measure: usize, reason: &'static str) {
+        match self.reasons.iter_mut().find(|(r, _)| *r == reason) {
+            Some((_, n)) => *n += 1,
+            None => self.reasons.push((reason, 1)),
+        }
+        self.measures.insert(measure);
+        self.again.push(p);
+    }
+}
+
+/// Whether the batch has points of a measure.
+fn has(batch: &[Chunk<Columns>], measure: usize) -> bool {
+    batch.iter().flat_map(|c| &c.points.columns).any(|c| c.measure == measure)
+}
+
 /// Gives up the points of measures that are something else on the server.
 fn give_up_unwritable(schema: &Schema, batch: Batch) {
     let mut given_up = 0;
     for chunk in batch.iter_mut().map(|c| &mut c.points) {
         let places: Vec<_> = chunk.places().collect();
         for (column, row) in places {
-            if schema.measures[chunk.columns[column].measure].metadata.is_none() {
+            if matches!(schema.measures[chunk.columns[column].measure].state, State::Different) {
                 given_up += 1;
                 chunk.give_up(column, row);
             }

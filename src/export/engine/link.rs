@@ -169,3 +169,14 @@ pub fn text(what: &str, error: &Error) -> String {
 pub fn is(error: &Error, code: RpcStatusCode) -> bool {
     matches!(error, Error::RpcFailure(status) if status.code() == code)
 }
+
+/// Whether an error says nothing of what was asked, but that the server cannot be asked.
+pub fn is_out_of_reach(error: &Error) -> bool {
+    let codes = [
+        RpcStatusCode::UNAVAILABLE,
+        RpcStatusCode::DEADLINE_EXCEEDED,
+        RpcStatusCode::CANCELLED,
+        RpcStatusCode::UNAUTHENTICATED,
+    ];
+    !matches!(error, Error::RpcFailure(_)) || codes.into_iter().any(|code| is(error, code))
+}

@@ -1,8 +1,8 @@
 //! Sends every collection to a server, whatever it is: what is sent and how is an [`Encoding`]'s.
 //!
 //! One thread of its own takes the snapshots in as they are published, whatever else it waits for. Points leave in
-//! batches; a batch is done when the server has taken every point of it, and what it has not is sent again, so that
-//! nothing is lost. After a lost connection the batches acknowledged shortly before are sent again too, since a server
+//! batches. What the server does not take of a batch is put aside and tried again by itself, so that nothing is lost and
+//! the rest goes on. After a lost connection the batches acknowledged shortly before are sent again too, since a server
 //! may answer before it stores.
 
 mod backoff;
@@ -30,6 +30,8 @@ pub use queue::{Chunk, Limits};
 
 /// Points a second of a backlog, or twice what is collected if that is more.
 const BACKLOG_RATE: f64 = 20_000.0;
+/// How long to wait at most after a batch of which nothing was taken: other points may fare better.
+const VAIN: Duration = Duration::from_secs(1);
 /// Time between two warnings of the same problem.
 const REMIND: Duration = Duration::from_secs(60);
 
@@ -73,6 +75,8 @@ pub struct Again<P> {
     pub chunks: Vec<Chunk<P>>,
     /// Why, as in [`FAILURES`](crate::metrics::export::FAILURES), with the number of points.
     pub reasons: Vec<(&'static str, usize)>,
+    /// What they are of, for the log.
+    pub of: String,
 }
 
 /// Why a connection is no longer used.
@@ -150,29 +154,38 @@ pub fn start<E: Encoding>(settings: Settings, encoding: E, cell: &SnapshotCell) 
     }
 }
 
+/// What a batch is of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    /// Points that wait.
+    Fresh,
+    /// Points that failed before.
+    Aside,
+}
+
 struct Engine<E: Encoding> {
     settings: Settings,
     encoding: E,
     intake: Intake<E::Points>,
     /// Which of the endpoints is next, counted on and on.
     endpoint: usize,
-    /// Of the batch in flight, what the server has taken,
-    taken: Vec<Chunk<E::Points>>,
-    /// and what it has not.
-    todo: Vec<Chunk<E::Points>>,
+    /// The batch in flight.
+    batch: Vec<Chunk<E::Points>>,
     /// Failures since the last success, for the backoff.
     failures: u32,
     /// Whether a batch has failed since the last success.
     write_failed: bool,
     /// The problem last warned of, and when.
     warned: Option<(String, Instant)>,
+    /// When it was last said that something was put aside.
+    put_aside_told: Option<Instant>,
 }
 
 impl<E: Encoding> Engine<E> {
     fn new(settings: Settings, encoding: E, intake: Intake<E::Points>) -> Self {
-        let (taken, todo) = (Vec::new(), Vec::new());
-        let (failures, write_failed, warned) = (0, false, None);
-        Self { settings, encoding, intake, endpoint: 0, taken, todo, failures, write_failed, warned }
+        let (batch, endpoint, failures, write_failed) = (Vec::new(), 0, 0, false);
+        let (warned, put_aside_told) = (None, None);
+        Self { settings, encoding, intake, endpoint, batch, failures, write_failed, warned, put_aside_told }
     }
 
     /// Sends until the agent stops.
@@ -207,16 +220,14 @@ impl<E: Encoding> Engine<E> {
 
     /// The batch in flight waits again, and what was acknowledged shortly before.
     fn send_again(&mut self) {
-        self.taken.append(&mut self.todo);
-        self.intake.queue.send_again(std::mem::take(&mut self.taken));
+        self.intake.queue.send_again(std::mem::take(&mut self.batch));
         self.intake.show();
     }
 
     /// After a panic: gives up the batch in flight, which may be why.
     fn recover(&mut self) {
-        STATE.dropped("panic", queue::unsent(self.taken.iter().chain(&self.todo)));
-        self.taken.clear();
-        self.todo.clear();
+        STATE.dropped("panic", queue::unsent(&self.batch));
+        self.batch.clear();
         self.send_again();
         self.problem("the exporter panicked".into());
     }
@@ -260,83 +271,109 @@ impl<E: Encoding> Engine<E> {
         // A backlog leaves at a bounded rate.
         let mut not_before = Instant::now();
         loop {
-            let intake = &mut self.intake;
-            if intake.stopping() && intake.queue.is_empty() {
+            if self.intake.stopping() && self.intake.queue.is_empty() {
                 return Err(End::Stopped);
             }
-            let due = match intake.queue.oldest() {
-                _ if intake.stopping() => not_before,
-                _ if intake.queue.has(self.settings.batch_size) => not_before,
-                Some(at) => not_before.max(at + self.settings.flush_interval),
-                None => Instant::now() + REMIND,
-            };
-            if Instant::now() < due || intake.queue.is_empty() {
-                if intake.wait(E::lost(session), due, true).is_some() {
-                    return Err(lost());
-                }
-                if intake.out_of_time() {
-                    return Err(End::Stopped);
-                }
-                continue;
-            }
-            let began = Instant::now();
-            let points = self.send_batch(session)?;
-            let rate = BACKLOG_RATE.max(2.0 * self.intake.rate());
-            not_before = began + Duration::from_secs_f64(points as f64 / rate);
-        }
-    }
-
-    /// Sends the oldest points until each is acknowledged or given up. Returns their number.
-    fn send_batch(&mut self, session: &mut E::Session) -> Result<usize, End> {
-        self.todo = self.intake.queue.take(self.settings.batch_size);
-        let points = queue::count(&self.todo);
-        let began = Instant::now();
-        STATE.attempt(began);
-        let mut attempts = 0;
-        while !self.todo.is_empty() {
-            if attempts > 0 {
-                self.intake.pause(backoff(attempts));
-                if E::lost(session).try_recv().is_ok() {
+            let (due, which) = self.next(not_before);
+            if Instant::now() < due {
+                if self.intake.wait(E::lost(session), due, true).is_some() {
                     return Err(lost());
                 }
                 if self.intake.out_of_time() {
                     return Err(End::Stopped);
                 }
+                continue;
             }
-            attempts += 1;
-            self.attempt(session)?;
+            let began = Instant::now();
+            let points = self.send(session, which)?;
+            let rate = BACKLOG_RATE.max(2.0 * self.intake.rate());
+            not_before = began + Duration::from_secs_f64(points as f64 / rate);
+            if self.failures > 0 {
+                not_before = not_before.max(Instant::now() + backoff(self.failures).min(VAIN));
+            }
         }
+    }
+
+    /// When something is to be sent, and what.
+    fn next(&self, not_before: Instant) -> (Instant, Which) {
+        let queue = &self.intake.queue;
+        let fresh = queue.oldest().map(|at| {
+            let full = self.intake.stopping() || queue.has(self.settings.batch_size);
+            if full { not_before } else { not_before.max(at + self.settings.flush_interval) }
+        });
+        let aside = queue.retry_at().map(|at| at.max(not_before));
+        match (fresh, aside) {
+            (None, None) => (Instant::now() + REMIND, Which::Fresh),
+            (Some(fresh), None) => (fresh, Which::Fresh),
+            (Some(fresh), Some(aside)) if fresh <= aside => (fresh, Which::Fresh),
+            (_, Some(aside)) => (aside, Which::Aside),
+        }
+    }
+
+    /// Sends a batch. Returns the number of its points.
+    fn send(&mut self, session: &mut E::Session, which: Which) -> Result<usize, End> {
+        let queue = &mut self.intake.queue;
+        self.batch = match which {
+            Which::Fresh => queue.take(self.settings.batch_size),
+            Which::Aside => queue.take_aside(self.settings.batch_size),
+        };
+        let points = queue::count(&self.batch);
+        let began = Instant::now();
+        if which == Which::Fresh {
+            STATE.attempt(began);
+        }
+        let sent = self.encoding.send(&mut self.intake, session, &mut self.batch);
+        let again = sent.inspect_err(|_| {
+            self.write_failed = true;
+            STATE.failed("connection", queue::count(&self.batch));
+        })?;
+        again.reasons.iter().for_each(|(reason, n)| STATE.failed(reason, *n));
+        let failed = queue::count(&again.chunks);
+        STATE.dropped("queue_bytes", self.intake.queue.put_aside(again.chunks, Instant::now()));
         // Before the acknowledged ones that may have to be sent again are forgotten.
         if E::lost(session).try_recv().is_ok() {
             return Err(lost());
         }
-        let first = self.intake.queue.acknowledge(std::mem::take(&mut self.taken), Instant::now());
-        STATE.sent(first);
-        STATE.success(began.elapsed());
-        self.intake.show();
-        if self.failures > 0 || self.warned.is_some() {
-            log::info!("{}: sending works again; {} points wait", E::NAME, self.intake.queue.size().0);
+        let in_vain = failed > 0 && queue::count(&self.batch) == 0;
+        if which == Which::Aside {
+            self.intake.queue.retried(in_vain, Instant::now());
         }
-        (self.failures, self.write_failed, self.warned) = (0, false, None);
+        let first = self.intake.queue.acknowledge(std::mem::take(&mut self.batch), Instant::now());
+        STATE.sent(first);
+        if !in_vain {
+            self.success(began);
+        }
+        if failed > 0 {
+            let reasons: Vec<String> = again.reasons.iter().map(|(r, n)| format!("{r} for {n} points")).collect();
+            let why = format!("{} answers {} of {}", E::NAME, reasons.join(", "), again.of);
+            self.failed(why, in_vain, which);
+        }
+        self.intake.show();
         Ok(points)
     }
 
-    /// Sends once what is still to be taken.
-    fn attempt(&mut self, session: &mut E::Session) -> Result<(), End> {
-        let sent = self.encoding.send(&mut self.intake, session, &mut self.todo);
-        let again = sent.inspect_err(|_| {
-            self.write_failed = true;
-            STATE.failed("connection", queue::count(&self.todo));
-        })?;
-        self.taken.append(&mut self.todo);
-        self.todo = again.chunks;
-        if !again.reasons.is_empty() {
-            self.write_failed = true;
-            again.reasons.iter().for_each(|(reason, n)| STATE.failed(reason, *n));
-            let reasons: Vec<String> = again.reasons.iter().map(|(r, n)| format!("{r} for {n} points")).collect();
-            self.problem(format!("{} answers {}", E::NAME, reasons.join(", ")));
+    /// The server has taken something.
+    fn success(&mut self, began: Instant) {
+        STATE.success(began.elapsed());
+        if self.failures > 0 {
+            log::info!("{}: sending works again; {} points wait", E::NAME, self.intake.queue.size().0);
         }
-        Ok(())
+        (self.failures, self.write_failed, self.warned) = (0, false, None);
+    }
+
+    /// It has not taken something.
+    fn failed(&mut self, why: String, in_vain: bool, which: Which) {
+        self.write_failed |= in_vain;
+        match (in_vain, which) {
+            (true, Which::Fresh) => self.problem(why),
+            // What was put aside fails by itself, and the rest is not the worse for it.
+            _ => {
+                if self.put_aside_told.is_none_or(|at| at.elapsed() >= REMIND) {
+                    self.put_aside_told = Some(Instant::now());
+                    log::warn!("{why}: put aside, and tried again; {} points wait", self.intake.queue.size().0);
+                }
+            }
+        }
     }
 }
 
