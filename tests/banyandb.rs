@@ -720,6 +720,30 @@ fn health_is_degraded_while_nothing_can_be_sent_and_heals_by_itself() {
 }
 
 #[test]
+fn what_a_server_says_neither_forges_nor_floods_the_log() {
+    need_bpf!("what_a_server_says_neither_forges_nor_floods_the_log");
+    let server = BanyanDb::start();
+    let forged = "2026-11-27T00:00:00Z ERROR forged";
+    {
+        let mut store = server.store();
+        store.credentials = Some(("agent".into(), "right".into()));
+        store.refusal = format!("no\r\n{forged}\x1b[2J\u{202e}{}", "x".repeat(4000));
+    }
+    let login = [("EXPORT_BANYANDB_USERNAME", "agent"), ("EXPORT_BANYANDB_PASSWORD", "wrong")];
+    let agent = agent(&server, &[("EXPORT_BANYANDB_UNHEALTHY_AFTER", "10ms"), login[0], login[1]]);
+    wait_until("trouble", || agent.get("/health").body.contains("UNAUTHENTICATED"));
+    let health = agent.get("/health").body;
+    wait_until("the log", || agent.log().contains("UNAUTHENTICATED"));
+    for (what, text) in [("log", agent.log()), ("health", health)] {
+        assert!(!text.contains(['\x1b', '\r', '\u{202e}']), "{what}: {text}");
+        assert!(text.lines().all(|l| !l.trim_start().starts_with(forged)), "{what}: {text}");
+        assert!(!text.contains(&"x".repeat(300)), "{what}: {text}");
+    }
+    let lines = agent.log().lines().filter(|l| l.contains("UNAUTHENTICATED")).count();
+    assert_eq!(lines, 1, "one a minute: {}", agent.log());
+}
+
+#[test]
 fn an_agent_killed_in_the_middle_of_a_batch_and_started_again_stores_nothing_twice() {
     need_bpf!("an_agent_killed_in_the_middle_of_a_batch_and_started_again_stores_nothing_twice");
     let server = BanyanDb::start();

@@ -97,6 +97,8 @@ pub struct Store {
     pub barrier: bool,
     /// User and password it asks for.
     pub credentials: Option<(String, String)>,
+    /// What it says to others.
+    pub refusal: String,
     pub fault: Option<Fault>,
     /// Measures of which each point has this status, and is not stored; unspecified: no answer at all.
     pub failing: BTreeMap<String, Status>,
@@ -313,6 +315,7 @@ impl BanyanDb {
             load_time: Duration::ZERO,
             barrier: true,
             credentials: None,
+            refusal: "Invalid credentials".into(),
             fault: None,
             failing: BTreeMap::new(),
             refusing: BTreeMap::new(),
@@ -388,7 +391,7 @@ impl Service {
             context.request_headers().iter().find(|(k, _)| *k == name).map(|(_, v)| v.to_vec()).unwrap_or_default()
         };
         let right = header("username") == user.as_bytes() && header("password") == password.as_bytes();
-        (!right).then(|| RpcStatus::with_message(RpcStatusCode::UNAUTHENTICATED, "Invalid credentials".into()))
+        (!right).then(|| RpcStatus::with_message(RpcStatusCode::UNAUTHENTICATED, store.refusal.clone()))
     }
 
     fn unary<Q: Message, R: Message + Unpin>(

@@ -19,6 +19,7 @@ use super::schema::{self, Spec};
 use super::{BanyanDb, MeasureState, Schema, State, method};
 use crate::export::engine::link::{Link, is, is_out_of_reach, text};
 use crate::export::engine::{End, Intake};
+use crate::host::logging::clean;
 
 /// How long the server is asked whether a single measure is in effect: the others wait meanwhile.
 const MOMENT: Duration = Duration::from_millis(100);
@@ -211,16 +212,21 @@ impl BanyanDb {
             Ok(answer) => {
                 let laggards: Vec<&str> = answer.laggards.iter().map(|l| l.node.as_str()).collect();
                 let laggards = laggards.join(", ");
-                Ok(Some(format!("the schema is not in effect yet, nodes behind: {laggards:?}")))
+                Ok(Some(clean(format!("the schema is not in effect yet, nodes behind: {laggards:?}"))))
             }
             Err(e) if is(&e, RpcStatusCode::UNIMPLEMENTED) => Ok(None),
             Err(e) if is_out_of_reach(&e) => Err(End::Lost(text("waiting for the schema", &e))),
-            Err(e) => Ok(Some(text("waiting for the schema", &e))),
+            Err(e) => Ok(Some(clean(text("waiting for the schema", &e)))),
         }
     }
 
     /// Warns once of what an operator has to decide.
     fn report(&mut self, text: String) {
+        // Half of it is the server's, which could say something new each time.
+        let text = clean(text);
+        if self.reported.len() >= 2 * self.specs.len() {
+            self.reported.clear();
+        }
         if self.reported.insert(text.clone()) {
             log::warn!("{text}");
         }
@@ -229,6 +235,6 @@ impl BanyanDb {
 
 /// What an error with one measure means: it can be of the server as a whole.
 fn of_one(what: &str, error: &Error) -> Result<MeasureState, End> {
-    let why = text(what, error);
+    let why = clean(text(what, error));
     if is_out_of_reach(error) { Err(End::Lost(why)) } else { Ok(MeasureState::not_yet(why)) }
 }

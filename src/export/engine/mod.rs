@@ -363,6 +363,7 @@ impl<E: Encoding> Engine<E> {
 
     /// It has not taken something.
     fn failed(&mut self, why: String, in_vain: bool, which: Which) {
+        let why = clean(why);
         self.write_failed |= in_vain;
         match (in_vain, which) {
             (true, Which::Fresh) => self.problem(why),
