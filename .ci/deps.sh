@@ -18,9 +18,9 @@ build) # libelf, inside libbpf-sys, is built with the autotools; clang and llvm-
         musl-dev linux-headers argp-standalone musl-fts-dev musl-obstack-dev"
     ;;
 test) # promtool and a Prometheus to scrape with; file systems on loop devices; what units, completions and manual are for;
-    # a gRPC client that is not ours
-    debian="prometheus e2fsprogs util-linux curl systemd zsh fish man-db python3 python3-venv"
-    alpine="prometheus e2fsprogs util-linux curl bash zsh fish man-db python3"
+    # a gRPC client that is not ours; what adds up the answers of BanyanDB
+    debian="prometheus e2fsprogs util-linux curl jq systemd zsh fish man-db python3 python3-venv"
+    alpine="prometheus e2fsprogs util-linux curl jq bash zsh fish man-db python3"
     ;;
 vm) # an emulator, and what goes into the machine
     debian="qemu-system-x86 busybox-static cpio e2fsprogs util-linux debian-archive-keyring"

@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,7 @@ type Check = fn(&Path);
 /// How each file is checked. What a file needs besides is in tests of its own below.
 const CHECKS: &[(&str, Check)] = &[
     ("banyandb/config.yaml", the_agent_loads_it),
+    ("banyandb/increase.jq", increases),
     ("banyandb/queries.bydbql", |file| {
         let tags = ["node", "scope", "le", "comm", "value"];
         let queries = common::bydbql(&read(file));
@@ -76,10 +77,12 @@ const CHECKS: &[(&str, Check)] = &[
         let chosen = &dashboard()["templating"]["list"][0]["current"]["value"];
         assert_eq!((source["uid"].as_str(), source["type"].as_str()), (chosen.as_str(), Some("prometheus")));
     }),
-    ("kubernetes/daemonset.yaml", |file| kubernetes(file, 1, &[])),
+    ("kubernetes/daemonset.yaml", |file| kubernetes(file, 1, &["EBPF_SIDECAR_EXPORT_BANYANDB_NODE"])),
     ("kubernetes/privileged-patch.yaml", privileged_patch),
     ("kubernetes/servicemonitor.yaml", service_monitor),
-    ("kubernetes/sidecar.yaml", |file| kubernetes(file, 2, &["EBPF_SIDECAR_COLLECTOR_SCOPE_POD_UID"])),
+    ("kubernetes/sidecar.yaml", |file| {
+        kubernetes(file, 2, &["EBPF_SIDECAR_COLLECTOR_SCOPE_POD_UID", "EBPF_SIDECAR_EXPORT_BANYANDB_NODE"])
+    }),
     ("prometheus/compose.yml", |file| run_promtool(&["check", "config", text(file)])),
     ("prometheus/prometheus.yml", |file| run_promtool(&["check", "config", text(file)])),
     ("prometheus/rules.yml", |file| run_promtool(&["check", "rules", text(file)])),
@@ -243,17 +246,22 @@ fn kubernetes(file: &Path, services: usize, variables: &[&str]) {
         assert!(container["resources"][kind]["memory"].is_string(), "no {kind}");
     }
 
-    // The agent takes the variables; those of the downward API are uids here.
+    // The agent takes the variables.
     let env: Vec<(&str, &str)> = list(&container["env"])
         .iter()
         .map(|v| {
-            let from = v["valueFrom"]["fieldRef"]["fieldPath"].as_str();
-            assert!(from.is_none_or(|f| f == "metadata.uid"), "{from:?}");
-            let name = v["name"].as_str().unwrap();
-            (name, from.map_or_else(|| v["value"].as_str().unwrap(), |_| "0b1c2d3e-aaaa-bbbb-cccc-001122334455"))
+            let value = match v["valueFrom"]["fieldRef"]["fieldPath"].as_str() {
+                Some("metadata.uid") => "0b1c2d3e-aaaa-bbbb-cccc-001122334455",
+                Some("spec.nodeName") => "node-1.example",
+                Some(from) => panic!("{from}"),
+                None => v["value"].as_str().unwrap(),
+            };
+            (v["name"].as_str().unwrap(), value)
         })
         .collect();
     assert_eq!(env.iter().map(|(name, _)| *name).collect::<Vec<_>>(), variables);
+    // The tag node of what it exports stays the same when the pod is made anew.
+    assert!(env.contains(&("EBPF_SIDECAR_EXPORT_BANYANDB_NODE", "node-1.example")));
     let o = common::command().arg("config").envs(env).output().unwrap();
     assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
 
@@ -284,6 +292,40 @@ fn kubernetes(file: &Path, services: usize, variables: &[&str]) {
             assert!(ports.contains(port["targetPort"].as_str().unwrap()), "{port:?}");
         }
     }
+}
+
+/// What a counter grew by, with its agent started anew in between, and times as protocol buffers' JSON has them.
+fn increases(file: &Path) {
+    let point = |time: &str, node: &str, value: Json| {
+        let tag = serde_json::json!({"key": "node", "value": {"str": {"value": node}}});
+        let tags = serde_json::json!([{"name": "default", "tags": [tag]}]);
+        let fields = serde_json::json!([{"name": "value", "value": {"float": value}}]);
+        serde_json::json!({"timestamp": format!("2026-11-27T{time}Z"), "tagFamilies": tags, "fields": fields})
+    };
+    let value = |v: f64| serde_json::json!({ "value": v });
+    let points = [
+        point("03:00:20.500", "restarted", value(7.5)),
+        point("03:00:00", "restarted", value(1050.0)),
+        point("02:59:50", "restarted", value(1000.0)),
+        // A zero is left out.
+        point("03:00:10", "restarted", serde_json::json!({})),
+        point("03:00:20", "restarted", value(4.0)),
+        point("03:00:00", "steady", value(3.0)),
+        point("03:00:10", "steady", value(3.0)),
+        point("03:00:00", "once", value(9.0)),
+    ];
+    let answer = serde_json::json!({"result": {"measureResult": {"dataPoints": points}}}).to_string();
+    let Ok(mut jq) = Command::new("jq").arg("-cf").arg(file).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()
+    else {
+        return skipped("every_file_is_checked", "banyandb/increase.jq: no jq: make deps");
+    };
+    jq.stdin.take().unwrap().write_all(answer.as_bytes()).unwrap();
+    let output = jq.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let found: Json = serde_json::from_slice(&output.stdout).unwrap();
+    let increases = found.as_array().unwrap().iter();
+    let increases: Vec<_> = increases.map(|s| (s["node"].as_str().unwrap(), s["increase"].as_f64().unwrap())).collect();
+    assert_eq!(increases, [("once", 0.0), ("restarted", 57.5), ("steady", 0.0)]);
 }
 
 fn templates(claims: &Yaml) -> impl Iterator<Item = &str> {

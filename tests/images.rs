@@ -173,6 +173,7 @@ fn compose_reads_its_file() {
     assert!(listens(url.strip_prefix("http://").unwrap()), "{url}");
     let endpoint = &services["ebpf-sidecar-banyandb"]["environment"]["EBPF_SIDECAR_EXPORT_BANYANDB_ENDPOINT"];
     assert!(listens(endpoint.as_str().unwrap()), "{endpoint}");
+    assert_eq!(services["ebpf-sidecar-banyandb"]["environment"]["EBPF_SIDECAR_EXPORT_BANYANDB_NODE"], "compose");
 }
 
 // ---- the image ----
