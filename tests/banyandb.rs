@@ -387,6 +387,33 @@ fn a_measure_that_cannot_be_created_or_is_not_in_effect_does_not_keep_the_others
 }
 
 #[test]
+fn when_nothing_is_taken_all_of_it_waits_and_arrives_later() {
+    let server = BanyanDb::start();
+    let settings = Settings { unhealthy_after: Duration::from_millis(10), ..settings(&server.endpoint()) };
+    let mut setup = Setup::start(&settings);
+    setup.arrived(&server);
+    let before = setup.truth.clone();
+    let names: std::collections::BTreeSet<String> = before.keys().map(|k| k.0.clone()).collect();
+    server.store().failing = names.into_iter().map(|m| (m, Status::STATUS_DISK_FULL)).collect();
+    for _ in 0..5 {
+        setup.collect();
+    }
+    wait_until("trouble", || STATE.trouble(Instant::now()).is_some_and(|t| t.contains("disk_full")));
+    // Each was tried, and some of them again.
+    let new = setup.truth.len() - before.len();
+    wait_until("all to fail", || setup.failed("disk_full") > new);
+    assert!(server.store().points() == before);
+    let queued = own_metrics().get("ebpf_sidecar_export_queue_points") as usize;
+    assert_eq!(queued, new);
+    server.store().failing.clear();
+    setup.arrived(&server);
+    assert_eq!(setup.sent(), setup.truth.len());
+    assert_eq!(STATE.trouble(Instant::now() + Duration::from_secs(60)), None);
+    setup.drops_nothing();
+    setup.exporter.stop();
+}
+
+#[test]
 fn what_fails_for_long_is_dropped_before_anything_sound() {
     let server = BanyanDb::start();
     let mut setup = Setup::start(&Settings { queue_bytes: 60_000, ..settings(&server.endpoint()) });

@@ -191,7 +191,9 @@ impl<P: Points> Queue<P> {
         }
         let first = unsent(&batch);
         self.in_flight = 0;
-        self.acknowledged.extend(batch.into_iter().map(|c| (now, Chunk { sent: true, ..c })));
+        // Of some all was put aside.
+        let rest = batch.into_iter().filter(|c| c.points.count() > 0);
+        self.acknowledged.extend(rest.map(|c| (now, Chunk { sent: true, ..c })));
         first
     }
 
