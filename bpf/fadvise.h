@@ -11,12 +11,13 @@
  */
 static __always_inline int fadvise_returned(__u32 advice, long ret)
 {
-	__u32 slot = advice < ADVICE_INVALID ? advice : ADVICE_INVALID;
+	__u64 slot = advice < ADVICE_INVALID ? advice : ADVICE_INVALID;
 	struct proc_key key;
 	struct proc_row *row;
 	struct totals *t = cpu_totals();
 
-	if (!t)
+	barrier_var(slot); /* as in reclaim_ends() */
+	if (!t || slot >= ADVICES)
 		return 0;
 	ADD(t->fadvise_advice[slot], 1);
 	if (ret)
@@ -38,13 +39,41 @@ static __always_inline int fadvise_returned(__u32 advice, long ret)
 	return 0;
 }
 
+/* The advice of a call of this kind, of which the saved registers tell. */
+static __always_inline __u32 advice_of(const struct syscall *call)
+{
+	if (call->nr == NR_NONE)
+		return ADVICE_INVALID;
+	if (call->nr == COMPAT(NR_compat_fadvise64))
+		return REGISTER(call, COMPAT_FADVISE64_ADVICE);
+	if (call->nr == COMPAT(NR_compat_fadvise64_64))
+		return REGISTER(call, COMPAT_FADVISE64_64_ADVICE);
+	return SYSCALL_ARG(call, 3);
+}
+
 /* The advice of the system call that the task is in. */
 static __always_inline __u32 advice_asked(void)
 {
 	struct syscall call;
 
 	current_syscall(&call);
-	return call.arg[3];
+	return advice_of(&call);
 }
+
+#ifndef NO_BTF
+/* Any system call has returned. The number alone, which 32-bit programs have for another one, sorts out most. */
+static __always_inline int call_returned(void *regs, long ret)
+{
+	int nr = LOAD(regs, pt_regs, SYSCALL_NR);
+	struct syscall call;
+
+	if (nr != NR_fadvise64 && nr != NR_compat_fadvise64 && nr != NR_compat_fadvise64_64)
+		return 0;
+	if (!scoped())
+		return 0;
+	current_syscall(&call);
+	return is_fadvise_call(call.nr) ? fadvise_returned(advice_of(&call), ret) : 0;
+}
+#endif
 
 #endif

@@ -3,94 +3,72 @@
 #ifndef FILLS_H
 #define FILLS_H
 
-#include "scope.h"
+#include "callers.h"
 
 #ifndef NO_BTF
 static __always_inline __u64 folio_pages(void *folio)
 {
-	unsigned long flags = 0;
+	/* The flags are the first word of a page, always, as they are of this type. */
+	unsigned long flags = LOAD(folio, thread_info, flags);
 	unsigned char order = 0;
 
-	/* The flags are the first word of a page, always. */
-	bpf_probe_read_kernel(&flags, sizeof(flags), folio);
 	if (!bpf_core_enum_value_exists(enum pageflags, PG_head) ||
 	    !(flags >> (bpf_core_enum_value(enum pageflags, PG_head) & 63) & 1))
 		return 1;
 	if (bpf_core_field_exists(struct folio___6_0, _folio_order))
 		order = BPF_CORE_READ((struct folio___6_0 *)folio, _folio_order);
 	else if (bpf_core_field_exists(struct folio, _flags_1))
-		order = BPF_CORE_READ((struct folio *)folio, _flags_1) & 0xff;
+		order = LOAD(folio, folio, _flags_1) & 0xff;
 	return 1ULL << (order & 63);
 }
 #endif
 
 static __always_inline struct inode *folio_inode(void *folio)
 {
-	return BPF_CORE_READ((struct page *)folio, mapping, host);
+	struct address_space *mapping = LOAD(folio, page, mapping);
+
+	return LOAD(mapping, address_space, host);
 }
 
 static __always_inline bool is_regular(struct inode *inode)
 {
-	return (BPF_CORE_READ(inode, i_mode) & S_IFMT) == S_IFREG;
+	return (LOAD(inode, inode, i_mode) & S_IFMT) == S_IFREG;
 }
-
-enum match { MATCH_NONE, MATCH_STACKED, MATCH_EXACT };
 
 /*
- * Is `inode` the file behind descriptor `fd`? MATCH_STACKED: the descriptor is of a stacked file system
- * (overlayfs), whose pages are those of the inode of a lower one.
+ * Pages that are the memory of a file system without a store, and that no buffered read goes over: no page cache,
+ * although they come or go by its events. (Those of ramfs are read like any other's.)
  */
-static __always_inline enum match fd_match(unsigned int fd, struct inode *inode)
+static __always_inline bool is_memory(struct inode *inode)
 {
-	struct fdtable *fdt = BPF_CORE_READ(current_task(), files, fdt);
-	struct file **files;
-	struct file *file = 0;
-	struct inode *of_fd;
-	bool stacked;
+	struct super_block *sb = LOAD(inode, inode, i_sb);
 
-	if (fd >= BPF_CORE_READ(fdt, max_fds))
-		return MATCH_NONE;
-	files = BPF_CORE_READ(fdt, fd);
-	bpf_probe_read_kernel(&file, sizeof(file), &files[fd]);
-	of_fd = BPF_CORE_READ(file, f_inode);
-	if (of_fd == inode)
-		return MATCH_EXACT;
-	if (HAS_FIELD(of_fd->i_sb->s_stack_depth, false))
-		stacked = BPF_CORE_READ(of_fd, i_sb, s_stack_depth) > 0;
-	else
-		stacked = BPF_CORE_READ(of_fd, i_sb, s_magic) == OVERLAYFS_MAGIC;
-	return stacked ? MATCH_STACKED : MATCH_NONE;
+	switch (LOAD(sb, super_block, s_magic)) {
+	case TMPFS_MAGIC:
+	case HUGETLBFS_MAGIC:
+	case SECRETMEM_MAGIC:
+	case GUEST_MEMFD_MAGIC:
+	case AIO_RING_MAGIC:
+		return true;
+	}
+	return false;
 }
 
-/* A fill while a system call works on `fd`: a page of another file can only be a fault inside its copy. */
-static __always_inline enum fill_cause fd_cause(unsigned int fd, struct inode *inode, enum fill_cause cause)
+/* The file behind descriptor `fd`; 0: none. */
+static __always_inline struct inode *inode_of_fd(struct task_struct *task, unsigned int fd)
 {
-	return fd_match(fd, inode) ? cause : FILL_FAULT;
+	struct file *file = open_file(task, fd);
+
+	return file ? LOAD(file, file, f_inode) : 0;
 }
 
-/* sendfile and its kin read one file and may write another. */
-static __always_inline enum fill_cause copy_cause(unsigned int in, unsigned int out, struct inode *inode)
+/* What is not known from a call's number. */
+enum { BY_FILE = FILL_CAUSES, BY_STACK };
+
+/* Why a call of this number fills pages. BY_FILE: that depends on which of the files `in` and `out` they belong to. */
+static __always_inline int cause_of_call(const struct syscall *call, unsigned int *in, unsigned int *out)
 {
-	enum match reads = fd_match(in, inode);
-	enum match writes = fd_match(out, inode);
-
-	if (reads == MATCH_NONE && writes == MATCH_NONE)
-		return FILL_FAULT;
-	return reads >= writes ? FILL_READ : FILL_WRITE;
-}
-
-/* Why the current task fills a page of this file. */
-static __always_inline enum fill_cause fill_cause(struct inode *inode)
-{
-	struct syscall call;
-
-	if (BPF_CORE_READ(current_task(), flags) & PF_KTHREAD)
-		return FILL_OTHER;
-	if (!is_regular(inode))
-		return FILL_OTHER;
-	current_syscall(&call);
-
-	switch (call.nr) {
+	switch (call->nr) {
 	case -1:
 	/* These populate a mapping through the fault handler. */
 	case NR_mmap:
@@ -99,23 +77,6 @@ static __always_inline enum fill_cause fill_cause(struct inode *inode)
 	case NR_mlock2:
 	case NR_mlockall:
 		return FILL_FAULT;
-	case NR_read:
-	case NR_pread64:
-	case NR_readv:
-	case NR_preadv:
-	case NR_preadv2:
-	case NR_finit_module:
-		return fd_cause(call.arg[0], inode, FILL_READ);
-	/* The kernel reads the program's headers. */
-	case NR_execve:
-	case NR_execveat:
-		return FILL_READ;
-	case NR_write:
-	case NR_pwrite64:
-	case NR_writev:
-	case NR_pwritev:
-	case NR_pwritev2:
-		return fd_cause(call.arg[0], inode, FILL_WRITE);
 	/* These zero the rest of a page at the new end or at a hole. */
 	case NR_truncate:
 	case NR_ftruncate:
@@ -126,24 +87,101 @@ static __always_inline enum fill_cause fill_cause(struct inode *inode)
 	case NR_madvise:
 	case NR_process_madvise:
 		return FILL_PREFETCH;
+	case NR_read:
+	case NR_pread64:
+	case NR_readv:
+	case NR_preadv:
+	case NR_preadv2:
+	case NR_finit_module:
+		*in = SYSCALL_ARG(call, 0);
+		return BY_FILE;
+	case NR_write:
+	case NR_pwrite64:
+	case NR_writev:
+	case NR_pwritev:
+	case NR_pwritev2:
+		*out = SYSCALL_ARG(call, 0);
+		return BY_FILE;
 	case NR_sendfile:
-		return copy_cause(call.arg[1], call.arg[0], inode);
+		*in = SYSCALL_ARG(call, 1);
+		*out = SYSCALL_ARG(call, 0);
+		return BY_FILE;
 	case NR_splice:
 	case NR_copy_file_range:
-		return copy_cause(call.arg[0], call.arg[2], inode);
+		*in = SYSCALL_ARG(call, 0);
+		*out = SYSCALL_ARG(call, 2);
+		return BY_FILE;
 	}
-	return FILL_OTHER;
+	return BY_STACK;
+}
+
+/* overlayfs and its like, whose pages are those of the inode of a lower one. */
+static __always_inline bool is_stacked(struct inode *inode)
+{
+	if (!inode)
+		return false;
+	if (HAS_FIELD(inode->i_sb->s_stack_depth, false))
+		return BPF_CORE_READ(inode, i_sb, s_stack_depth) > 0;
+	return BPF_CORE_READ(inode, i_sb, s_magic) == OVERLAYFS_MAGIC;
+}
+
+/* Where the stack cannot be asked. What a call may do that can read as well as fault is not known. */
+static __always_inline enum fill_cause cause_by_name(int nr)
+{
+	if (nr == NR_NONE || nr >= COMPAT(0) || nr == NR_execve || nr == NR_execveat || nr == NR_io_submit ||
+	    nr == NR_io_uring_enter || nr == NR_open || nr == NR_openat || nr == NR_openat2 || nr == NR_ioctl)
+		return FILL_OTHER;
+	return FILL_FAULT;
+}
+
+/*
+ * Why the current task fills a page of this file: by its call, and where that does not tell, by its stack. A page of
+ * another file than the one that is read or written can be a fault inside the copy, or the work of a stacked file
+ * system; a thread of the kernel or of io_uring makes no calls; those of 32-bit programs have other numbers.
+ */
+static __always_inline enum fill_cause fill_cause(void *ctx, const struct settings *set, struct inode *inode, bool stack)
+{
+	struct task_struct *task = this_task();
+	struct inode *read = 0, *written = 0;
+	unsigned int in = -1, out = -1;
+	struct syscall call;
+	int cause;
+
+	if (!is_regular(inode))
+		return FILL_OTHER;
+	syscall_of(task, LOAD_TASK(task, flags), &call);
+	cause = cause_of_call(&call, &in, &out);
+	if (cause < BY_FILE)
+		return cause;
+	if (cause == BY_FILE) {
+		if (in != -1)
+			read = inode_of_fd(task, in);
+		if (out != -1)
+			written = inode_of_fd(task, out);
+		if (read == inode && written != inode)
+			return FILL_READ;
+		if (written == inode && read != inode)
+			return FILL_WRITE;
+	}
+	if (stack && set->functions_known)
+		return cause_by_stack(ctx, set);
+	if (cause == BY_STACK)
+		return cause_by_name(call.nr);
+	if (read == inode || is_stacked(read))
+		return FILL_READ;
+	return is_stacked(written) ? FILL_WRITE : FILL_FAULT;
 }
 
 /* `pages` pages of a file have come: a folio. */
-static __always_inline int pages_added(struct inode *inode, __u64 pages)
+static __always_inline int pages_added(void *ctx, const struct settings *set, struct inode *inode, __u64 pages, bool stack)
 {
 	struct totals *t = cpu_totals();
-	enum fill_cause cause;
+	__u64 cause;
 
-	if (!t)
+	if (!t || is_memory(inode))
 		return 0;
-	cause = fill_cause(inode);
+	cause = fill_cause(ctx, set, inode, stack);
+	barrier_var(cause); /* as in reclaim_ends() */
 	if (cause < FILL_CAUSES)
 		ADD(t->fills[cause], pages);
 	return 0;

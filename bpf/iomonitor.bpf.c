@@ -133,6 +133,8 @@ static __always_inline int read_called(const struct settings *set, struct pt_reg
 	struct kiocb *iocb = (struct kiocb *)KPROBE_ARG0(ctx);
 	struct iov_iter *iter = (struct iov_iter *)KPROBE_ARG1(ctx);
 
+	if (is_retry(iocb, LOAD(iocb, kiocb, ki_pos), LOAD(iocb, kiocb, ki_flags)))
+		return 0;
 	return bytes_asked(set, LOAD(iocb, kiocb, ki_filp), LOAD(iocb, kiocb, ki_pos), LOAD(iter, iov_iter, count));
 }
 
@@ -206,16 +208,30 @@ static __always_inline __u64 pages_in(struct trace_event_raw_mm_filemap_op_page_
 	return 1ULL << (order & 63);
 }
 
+static __always_inline int filled(struct trace_event_raw_mm_filemap_op_page_cache *ctx, bool stack)
+{
+	const struct settings *set = scoped();
+
+	return set ? pages_added(ctx, set, folio_inode(page_at(ctx->pfn)), pages_in(ctx), stack) : 0;
+}
+
 SEC("tracepoint/filemap/mm_filemap_add_to_page_cache")
 int tp_fill(struct trace_event_raw_mm_filemap_op_page_cache *ctx)
 {
-	return scoped() ? pages_added(folio_inode(page_at(ctx->pfn)), pages_in(ctx)) : 0;
+	return filled(ctx, true);
+}
+
+/* Before 4.18, which has no bpf_get_stack(). */
+SEC("tracepoint/filemap/mm_filemap_add_to_page_cache")
+int tp_fill_stackless(struct trace_event_raw_mm_filemap_op_page_cache *ctx)
+{
+	return filled(ctx, false);
 }
 
 SEC("tracepoint/filemap/mm_filemap_delete_from_page_cache")
 int tp_evict(struct trace_event_raw_mm_filemap_op_page_cache *ctx)
 {
-	return evicts_in_scope() ? pages_removed(folio_inode(page_at(ctx->pfn)), pages_in(ctx)) : 0;
+	return pages_removed(folio_inode(page_at(ctx->pfn)), pages_in(ctx));
 }
 
 SEC("tracepoint/vmscan/mm_vmscan_lru_shrink_inactive")
@@ -257,6 +273,13 @@ int tp_kswapd(void *ctx)
 /* ---- entry points: raw tracepoints ---- */
 
 #ifndef NO_BTF
+/* The tracepoint of the one system call does not tell of 32-bit programs. */
+SEC("raw_tracepoint/sys_exit")
+int raw_fadvise(struct bpf_raw_tracepoint_args *ctx)
+{
+	return call_returned((void *)ctx->args[0], ctx->args[1]);
+}
+
 SEC("raw_tracepoint/mm_filemap_get_pages")
 int raw_read(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -266,9 +289,10 @@ int raw_read(struct bpf_raw_tracepoint_args *ctx)
 SEC("raw_tracepoint/mm_filemap_add_to_page_cache")
 int raw_fill(struct bpf_raw_tracepoint_args *ctx)
 {
+	const struct settings *set = scoped();
 	void *folio = (void *)ctx->args[0];
 
-	return scoped() ? pages_added(folio_inode(folio), folio_pages(folio)) : 0;
+	return set ? pages_added(ctx, set, folio_inode(folio), folio_pages(folio), true) : 0;
 }
 
 SEC("raw_tracepoint/mm_filemap_delete_from_page_cache")
@@ -276,7 +300,7 @@ int raw_evict(struct bpf_raw_tracepoint_args *ctx)
 {
 	void *folio = (void *)ctx->args[0];
 
-	return evicts_in_scope() ? pages_removed(folio_inode(folio), folio_pages(folio)) : 0;
+	return pages_removed(folio_inode(folio), folio_pages(folio));
 }
 
 SEC("raw_tracepoint/mm_vmscan_lru_shrink_inactive")

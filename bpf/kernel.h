@@ -10,6 +10,9 @@
 #include <linux/bpf.h>
 #include <linux/types.h>
 
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+
 typedef _Bool bool;
 enum { false, true };
 
@@ -33,6 +36,25 @@ enum { false, true };
 #else
 #define HAS_FIELD(field, no_btf) bpf_core_field_exists(field)
 #endif
+
+#ifndef NO_BTF
+/* A typed view of a kernel address, for loads without a helper call; 6.2+. */
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
+#endif
+
+/* A field behind a pointer of which the verifier knows nothing: a plain load from 6.2 on, else a helper call. */
+#ifdef NO_BTF
+#define LOAD(ptr, type, field) BPF_CORE_READ((struct type *)(ptr), field)
+#else
+#define LOAD(ptr, type, field)                                                              \
+	(bpf_ksym_exists(bpf_rdonly_cast)                                                       \
+		 ? ((struct type *)bpf_rdonly_cast((ptr), bpf_core_type_id_kernel(struct type)))->field \
+		 : BPF_CORE_READ((struct type *)(ptr), field))
+#endif
+
+/* A field of what this_task() returns: a plain load from 5.11 on. */
+#define LOAD_TASK(task, field) \
+	(KERNEL_HAS(get_current_task_btf) ? (task)->field : BPF_CORE_READ(task, field))
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -78,6 +100,7 @@ struct file {
 struct kiocb {
 	struct file *ki_filp;
 	long long ki_pos;
+	int ki_flags;
 };
 
 struct iov_iter {
@@ -103,6 +126,12 @@ struct task_io_accounting {
 	__u64 syscr;
 };
 
+/* The first thing in a task_struct. */
+struct thread_info {
+	unsigned long flags;
+	unsigned int status; /* x86 */
+};
+
 struct task_struct {
 	unsigned int flags;
 	int pid; /* of the thread */
@@ -121,7 +150,7 @@ struct task_struct___5_4 {
 
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs {
-	unsigned long r10, ax, cx, dx, si, di, orig_ax;
+	unsigned long bp, r10, ax, cx, dx, si, di, orig_ax;
 };
 #elif defined(__TARGET_ARCH_arm64)
 struct pt_regs {
@@ -157,9 +186,15 @@ struct trace_event_raw_mm_vmscan_direct_reclaim_end_template {
 #define PF_KTHREAD 0x00200000
 #define PF_KSWAPD 0x00020000
 #define PF_MEMALLOC 0x00000800
+#define PF_IO_WORKER 0x00000010 /* of io_uring; 5.12+ */
+#define PF_USER_WORKER 0x00004000 /* also of vhost; 6.4+ */
 
 #define S_IFMT 00170000
 #define S_IFREG 0100000
+
+/* kiocb.ki_flags (include/linux/fs.h), 5.10+. */
+#define IOCB_NOWAIT 0x8
+#define IOCB_WAITQ (1 << 19)
 
 /* asm/fcntl.h */
 #if defined(__TARGET_ARCH_arm64)
@@ -168,9 +203,36 @@ struct trace_event_raw_mm_vmscan_direct_reclaim_end_template {
 #define O_DIRECT 00040000
 #endif
 
+/* linux/magic.h */
 #define TMPFS_MAGIC 0x01021994
 #define OVERLAYFS_MAGIC 0x794c7630
 #define CGROUP_MAGIC 0x0027e0eb
 #define CGROUP2_MAGIC 0x63677270
+#define HUGETLBFS_MAGIC 0x958458f6
+#define SECRETMEM_MAGIC 0x5345434d
+#define GUEST_MEMFD_MAGIC 0x474d454d
+#define AIO_RING_MAGIC 0xa10a10a1 /* fs/aio.c */
+
+/* The current task, for LOAD_TASK. */
+static __always_inline struct task_struct *this_task(void)
+{
+	if (KERNEL_HAS(get_current_task_btf))
+		return bpf_get_current_task_btf();
+	return (struct task_struct *)bpf_get_current_task();
+}
+
+/* The pointer at an address of the kernel. */
+static __always_inline void *pointer_at(const void *address)
+{
+	void *pointer = 0;
+
+#ifndef NO_BTF
+	/* Any type that is one pointer will do for a load without a helper call. */
+	if (bpf_ksym_exists(bpf_rdonly_cast))
+		return ((struct hlist_head *)bpf_rdonly_cast(address, bpf_core_type_id_kernel(struct hlist_head)))->first;
+#endif
+	bpf_probe_read_kernel(&pointer, sizeof(pointer), address);
+	return pointer;
+}
 
 #endif

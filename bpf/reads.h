@@ -5,6 +5,20 @@
 
 #include "scope.h"
 
+/*
+ * Attempts, misses and fills are of one population: a read counts if its fills are known to be a read's. By the stack
+ * that is told of every reader, by the call alone (fill_cause() in fills.h) of these.
+ */
+static __always_inline bool fills_are_told(const struct settings *set)
+{
+	struct syscall call;
+
+	if (set->functions_known)
+		return true;
+	current_syscall(&call);
+	return is_read_call(call.nr) || call.nr == NR_finit_module;
+}
+
 /* ---- by tracepoint ---- */
 
 #ifndef NO_BTF
@@ -183,6 +197,8 @@ static __always_inline int page_read(void *ctx, __u64 mapping, __u64 index, __u6
 		goto count;
 	task = bpf_get_current_task_btf();
 	regs = saved_regs(ctx, task, set);
+	if (!fills_are_told(set))
+		return 0;
 	known = pages_asked(task, regs, set, &p, &asked);
 	if (!(known && asked.first == last) && continues_read(task, mapping, index, last))
 		return 0;
@@ -205,12 +221,45 @@ count:
 
 /* ---- by function ---- */
 
+/* By address of the request. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, RETRY_SLOTS);
+	__type(key, __u32);
+	__type(value, struct retry);
+} retries SEC(".maps");
+
+/*
+ * At the entry of a read: does one that has counted go on? io_uring first asks without waiting, then, if pages are
+ * missing, to be told when they are there (IOCB_WAITQ), and then once more.
+ */
+static __always_inline bool is_retry(void *iocb, __u64 pos, int flags)
+{
+	__u32 slot = ((__u64)iocb >> 8) & (RETRY_SLOTS - 1); /* requests are about that long */
+	struct retry *retry;
+
+	if (!(flags & (IOCB_NOWAIT | IOCB_WAITQ)))
+		return false;
+	retry = bpf_map_lookup_elem(&retries, &slot);
+	if (!retry)
+		return false;
+	if (!(flags & IOCB_NOWAIT)) {
+		retry->iocb = (__u64)iocb;
+		retry->pos = pos;
+		return true;
+	}
+	if (retry->iocb != (__u64)iocb || retry->pos != pos)
+		return false;
+	retry->iocb = 0;
+	return true;
+}
+
 /* `bytes` from `pos` on, of a file that a buffered read or splice goes over. */
 static __always_inline int bytes_read(const struct settings *set, __u64 pos, __u64 bytes)
 {
 	struct totals *t = cpu_totals();
 
-	if (!t || !bytes)
+	if (!t || !bytes || !fills_are_told(set))
 		return 0;
 	ADD(t->read_pages, ((pos + bytes - 1) >> set->page_shift) - (pos >> set->page_shift) + 1);
 	ADD(t->read_bytes, bytes);

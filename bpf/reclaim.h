@@ -31,7 +31,7 @@ static __always_inline bool writes_to_cgroup(void)
 	default:
 		return false;
 	}
-	file = open_file(call.arg[0]);
+	file = open_file(this_task(), SYSCALL_ARG(&call, 0));
 	magic = BPF_CORE_READ(file, f_inode, i_sb, s_magic);
 	return magic == CGROUP2_MAGIC || magic == CGROUP_MAGIC;
 }

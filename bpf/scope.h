@@ -36,21 +36,6 @@ struct {
 	__type(value, struct totals);
 } totals SEC(".maps");
 
-#ifndef NO_BTF
-/* A typed view of a kernel address, for loads without a helper call; 6.2+. */
-extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
-#endif
-
-/* A field behind a pointer of which the verifier knows nothing: a plain load from 6.2 on, else a helper call. */
-#ifdef NO_BTF
-#define LOAD(ptr, type, field) BPF_CORE_READ((struct type *)(ptr), field)
-#else
-#define LOAD(ptr, type, field)                                                              \
-	(bpf_ksym_exists(bpf_rdonly_cast)                                                       \
-		 ? ((struct type *)bpf_rdonly_cast((ptr), bpf_core_type_id_kernel(struct type)))->field \
-		 : BPF_CORE_READ((struct type *)(ptr), field))
-#endif
-
 #define ADD(lvalue, n) ((void)__sync_fetch_and_add(&(lvalue), (n)))
 
 static __always_inline struct totals *cpu_totals(void)
@@ -79,18 +64,17 @@ static __always_inline bool is_kswapd(void)
 	return BPF_CORE_READ(current_task(), flags) & PF_KSWAPD;
 }
 
-/* The current task's open file behind a descriptor, or null. */
-static __always_inline struct file *open_file(unsigned int fd)
+/* The open file of this_task() behind a descriptor, or null. */
+static __always_inline struct file *open_file(struct task_struct *task, unsigned int fd)
 {
-	struct fdtable *fdt = BPF_CORE_READ(current_task(), files, fdt);
-	struct file **files;
-	struct file *file = 0;
+	struct files_struct *files = LOAD_TASK(task, files);
+	struct fdtable *fdt = LOAD(files, files_struct, fdt);
+	struct file **open;
 
-	if (fd >= BPF_CORE_READ(fdt, max_fds))
+	if (fd >= LOAD(fdt, fdtable, max_fds))
 		return 0;
-	files = BPF_CORE_READ(fdt, fd);
-	bpf_probe_read_kernel(&file, sizeof(file), &files[fd]);
-	return file;
+	open = LOAD(fdt, fdtable, fd);
+	return pointer_at(open + fd);
 }
 
 static __always_inline bool in_scope(const struct settings *set)

@@ -14,6 +14,8 @@
 #define MAX_STALLS 1024
 /* Threads whose waiting reads can be timed at one time, a power of two; 24 bytes each. */
 #define READ_SLOTS 16384
+/* Reads of io_uring under way at one time, a power of two. */
+#define RETRY_SLOTS 4096
 
 /* 1.024 us .. 17 s in powers of two, and one for what is longer (src/metrics/histogram.rs). */
 #define STALL_BUCKETS 26
@@ -38,6 +40,15 @@ enum reclaimer { RECLAIM_KSWAPD, RECLAIM_DIRECT, RECLAIM_MEMCG, RECLAIMERS };
 
 enum scope { SCOPE_HOST, SCOPE_CGROUP, SCOPE_COMM };
 
+/* Functions of the kernel that tell why a page is filled, when one of them is under way (src/monitor/causes.rs). */
+#define FUNCTIONS 16
+
+struct function {
+	__u64 start;
+	__u64 len; /* 0: the kernel has no such function, or does not tell where it is */
+	__u64 cause; /* enum fill_cause */
+};
+
 /* Set once by the agent, before anything is attached, but for what the programs find out themselves. */
 struct settings {
 	__u32 scope; /* enum scope */
@@ -48,6 +59,8 @@ struct settings {
 	__u64 vmemmap; /* address of the struct page of page frame 0; 0: not known */
 	char comm[COMM_LEN]; /* SCOPE_COMM: NUL-padded */
 	__u8 comm_mask[COMM_LEN]; /* and all bits of those bytes of a name that are compared: it and its NUL */
+	__u64 functions_known; /* 0: none */
+	struct function functions[FUNCTIONS];
 };
 
 /* One per CPU; only ever grows. */
@@ -109,6 +122,12 @@ struct read_cursor {
 	__u64 last_index;
 	__u64 index;
 	__u64 syscr;
+};
+
+/* A read of io_uring that goes on when its pages have come: see is_retry() in reads.h. */
+struct retry {
+	__u64 iocb;
+	__u64 pos;
 };
 
 /* When a thread began to wait in a read: see wait_begins() in iomonitor.bpf.c. */

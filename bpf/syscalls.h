@@ -8,9 +8,6 @@
 
 #include "kernel.h"
 
-#include <bpf/bpf_core_read.h>
-#include <bpf/bpf_helpers.h>
-
 #if defined(__TARGET_ARCH_x86)
 
 /* Names of the saved registers that hold the number and the arguments. */
@@ -25,6 +22,14 @@
 #define KPROBE_ARG1(ctx) ((ctx)->si)
 #define KPROBE_ARG3(ctx) ((ctx)->cx)
 #define KPROBE_RET(ctx) ((ctx)->ax)
+
+/* Where a 32-bit call has the advice of fadvise64 and of fadvise64_64. */
+#define COMPAT_FADVISE64_ADVICE di
+#define COMPAT_FADVISE64_64_ADVICE bp
+
+/* arch/x86/include/asm/thread_info.h: the task is in a 32-bit call. */
+#define COMPAT_WORD status
+#define COMPAT_BIT 0x0002
 
 /* arch/x86/include/asm/page_64_types.h, without KASAN. */
 #define THREAD_SIZE (16 * 1024)
@@ -58,6 +63,17 @@ enum {
 	NR_preadv2 = 327,
 	NR_pwritev2 = 328,
 	NR_process_madvise = 440,
+
+	NR_open = 2,
+	NR_ioctl = 16,
+	NR_io_submit = 209,
+	NR_openat = 257,
+	NR_io_uring_enter = 426,
+	NR_openat2 = 437,
+
+	/* Of 32-bit programs. */
+	NR_compat_fadvise64 = 250,
+	NR_compat_fadvise64_64 = 272,
 };
 
 #elif defined(__TARGET_ARCH_arm64)
@@ -72,6 +88,14 @@ enum {
 #define KPROBE_ARG1(ctx) ((ctx)->regs[1])
 #define KPROBE_ARG3(ctx) ((ctx)->regs[3])
 #define KPROBE_RET(ctx) ((ctx)->regs[0])
+
+/* There is fadvise64_64 alone, as arm_fadvise64_64(fd, advice, offset, len). */
+#define COMPAT_FADVISE64_ADVICE regs[1]
+#define COMPAT_FADVISE64_64_ADVICE regs[1]
+
+/* arch/arm64/include/asm/thread_info.h: TIF_32BIT. */
+#define COMPAT_WORD flags
+#define COMPAT_BIT (1 << 22)
 
 /* arch/arm64/include/asm/memory.h, with pages of 4 KiB and without KASAN. */
 #define THREAD_SIZE (16 * 1024)
@@ -105,47 +129,96 @@ enum {
 	NR_preadv2 = 286,
 	NR_pwritev2 = 287,
 	NR_process_madvise = 440,
+
+	NR_io_submit = 2,
+	NR_ioctl = 29,
+	NR_openat = 56,
+	NR_open = NR_openat, /* is no call of its own here */
+	NR_io_uring_enter = 426,
+	NR_openat2 = 437,
+
+	NR_compat_fadvise64_64 = 270,
+	NR_compat_fadvise64 = NR_compat_fadvise64_64,
 };
 
 #else
 #error "this architecture needs its system call numbers here"
 #endif
 
+/* A 32-bit program's call of this number. */
+#define COMPAT(nr) (0x10000 + (nr))
+
+/* The number tells nothing: a thread that makes no calls, whose saved registers are those of whoever made it. */
+#define NR_NONE -2
+
 /* What a task asked the kernel for. The number is -1 in a page fault from user space. */
 struct syscall {
 	int nr;
-	__u64 arg[4];
+	struct pt_regs *regs;
 };
+
+/* A register as it was saved then, and an argument of the call, 0 to 3. */
+#define REGISTER(call, name)                                                                  \
+	({                                                                                    \
+		struct pt_regs *saved = (call)->regs;                                         \
+		KERNEL_HAS(task_pt_regs) ? saved->name : BPF_CORE_READ(saved, name); \
+	})
+#define SYSCALL_ARG(call, n) REGISTER(call, SYSCALL_ARG##n)
 
 /* Where the saved registers lie in a task's stack, as the settings say; 0: not known. */
 static __always_inline __u64 regs_offset(void);
 
 /*
- * The helper is from 5.15. Before, the registers are where the kernel's entry code puts them: at the top of the
- * task's stack.
+ * The call that this_task() is in, whose flags are `flags`. The helper is from 5.15. Before, the registers are where
+ * the kernel's entry code puts them: at the top of the task's stack.
  */
+static __always_inline void syscall_of(struct task_struct *task, unsigned int flags, struct syscall *call)
+{
+	if (flags & (PF_KTHREAD | PF_IO_WORKER | PF_USER_WORKER)) {
+		call->nr = NR_NONE;
+		call->regs = 0;
+		return;
+	}
+	if (KERNEL_HAS(task_pt_regs)) {
+		call->regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	} else {
+		__u64 offset = regs_offset();
+
+		call->regs = LOAD_TASK(task, stack) +
+			     (offset ? offset : THREAD_SIZE - bpf_core_type_size(struct pt_regs));
+	}
+	call->nr = REGISTER(call, SYSCALL_NR);
+	if (call->nr >= 0 && LOAD_TASK((struct thread_info *)task, COMPAT_WORD) & COMPAT_BIT)
+		call->nr = COMPAT(call->nr);
+}
+
 static __always_inline void current_syscall(struct syscall *call)
 {
-	if (KERNEL_HAS(task_pt_regs)) {
-		struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+	struct task_struct *task = this_task();
 
-		call->nr = regs->SYSCALL_NR;
-		call->arg[0] = regs->SYSCALL_ARG0;
-		call->arg[1] = regs->SYSCALL_ARG1;
-		call->arg[2] = regs->SYSCALL_ARG2;
-		call->arg[3] = regs->SYSCALL_ARG3;
-	} else {
-		struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-		__u64 offset = regs_offset();
-		struct pt_regs *regs = BPF_CORE_READ(task, stack) +
-				       (offset ? offset : THREAD_SIZE - bpf_core_type_size(struct pt_regs));
+	syscall_of(task, LOAD_TASK(task, flags), call);
+}
 
-		call->nr = BPF_CORE_READ(regs, SYSCALL_NR);
-		call->arg[0] = BPF_CORE_READ(regs, SYSCALL_ARG0);
-		call->arg[1] = BPF_CORE_READ(regs, SYSCALL_ARG1);
-		call->arg[2] = BPF_CORE_READ(regs, SYSCALL_ARG2);
-		call->arg[3] = BPF_CORE_READ(regs, SYSCALL_ARG3);
+/* Whether a call of this number asks for no more than to read, or to copy from file to file. */
+static __always_inline bool is_read_call(int nr)
+{
+	switch (nr) {
+	case NR_read:
+	case NR_pread64:
+	case NR_readv:
+	case NR_preadv:
+	case NR_preadv2:
+	case NR_sendfile:
+	case NR_splice:
+	case NR_copy_file_range:
+		return true;
 	}
+	return false;
+}
+
+static __always_inline bool is_fadvise_call(int nr)
+{
+	return nr == NR_fadvise64 || nr == COMPAT(NR_compat_fadvise64) || nr == COMPAT(NR_compat_fadvise64_64);
 }
 
 #endif

@@ -55,7 +55,7 @@ static __always_inline struct read_wait *slot_of(const struct reader *r)
 /* Flags of the current task's open file behind a descriptor. */
 static __always_inline unsigned int fd_flags(unsigned int fd)
 {
-	struct file *file = open_file(fd);
+	struct file *file = open_file(this_task(), fd);
 
 	return BPF_CORE_READ(file, f_flags);
 }
@@ -74,7 +74,7 @@ static __always_inline enum read_call read_call(void)
 	case NR_readv:
 	case NR_preadv:
 	case NR_preadv2:
-		return fd_flags(call.arg[0]) & O_DIRECT ? NO_READ : READ_ITSELF;
+		return fd_flags(SYSCALL_ARG(&call, 0)) & O_DIRECT ? NO_READ : READ_ITSELF;
 	case NR_sendfile:
 	case NR_splice:
 	case NR_copy_file_range:

@@ -6,6 +6,8 @@ use crate::metrics::histogram::BUCKETS;
 pub const COMM_LEN: usize = 16;
 /// Rows of a map of processes.
 pub const MAX_PROCS: usize = 4096;
+/// Functions that [`Settings`] has room for.
+pub const FUNCTIONS: usize = 16;
 /// A process's start time is in units of two to this power of nanoseconds.
 pub const START_SHIFT: u32 = 20;
 
@@ -74,6 +76,20 @@ plain! {
         comm: [u8; COMM_LEN],
         /// All bits of the bytes that are compared: the name and its NUL.
         comm_mask: [u8; COMM_LEN],
+        /// Of the functions, those whose place is known.
+        functions_known: u64,
+        /// What tells from a task's stack why a page is filled.
+        functions: [Function; FUNCTIONS],
+    }
+
+    /// A function of the kernel, and what it is for that a page is filled below it.
+    Function = "function" {
+        /// Its address; 0: not known.
+        start: u64,
+        /// Its length in bytes; 0: not known.
+        len: u64,
+        /// Index in [`FILL_CAUSES`](crate::metrics::snapshot::FILL_CAUSES).
+        cause: u64,
     }
 
     /// One CPU's counters.

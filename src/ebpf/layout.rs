@@ -85,6 +85,7 @@ mod regs {
 
     pub const SIZE: usize = 21 * 8;
     pub const FIELDS: &[(&str, usize, Kind)] = &[
+        ("bp", 4 * 8, Kind::Int(8)),
         ("r10", 7 * 8, Kind::Int(8)),
         ("ax", 10 * 8, Kind::Int(8)),
         ("cx", 11 * 8, Kind::Int(8)),
@@ -147,6 +148,10 @@ impl Layout {
             layout.add("pt_regs", name, offset, kind);
         }
         layout.structs.entry("pt_regs").or_default().size = regs::SIZE;
+        // What precedes the status on x86: one word of flags, from 5.11 on two.
+        let status = if os::kernel_version() < (5, 11) { 8 } else { 16 };
+        layout.add("thread_info", "flags", 0, Kind::Int(8));
+        layout.add("thread_info", "status", status, Kind::Int(4));
         for &(record, (category, name), fields) in RECORDS {
             // Without it, the programs that read it are refused, and the others are not.
             let format = os::tracepoint_fields(category, name).unwrap_or_default();
@@ -475,6 +480,7 @@ impl Kernel {
         let (file, pos, count) = found.ok_or_else(nothing)?;
         layout.add("kiocb", "ki_filp", file, Kind::Pointer);
         layout.add("kiocb", "ki_pos", pos, Kind::Int(8));
+        layout.add("kiocb", "ki_flags", pos + 24, Kind::Int(4)); // behind a function and its argument
         layout.add("iov_iter", "count", count, Kind::Int(8));
         Ok(())
     }

@@ -345,6 +345,52 @@ pub fn kernel_symbol(name: &str) -> io::Result<Option<String>> {
     Ok(None)
 }
 
+/// Where the functions of these names lie in the kernel: address and length in bytes; `None` where it has no such
+/// function. An empty list if it does not tell addresses: that takes CAP_SYSLOG, or
+/// kernel.kptr_restrict=0 and kernel.perf_event_paranoid=1.
+pub fn kernel_functions<const N: usize>(names: &[&str; N]) -> io::Result<Vec<Option<(u64, u64)>>> {
+    functions_in(io::BufReader::with_capacity(1 << 16, fs::File::open("/proc/kallsyms")?), names)
+}
+
+/// The same from lines `ADDRESS TYPE NAME [MODULE]`, in the order of addresses but for the modules' at the end. A function
+/// ends where the next symbol begins.
+fn functions_in(mut lines: impl BufRead, names: &[&str]) -> io::Result<Vec<Option<(u64, u64)>>> {
+    let mut found = vec![None; names.len()];
+    // Of the last symbol that was found: its index and address.
+    let mut open: Option<(usize, u64)> = None;
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if lines.read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        let mut words = line.split(u8::is_ascii_whitespace);
+        let (Some(address), _, Some(name)) = (words.next(), words.next(), words.next()) else { continue };
+        let named = names.iter().position(|n| n.as_bytes() == name);
+        if open.is_none() && named.is_none() {
+            continue;
+        }
+        let address = std::str::from_utf8(address).ok().and_then(|a| u64::from_str_radix(a, 16).ok()).unwrap_or(0);
+        if address == 0 {
+            return Ok(Vec::new());
+        }
+        if let Some((index, start)) = open
+            && address != start
+        {
+            if let Some(slot) = found.get_mut(index)
+                && address > start
+            {
+                *slot = Some((start, address - start));
+            }
+            open = None;
+        }
+        if open.is_none() {
+            open = named.map(|index| (index, address));
+        }
+    }
+    Ok(found)
+}
+
 // ---- the kernel and this process ----
 
 /// Time of `CLOCK_MONOTONIC` in nanoseconds, as the programs read it.
@@ -559,6 +605,19 @@ mod tests {
     fn the_kernel_is_known() {
         assert!(kernel_release().contains('.'));
         assert!(page_size().is_power_of_two());
+    }
+
+    #[test]
+    fn functions_end_where_the_next_symbol_begins() {
+        let lines = "ffffffff81000000 T _stext\nffffffff81000100 T read\nffffffff81000100 T alias\n\
+            ffffffff81000180 t __pfx_fault\nffffffff81000190 t fault\nffffffff81000200 t write\nffffffff81000300 T more\n\
+            ffffffffc0000000 t last\t[module]\n";
+        let found = functions_in(lines.as_bytes(), &["write", "none", "read", "fault", "last"]).unwrap();
+        let at = |start: u64, len: u64| Some((0xffff_ffff_8100_0000 + start, len));
+        assert_eq!(found, [at(0x200, 0x100), None, at(0x100, 0x80), at(0x190, 0x70), None]);
+        // Where it is not told.
+        let hidden = "0000000000000000 T _stext\n0000000000000000 T read\n0000000000000000 T more\n";
+        assert_eq!(functions_in(hidden.as_bytes(), &["read"]).unwrap(), []);
     }
 
     #[test]

@@ -82,7 +82,7 @@ metrics! {
     READ_WAIT_SECONDS = Histogram "ebpf_read_wait_seconds" [] "seconds":
         "How long buffered reads of regular files that had to wait for I/O took, from the beginning of the wait to their end, sendfile and splice included; reads from the page cache alone and those of io_uring are not in it.";
     PAGE_CACHE_ADDS = Counter "ebpf_page_cache_adds_total" ["cause" in FILL_CAUSES] "pages":
-        "Pages added to the page cache, by what the task was doing; other is file system metadata, kernel threads and io_uring.";
+        "Pages added to the page cache, by what the task was doing; other is file system metadata, and what cannot be told. The memory of tmpfs and of huge pages is no page cache.";
     PAGE_CACHE_EVICTIONS = Counter "ebpf_page_cache_evictions_total" ["cause" in EVICTION_CAUSES] "pages":
         "Pages removed from the page cache; other is unlink, truncate and the like. kswapd has no owner: its share of reclaim is host-wide even in a scope.";
     LRU_PAGES_SCANNED = Counter "ebpf_memory_lru_pages_scanned_total" ["reclaimer" in RECLAIMERS] "pages":

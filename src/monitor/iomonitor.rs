@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::time::Instant;
 
+use super::causes;
 use super::hits::Hits;
 use super::probes::{
     CACHE_EVICT, CACHE_FILL, CACHE_READ, DIRECT_RECLAIM, FADVISE, KSWAPD, MEMCG_RECLAIM, READ_LATENCY, RECLAIM_SCAN,
@@ -312,6 +313,9 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     if let Some(layout) = &layout {
         settings.regs_offset = layout.regs_offset;
         settings.vmemmap = layout.vmemmap().unwrap_or(0); // asked for again by what needs it
+    }
+    if config.probes.contains(&CACHE_FILL) {
+        causes::tell(&mut settings);
     }
     write_settings(&object, &settings)?;
     let begin = Instant::now();

@@ -1,6 +1,7 @@
 //! What the agent can observe. A module owns its programs and maps; the collector asks it for a sample each
 //! interval.
 
+mod causes;
 #[doc(hidden)]
 pub mod example;
 mod hits;

@@ -67,6 +67,11 @@ pub(super) static PROBES: &[Probe] = &[
         &[
             Way::new("fexit", FENTRY, &[("fexit_fadvise", Hook::FunctionExit(FADVISE_FUNCTIONS))]),
             Way::new("kprobe", KPROBE, &[("kret_fadvise", Hook::Kretprobe(FADVISE_FUNCTIONS))]),
+            // It tells of 32-bit programs too, which the other does not.
+            Way {
+                ruled_out: misses_other_calls,
+                ..Way::new("raw_tracepoint", TRACEPOINT, &[("raw_fadvise", Hook::RawTracepoint("sys_exit"))])
+            },
             Way::new("tracepoint", TRACEPOINT, &[("tp_fadvise", Hook::Tracepoint("syscalls", FADVISE_TRACEPOINT))]),
         ],
     ),
@@ -115,7 +120,15 @@ pub(super) static PROBES: &[Probe] = &[
             ],
         )
     },
-    Probe::new(CACHE_FILL, tracepoints!("filemap", "fill" => "mm_filemap_add_to_page_cache")),
+    Probe::new(
+        CACHE_FILL,
+        &[
+            // The cheaper one: no record is made.
+            Way::new("raw_tracepoint", None, &[("raw_fill", Hook::RawTracepoint(ADDED))]),
+            Way::new("tracepoint", None, &[("tp_fill", Hook::Tracepoint("filemap", ADDED))]),
+            Way::new("tracepoint", None, &[("tp_fill_stackless", Hook::Tracepoint("filemap", ADDED))]),
+        ],
+    ),
     Probe::new(CACHE_EVICT, tracepoints!("filemap", "evict" => "mm_filemap_delete_from_page_cache")),
     Probe::new(RECLAIM_SCAN, tracepoints!("vmscan", silent_scans, "scan" => "mm_vmscan_lru_shrink_inactive")),
     // The end first: a stall whose begin is seen must not miss its end.
@@ -145,6 +158,13 @@ const TRACEPOINT: Option<AttachMode> = Some(AttachMode::Tracepoint);
 fn silent_scans() -> Option<&'static str> {
     os::scans_are_silent().then_some("the multi-generational LRU of kernels before 6.7 does not tell what it scans")
 }
+
+fn misses_other_calls() -> Option<&'static str> {
+    let misses = os::is_preemptible() && os::kernel_version() >= (7, 0);
+    misses.then_some("this kernel is preemptible: what it misses would be events of all calls, not of fadvise")
+}
+
+const ADDED: &str = "mm_filemap_add_to_page_cache";
 
 /// What the system call does its work in.
 const FADVISE_FUNCTIONS: &[&str] = &["ksys_fadvise64_64"];
@@ -272,12 +292,15 @@ mod tests {
         let kernel = |version, preemptible| Kernel { version, preemptible };
         let (auto, on) = (AttachMode::Auto, Switch::On);
         for calm in [kernel((7, 2), false), kernel((5, 10), true)] {
-            assert_eq!(modes(FADVISE, on, auto, calm), pair("fexit kprobe tracepoint", ""));
+            assert_eq!(modes(FADVISE, on, auto, calm), pair("fexit kprobe raw_tracepoint tracepoint", ""));
             assert_eq!(modes(READ_LATENCY, Switch::Auto, auto, calm), pair("fexit", ""));
         }
         let (early, late) = (kernel((6, 12), true), kernel((7, 2), true));
-        assert_eq!(modes(FADVISE, on, auto, early), pair("kprobe tracepoint fexit", "fexit"));
-        assert_eq!(modes(FADVISE, on, auto, late), pair("kprobe fexit tracepoint", "fexit tracepoint"));
+        assert_eq!(modes(FADVISE, on, auto, early), pair("kprobe raw_tracepoint tracepoint fexit", "fexit"));
+        assert_eq!(
+            modes(FADVISE, on, auto, late),
+            pair("kprobe fexit raw_tracepoint tracepoint", "fexit raw_tracepoint tracepoint")
+        );
         assert_eq!(modes(CACHE_READ, on, auto, early), pair("kprobe raw_tracepoint fexit", "fexit"));
         assert_eq!(modes(CACHE_READ, on, auto, late), pair("kprobe fexit raw_tracepoint", "fexit raw_tracepoint"));
         assert_eq!(modes(READ_LATENCY, Switch::Auto, auto, late), pair("", "fexit"));

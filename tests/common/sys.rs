@@ -452,3 +452,279 @@ impl Drop for Frozen {
         unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, nothing, nothing) };
     }
 }
+
+// ---- readers of other kinds ----
+
+/// What a system call returned, if it is no error.
+fn returned(name: &str, code: i64) -> usize {
+    usize::try_from(code).unwrap_or_else(|_| panic!("{name}: {}", io::Error::last_os_error()))
+}
+
+pub fn readv(file: &File, buf: &mut [u8]) -> usize {
+    let (a, b) = buf.split_at_mut(buf.len() / 2);
+    let iov = [
+        libc::iovec { iov_base: a.as_mut_ptr().cast(), iov_len: a.len() },
+        libc::iovec { iov_base: b.as_mut_ptr().cast(), iov_len: b.len() },
+    ];
+    // SAFETY: the buffers are live and as long as said.
+    returned("readv", unsafe { libc::readv(file.as_raw_fd(), iov.as_ptr(), 2) } as i64)
+}
+
+/// splice from a file to a pipe.
+pub fn splice(input: &File, mut offset: i64, pipe: RawFd, len: usize) -> usize {
+    // SAFETY: the offset is a live integer.
+    let n = unsafe { libc::splice(input.as_raw_fd(), &mut offset, pipe, ptr::null_mut(), len, 0) };
+    returned("splice", n as i64)
+}
+
+/// copy_file_range between the positions of two files.
+pub fn copy_file_range(input: &File, output: &File, len: usize) -> usize {
+    let (from, to) = (input.as_raw_fd(), output.as_raw_fd());
+    let none = ptr::null_mut::<i64>();
+    // SAFETY: no offsets are given.
+    let n = unsafe { libc::syscall(libc::SYS_copy_file_range, from, none, to, none, len, 0) };
+    returned("copy_file_range", n as i64)
+}
+
+/// sendto on a connected socket.
+pub fn send(socket: RawFd, bytes: &[u8]) -> usize {
+    // SAFETY: the buffer is live and as long as said.
+    let n = unsafe { libc::send(socket, bytes.as_ptr().cast(), bytes.len(), 0) };
+    returned("send", n as i64)
+}
+
+/// Wakes nobody at a futex in memory that may be shared: the kernel looks up the page.
+pub fn futex_wake(word: &[u8]) {
+    assert!(word.len() >= 4 && word.as_ptr().addr().is_multiple_of(4));
+    // SAFETY: the word is live; the call reads nothing from it.
+    returned("futex", unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), 1, 1) } as i64);
+}
+
+/// Linux AIO.
+pub struct Aio(u64);
+
+impl Aio {
+    /// `None` if this kernel has none.
+    pub fn new() -> Option<Self> {
+        let mut context = 0u64;
+        // SAFETY: the context is a live integer.
+        let code = unsafe { libc::syscall(libc::SYS_io_setup, 16, &mut context) };
+        (code == 0).then_some(Self(context))
+    }
+
+    /// pread.
+    pub fn read(&self, file: &File, buf: &mut [u8], offset: u64) -> usize {
+        // struct iocb: data; key and flags; opcode (0: PREAD), priority and descriptor; buffer; bytes; offset; rest.
+        let iocb = [0, 0, (file.as_raw_fd() as u64) << 32, buf.as_mut_ptr() as u64, buf.len() as u64, offset, 0, 0u64];
+        let list = [iocb.as_ptr()];
+        let mut event = [0i64; 4];
+        // SAFETY: request, buffer and event live until the read is done, for which the second call waits.
+        unsafe {
+            assert_eq!(returned("io_submit", libc::syscall(libc::SYS_io_submit, self.0, 1, list.as_ptr()) as i64), 1);
+            let none = ptr::null::<u8>();
+            let n = libc::syscall(libc::SYS_io_getevents, self.0, 1, 1, event.as_mut_ptr(), none);
+            assert_eq!(returned("io_getevents", n as i64), 1);
+        }
+        returned("AIO", event[2])
+    }
+}
+
+impl Drop for Aio {
+    fn drop(&mut self) {
+        // SAFETY: our own context, destroyed once.
+        unsafe { libc::syscall(libc::SYS_io_destroy, self.0) };
+    }
+}
+
+/// A ring of io_uring, by bare system calls.
+pub struct Uring {
+    fd: OwnedFd,
+    params: [u32; 30],
+    /// Rings of requests and of their results, and the requests.
+    areas: [*mut u8; 3],
+}
+
+const URING_AREA: usize = 1 << 16;
+/// Requests under way at one time.
+pub const URING_DEPTH: usize = 16;
+
+/// Has a worker do it (`IOSQE_ASYNC`).
+pub const URING_ASYNC: u8 = 1 << 4;
+
+impl Uring {
+    /// `None` if this kernel has none, or forbids it.
+    pub fn new() -> Option<Self> {
+        let mut params = [0u32; 30];
+        // SAFETY: struct io_uring_params has 120 bytes.
+        let fd = unsafe { libc::syscall(425, URING_DEPTH, params.as_mut_ptr()) };
+        if fd < 0 {
+            return None;
+        }
+        // SAFETY: a fresh descriptor, ours alone.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+        let (access, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        let areas = [(0, URING_AREA), (0x800_0000, URING_AREA), (0x1000_0000, URING_DEPTH * 64)].map(|(at, most)| {
+            // The rings are mapped as long as they are.
+            let len = match at {
+                0 => params[16] as usize + URING_DEPTH * 4,
+                0x800_0000 => params[25] as usize + params[1] as usize * 16,
+                _ => most,
+            };
+            assert!(len <= most);
+            // SAFETY: new mappings of the ring at addresses that the kernel chooses.
+            let area = unsafe { libc::mmap(ptr::null_mut(), len, access, shared, fd.as_raw_fd(), at) };
+            assert_ne!(area, libc::MAP_FAILED, "mmap of a ring: {}", io::Error::last_os_error());
+            area.cast::<u8>()
+        });
+        Some(Self { fd, params, areas })
+    }
+
+    /// Reads pieces of `piece` bytes, and waits for all.
+    pub fn read(&mut self, flags: u8, file: &File, buf: &mut [u8], piece: usize, offset: u64) {
+        let pieces = buf.chunks_mut(piece).map(|c| (c.as_mut_ptr() as u64, c.len())).collect();
+        self.run(22, flags, file, pieces, offset); // IORING_OP_READ
+    }
+
+    /// The same for writing.
+    pub fn write(&mut self, flags: u8, file: &File, buf: &[u8], piece: usize, offset: u64) {
+        let pieces = buf.chunks(piece).map(|c| (c.as_ptr() as u64, c.len())).collect();
+        self.run(23, flags, file, pieces, offset); // IORING_OP_WRITE
+    }
+
+    /// The pieces, address and bytes, follow each other in the file.
+    fn run(&mut self, operation: u8, flags: u8, file: &File, pieces: Vec<(u64, usize)>, mut offset: u64) {
+        assert!(pieces.len() <= URING_DEPTH);
+        let [requests, results, entries] = self.areas;
+        let p = &self.params;
+        // SAFETY: the offsets are those that the kernel gave for the areas; only this thread uses the ring; buffers and
+        // requests live until all are done, which is waited for.
+        unsafe {
+            let word = |area: *mut u8, at: u32| area.add(at as usize).cast::<u32>();
+            let (tail, mask) = (word(requests, p[11]), *word(requests, p[12]));
+            for (i, &(address, len)) in pieces.iter().enumerate() {
+                let slot = (*tail).wrapping_add(i as u32) & mask;
+                let entry = entries.add(slot as usize * 64).cast::<u64>();
+                ptr::write_bytes(entry, 0, 8);
+                *entry = u64::from(operation) | u64::from(flags) << 8 | (file.as_raw_fd() as u64) << 32;
+                *entry.add(1) = offset;
+                *entry.add(2) = address;
+                *entry.add(3) = len as u64;
+                *entry.add(4) = len as u64; // comes back with the result
+                offset += len as u64;
+                *word(requests, p[16]).add(slot as usize) = slot;
+            }
+            std::sync::atomic::AtomicU32::from_ptr(tail)
+                .fetch_add(pieces.len() as u32, std::sync::atomic::Ordering::Release);
+            let (n, none) = (pieces.len(), ptr::null::<u8>());
+            let submitted = libc::syscall(426, self.fd.as_raw_fd(), n, n, 1, none, 0);
+            assert_eq!(returned("io_uring_enter", submitted as i64), n);
+            let (head, tail) = (word(results, p[20]), word(results, p[21]));
+            let mask = *word(results, p[22]);
+            for _ in 0..n {
+                // The call can be interrupted, by its own work for one.
+                let tail = std::sync::atomic::AtomicU32::from_ptr(tail);
+                while tail.load(std::sync::atomic::Ordering::Acquire) == *head {
+                    libc::syscall(426, self.fd.as_raw_fd(), 0, 1, 1, none, 0);
+                }
+                let result = results.add(p[25] as usize + ((*head & mask) as usize) * 16);
+                let (wanted, code) = (*result.cast::<u64>(), *result.add(8).cast::<i32>());
+                assert_eq!(i64::from(code), wanted as i64, "a request of io_uring");
+                std::sync::atomic::AtomicU32::from_ptr(head).fetch_add(1, std::sync::atomic::Ordering::Release);
+            }
+        }
+    }
+}
+
+/// System calls as a 32-bit program makes them.
+#[cfg(target_arch = "x86_64")]
+pub mod compat {
+    use std::arch::asm;
+
+    pub const READ: u32 = 3;
+    pub const PREAD64: u32 = 180;
+    pub const FADVISE64: u32 = 250;
+    pub const FADVISE64_64: u32 = 272;
+
+    /// Whether this kernel has them: tried by a process that may end for it.
+    pub fn is_there() -> bool {
+        let mut status = 0;
+        // SAFETY: the child makes two system calls and allocates nothing; the status is a live integer.
+        unsafe {
+            match libc::fork() {
+                0 => libc::_exit((call(20, [0; 6]) <= 0).into()), // getpid
+                pid => assert_eq!(libc::waitpid(pid, &mut status, 0), pid),
+            }
+        }
+        status == 0
+    }
+
+    /// `buf` of [`Low::new`] and numbers alone; the negative errno of a failure.
+    pub fn call(number: u32, arguments: [u32; 6]) -> i32 {
+        let all = [number, arguments[0], arguments[1], arguments[2], arguments[3], arguments[4], arguments[5]];
+        let mut result: u64;
+        // SAFETY: what the calls here write to are buffers in low memory, which live as long as their owner; the two
+        // registers that must not be named are saved; the kernel may clear the others named.
+        unsafe {
+            asm!(
+                "push rbx",
+                "push rbp",
+                "mov eax, [r12]",
+                "mov ebx, [r12 + 4]",
+                "mov ecx, [r12 + 8]",
+                "mov edx, [r12 + 12]",
+                "mov esi, [r12 + 16]",
+                "mov edi, [r12 + 20]",
+                "mov ebp, [r12 + 24]",
+                "int 0x80",
+                "pop rbp",
+                "pop rbx",
+                in("r12") all.as_ptr(),
+                out("rax") result,
+                out("rcx") _, out("rdx") _, out("rsi") _, out("rdi") _,
+                out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+            );
+        }
+        result as i32
+    }
+
+    /// A page in the lowest 4 GiB.
+    pub struct Low(*mut u8);
+
+    impl Low {
+        pub fn new() -> Self {
+            let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            // SAFETY: a new mapping at an address that the kernel chooses.
+            let page = unsafe { libc::mmap(std::ptr::null_mut(), super::PAGE, access, flags | libc::MAP_32BIT, -1, 0) };
+            assert_ne!(page, libc::MAP_FAILED);
+            Self(page.cast())
+        }
+
+        pub fn address(&self) -> u32 {
+            u32::try_from(self.0.addr()).unwrap()
+        }
+    }
+
+    impl Drop for Low {
+        fn drop(&mut self) {
+            // SAFETY: our own mapping, unmapped once.
+            unsafe { libc::munmap(self.0.cast(), super::PAGE) };
+        }
+    }
+}
+
+/// Maps so many bytes of huge pages of 2 MiB, writes to each and gives them back; false if there are none.
+pub fn touch_huge_pages(len: usize) -> bool {
+    let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping at an address that the kernel chooses, written to within its bounds and unmapped once.
+    unsafe {
+        let base = libc::mmap(ptr::null_mut(), len, access, flags | libc::MAP_HUGETLB, -1, 0);
+        if base == libc::MAP_FAILED {
+            return false;
+        }
+        for at in (0..len).step_by(PAGE) {
+            base.cast::<u8>().add(at).write_volatile(1);
+        }
+        libc::munmap(base, len);
+    }
+    true
+}

@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 use crate::common::sys::{self, PAGE};
-use crate::common::{self, MIB, Scoped, TestFile, assert_near};
+use crate::common::{self, Delta, MIB, Scoped, TestFile, assert_near};
 
 #[test]
 fn evictions_by_cause() {
@@ -32,16 +32,38 @@ fn evictions_by_cause() {
     assert_near("evictions by truncate", d.evictions("other"), pages / 2.0, 1.0, &d);
 }
 
-/// tmpfs tells of pages that go and not of those that come: neither counts.
+/// Memory is no page cache, although its pages come or go by the same events: neither counts.
 #[test]
-fn tmpfs_counts_nothing() {
-    need_bpf!("tmpfs_counts_nothing");
+fn memory_counts_nothing() {
+    need_bpf!("memory_counts_nothing");
     let s = Scoped::start(&[]);
+    // What kswapd evicts has no owner.
+    let counted = |d: &Delta| -> f64 {
+        let added: f64 = ["read", "write", "fault", "prefetch", "other"].iter().map(|c| d.adds(c)).sum();
+        added + d.evictions("fadvise") + d.evictions("other")
+    };
     let path = PathBuf::from(format!("/dev/shm/ebpf-sidecar-test-{}", std::process::id()));
     let (d, written) = s.agent.during(|| fs::write(&path, vec![1u8; MIB]).and_then(|()| fs::remove_file(&path)));
-    if written.is_err() {
-        return common::skipped("tmpfs_counts_nothing", "needs /dev/shm");
+    match written {
+        Ok(()) => assert_eq!(counted(&d), 0.0, "tmpfs: {}", d.moved()),
+        Err(_) => common::skipped("memory_counts_nothing", "tmpfs: needs /dev/shm"),
     }
-    let all: f64 = ["reclaim", "fadvise", "other"].iter().map(|c| d.evictions(c)).sum();
-    assert_eq!(all, 0.0, "{}", d.moved());
+    // Huge pages of 2 MiB, as a database's shared memory has them.
+    let pool = "/proc/sys/vm/nr_hugepages";
+    let Ok(old) = fs::read_to_string(pool) else {
+        return common::skipped("memory_counts_nothing", "hugetlbfs: not in this kernel");
+    };
+    let had: usize = old.trim().parse().unwrap();
+    let restore = crate::reclaim::Restore(pool, old);
+    let wanted = common::sized(8, 2);
+    let got = fs::write(pool, (had + wanted).to_string()).and_then(|()| fs::read_to_string(pool));
+    if got.is_ok_and(|n| n.trim().parse::<usize>().unwrap() == had + wanted) {
+        let (d, touched) = s.agent.during(|| sys::touch_huge_pages(wanted * 2 * MIB));
+        if touched {
+            assert_eq!(counted(&d), 0.0, "hugetlbfs: {}", d.moved());
+        }
+    } else {
+        common::skipped("memory_counts_nothing", "hugetlbfs: no memory in one piece");
+    }
+    drop(restore);
 }

@@ -12,6 +12,7 @@ mod layout;
 mod old;
 mod preemption;
 mod processes;
+mod readers;
 mod reads;
 mod reclaim;
 mod scope;
