@@ -77,8 +77,8 @@ fn dispatch() -> Result<(), u8> {
             if would_run { Ok(()) } else { Err(FAILED) }
         }
         Command::Run => {
-            let level = cli.log_level.unwrap_or(log::LevelFilter::Info);
-            run::run(&load(&cli)?, level).map_err(|e| fail(FAILED, e))
+            let read = || config::load_for_host(cli.config.as_deref(), scope::fit);
+            run::run(&load(&cli)?, &read, cli.log_level).map_err(|e| fail(FAILED, e))
         }
     }
 }

@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -703,6 +704,136 @@ fn signals_stop_it_and_nothing_stays() {
         });
     }
     assert_eq!(tracing_mounts(), mounts);
+}
+
+/// Waits until the agent's log says so.
+fn until_it_says(agent: &Agent, words: &str) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !agent.log().contains(words) {
+        assert!(Instant::now() < deadline, "it does not say {words:?}:\n{}", agent.log());
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_second_signal_ends_it_though_something_waits_to_be_sent() {
+    need_bpf!("a_second_signal_ends_it_though_something_waits_to_be_sent");
+    // A server that takes connections and never says anything.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = silent.local_addr().unwrap().to_string();
+    for (first, second) in
+        [(libc::SIGTERM, libc::SIGTERM), (libc::SIGINT, libc::SIGTERM), (libc::SIGTERM, libc::SIGINT)]
+    {
+        let mut agent = Agent::start(&[
+            ("COLLECTOR_INTERVAL", "50ms"),
+            ("EXPORT_TYPE", "banyandb"),
+            ("EXPORT_BANYANDB_ENDPOINT", &endpoint),
+            ("EXPORT_BANYANDB_TIMEOUT", "1h"),
+        ]);
+        agent.wait(|m| m.0.get("ebpf_sidecar_export_queue_points").is_some_and(|points| *points > 0.0));
+        let held = bpf::held_by(agent.child.id());
+        sys::kill(agent.child.id(), first);
+        until_it_says(&agent, ": stopping");
+        // Nor does another reload hurry it.
+        sys::kill(agent.child.id(), libc::SIGHUP);
+        assert_eq!(agent.child.try_wait().unwrap(), None, "{}", agent.log());
+        let begun = Instant::now();
+        sys::kill(agent.child.id(), second);
+        let status = wait_for(&mut agent.child, Duration::from_secs(30)).unwrap_or_else(|| panic!("{}", agent.log()));
+        println!("{second} after {first}: ended after {:?}", begun.elapsed());
+        assert_eq!(status.signal(), Some(second), "as systemd takes for a clean end; {}", agent.log());
+        assert!(agent.log().contains("once more: ending at once"), "{}", agent.log());
+        assert_gone(&held);
+    }
+}
+
+#[test]
+fn a_reload_takes_over_what_can_be_and_says_what_cannot() {
+    need_bpf!("a_reload_takes_over_what_can_be_and_says_what_cannot");
+    let dir = TempDir::new("reload");
+    let file = dir.path.join("config.yaml");
+    let write = |yaml: &str| fs::write(&file, yaml).unwrap();
+    write("collector: {interval: 1h}");
+    let mut c = command();
+    c.arg("--config").arg(&file);
+    let agent = Agent::start_with(c, &[]);
+    let reload = |said: &[&str]| {
+        let before = agent.log().len();
+        sys::kill(agent.child.id(), libc::SIGHUP);
+        for words in said {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !agent.log()[before..].contains(words) {
+                assert!(Instant::now() < deadline, "it does not say {words:?}:\n{}", agent.log());
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+        agent.log()[before..].to_owned()
+    };
+    let change = |host: &str| {
+        let head = format!(
+            "POST /api/v1/ebpf/modules/configure HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n\
+             Connection: close\r\nContent-Length: 2\r\n\r\n{{}}"
+        );
+        common::request(agent.port, &head).unwrap().status
+    };
+    let scope = || agent.stats()["scope"].as_str().unwrap().to_owned();
+    assert_eq!((change("localhost"), scope()), (403, "host".into()));
+    let held = bpf::held_by(agent.child.id());
+
+    write(
+        "log: {level: debug}
+collector: {interval: 50ms, history: 1m, scope: {comm: nobody-is-it}}
+server:
+  allow_configure: any
+  http: {hosts: [agent.example], metrics_path: /other}
+  grpc: {limits: {streams: 1, memory_bytes: 33554432}}
+export: {banyandb: {username: me, password: secret}}",
+    );
+    let said = reload(&[
+        "INFO  reload: log.level: \"info\" → \"debug\"",
+        "INFO  reload: server.grpc.limits.streams: \"1024\" → \"1\"",
+        "INFO  reload: server.http.hosts: none → \"agent.example\"",
+        "INFO  reload: server.allow_configure: \"off\" → \"any\"",
+        "INFO  reload: collector.interval: \"1h\" → \"50ms\"",
+        "INFO  reload: collector.scope.comm: none → \"nobody-is-it\"",
+        "WARN  reload: collector.history: \"15m\" → \"1m\": takes a restart",
+        "WARN  reload: server.http.metrics_path: \"/metrics\" → \"/other\": takes a restart",
+        "WARN  reload: server.grpc.limits.memory_bytes: ",
+        "WARN  reload: export.banyandb.password: none → ***: takes a restart",
+    ]);
+    assert!(!said.contains("secret") && !said.contains("ERROR"), "{said}");
+    agent.settled();
+    assert_eq!(scope(), "comm:nobody-is-it");
+    assert_eq!((change("localhost"), change("agent.example"), change("evil.example")), (404, 404, 403));
+    until_it_says(&agent, "DEBUG ");
+    assert_gone(&held.difference(&bpf::held_by(agent.child.id())).cloned().collect());
+
+    // What takes a restart is said each time.
+    let said = reload(&["WARN  reload: export.banyandb.username"]);
+    assert!(!said.contains("collector.interval"), "{said}");
+
+    for (yaml, why) in [
+        ("collector: {interval: 5}", "collector.interval: \"5\" is not allowed"),
+        ("colector: {}", "colector: unknown key"),
+        ("collector: {scope: {cgroup: /proc}}", "no cgroup v2"),
+        (
+            "server: {grpc: {tls: {enabled: true, cert_file: /none, key_file: /none}}}",
+            "server.grpc.tls.cert_file: /none",
+        ),
+        ("server:\n  http: {port: [", "not valid YAML"),
+    ] {
+        write(yaml);
+        let said = reload(&["; the configuration in use stays\n"]);
+        assert!(said.contains("ERROR reload: ") && said.contains(why), "{yaml}: {said}");
+    }
+    fs::remove_file(&file).unwrap();
+    reload(&["cannot read the configuration"]);
+    assert_eq!((scope(), change("agent.example")), ("comm:nobody-is-it".into(), 404));
+
+    write("collector: {interval: 1h}");
+    reload(&["INFO  reload: server.allow_configure: \"any\" → \"off\""]);
+    assert_eq!((scope(), change("localhost")), ("host".into(), 403));
+    reload(&["INFO  reload: nothing has changed"]);
 }
 
 /// Asks for the metrics again and again on one connection.

@@ -24,6 +24,9 @@ use common::bpf::{self, assert_gone};
 use common::{Agent, MIB, Metrics, Scoped, TestFile, alone, read_all, status_field, sys};
 use grpc::{Client, open_by_hand};
 
+/// Lets the test change the agent, which nobody may by default.
+const LOOPBACK: (&str, &str) = ("SERVER_ALLOW_CONFIGURE", "loopback");
+
 fn get_metrics(client: &Client) -> rpc::GetMetricsResponse {
     client.call(name::GET_METRICS, &rpc::GetMetricsRequest::default())
 }
@@ -55,7 +58,7 @@ fn series(set: &MetricSet) -> Metrics {
 #[test]
 fn all_outputs_of_a_snapshot_agree() {
     need_bpf!("all_outputs_of_a_snapshot_agree");
-    let s = Scoped::start(&[]);
+    let s = Scoped::start(&[LOOPBACK]);
     let client = Client::new(s.agent.grpc_port);
     let file = TestFile::cold("agree", 4 * MIB);
     read_all(&file.file, MIB);
@@ -203,7 +206,7 @@ fn a_stream_ticks_and_a_watch_tells_changes() {
 #[test]
 fn requests_that_make_no_sense_are_refused() {
     need_bpf!("requests_that_make_no_sense_are_refused");
-    let agent = Agent::start(&[("SERVER_GRPC_LIMITS_MESSAGE_BYTES", "4096")]);
+    let agent = Agent::start(&[("SERVER_GRPC_LIMITS_MESSAGE_BYTES", "4096"), LOOPBACK]);
     let client = Client::new(agent.grpc_port);
     for seconds in [0, 3601] {
         let mut stream = client.stream::<_, rpc::StreamMetricsResponse>(name::STREAM_METRICS, &stream_request(seconds));
@@ -373,7 +376,7 @@ fn a_client_that_does_nothing_is_given_up() {
 #[test]
 fn only_who_is_allowed_may_configure() {
     need_bpf!("only_who_is_allowed_may_configure");
-    let agent = Agent::start(&[("SERVER_ALLOW_CONFIGURE", "off")]);
+    let agent = Agent::start(&[]); // off is the default
     let client = Client::new(agent.grpc_port);
     let request = change("iomonitor", false, "");
     let (code, message) = client.refusal::<_, rpc::ConfigureModuleResponse>(name::CONFIGURE_MODULE, &request);
@@ -387,7 +390,7 @@ fn only_who_is_allowed_may_configure() {
 #[test]
 fn disabled_it_costs_nothing_and_enabled_it_goes_on_counting() {
     need_bpf!("disabled_it_costs_nothing_and_enabled_it_goes_on_counting");
-    let s = Scoped::start(&[]);
+    let s = Scoped::start(&[LOOPBACK]);
     let client = Client::new(s.agent.grpc_port);
     let file = TestFile::new("off", MIB);
     let calls = |n: usize| {
@@ -439,7 +442,7 @@ fn disabled_it_costs_nothing_and_enabled_it_goes_on_counting() {
 #[test]
 fn turning_it_off_and_on_leaks_nothing() {
     need_bpf!("turning_it_off_and_on_leaks_nothing");
-    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "1h"), ("COLLECTOR_HISTORY", "10ms")]);
+    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "1h"), ("COLLECTOR_HISTORY", "10ms"), LOOPBACK]);
     let _alone = alone();
     let client = Client::new(agent.grpc_port);
     let pid = agent.child.id();
@@ -482,7 +485,7 @@ const JSON: &str = "Host: localhost:8080\r\nContent-Type: application/json\r\n";
 #[test]
 fn http_says_the_same() {
     need_bpf!("http_says_the_same");
-    let agent = Agent::start(&[]);
+    let agent = Agent::start(&[LOOPBACK]);
     let client = Client::new(agent.grpc_port);
     configure(&client, true, r#"{"interval":"1h"}"#);
     fn parse<M: protobuf::MessageFull>(agent: &Agent, path: &str) -> M {
@@ -534,7 +537,7 @@ fn http_says_the_same() {
 #[test]
 fn http_changes_the_agent_for_those_who_may() {
     need_bpf!("http_changes_the_agent_for_those_who_may");
-    let agent = Agent::start(&[("SERVER_HTTP_HOSTS", "agent.example")]);
+    let agent = Agent::start(&[("SERVER_HTTP_HOSTS", "agent.example"), LOOPBACK]);
     let off = r#"{"module":"iomonitor","enabled":false}"#;
     for (headers, status) in [
         ("Host: evil.example\r\nContent-Type: application/json\r\n", 403),
@@ -755,7 +758,7 @@ struct Hoarder {
 
 impl Hoarder {
     fn new() -> Self {
-        let agent = Agent::start(&[("COLLECTOR_INTERVAL", "20ms")]);
+        let agent = Agent::start(&[("COLLECTOR_INTERVAL", "20ms"), LOOPBACK]);
         let client = Client::new(agent.grpc_port);
         let range = rpc::TimeRange { start: get_metrics(&client).timestamp, ..Default::default() };
         let request = rpc::GetMetricsRequest { time_range: Some(range).into(), ..Default::default() };

@@ -43,6 +43,12 @@ fn speaks_to(socket: &UnixDatagram, name: &str) {
     for _ in 0..5 {
         assert_eq!(next(socket), "WATCHDOG=1");
     }
+    sys::kill(agent.child.id(), libc::SIGHUP);
+    let told = || std::iter::repeat_with(|| next(socket)).find(|message| message != "WATCHDOG=1").unwrap();
+    let reloading = told();
+    let micros = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").and_then(|n| n.parse::<u64>().ok());
+    assert!(micros.is_some_and(|n| n > 0), "{reloading}");
+    assert_eq!(told(), status, "{}", agent.log());
     sys::kill(agent.child.id(), libc::SIGTERM);
     let mut last = next(socket);
     while last == "WATCHDOG=1" {

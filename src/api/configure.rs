@@ -87,13 +87,14 @@ impl Api {
     }
 
     fn permit(&self, caller: &Caller) -> Result<(), Failure> {
-        let permitted = match self.allow {
+        let allow = *self.allow.lock().unwrap_or_else(|e| e.into_inner());
+        let permitted = match allow {
             AllowConfigure::Off => false,
             AllowConfigure::Loopback => caller.loopback,
             AllowConfigure::Mtls => caller.authenticated,
             AllowConfigure::Any => true,
         };
-        let why = match self.allow {
+        let why = match allow {
             AllowConfigure::Loopback => "only clients on the agent's own host may change it",
             AllowConfigure::Mtls => "only gRPC clients with a certificate may change it",
             _ => "the agent may not be changed",

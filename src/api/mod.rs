@@ -6,7 +6,7 @@ mod convert;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use protobuf::well_known_types::timestamp::Timestamp;
@@ -96,13 +96,18 @@ impl std::error::Error for Failure {}
 pub struct Api {
     cell: SnapshotCell,
     control: Control,
-    allow: AllowConfigure,
+    allow: Mutex<AllowConfigure>,
 }
 
 impl Api {
     /// An API that answers from `cell`, and has `control` make the changes that `allow` permits.
     pub fn new(cell: SnapshotCell, control: Control, allow: AllowConfigure) -> Self {
-        Self { cell, control, allow }
+        Self { cell, control, allow: Mutex::new(allow) }
+    }
+
+    /// Others may change the agent from now on.
+    pub fn allow(&self, allow: AllowConfigure) {
+        *self.allow.lock().unwrap_or_else(|e| e.into_inner()) = allow;
     }
 
     /// The newest snapshot.

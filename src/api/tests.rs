@@ -322,7 +322,7 @@ fn health_is_that_of_the_health_page() {
 
 #[test]
 fn only_who_is_allowed_may_configure() {
-    let api = |allow| Api { allow, ..api_over(vec![example::snapshot()]) };
+    let api = |allow| Api { allow: Mutex::new(allow), ..api_over(vec![example::snapshot()]) };
     let caller = |loopback, authenticated| Caller { peer: "test".into(), loopback, authenticated };
     let request = |module: &str, enabled, json: &str| rpc::ConfigureModuleRequest {
         module: module.into(),

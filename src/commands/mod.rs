@@ -4,5 +4,6 @@ pub mod check;
 pub mod cli;
 pub mod health;
 pub mod man;
+mod reload;
 pub mod run;
 pub mod top;

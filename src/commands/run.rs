@@ -3,13 +3,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
 use crate::api::Api;
 use crate::collector::Collector;
 use crate::commands::check;
+use crate::commands::reload::{Read, Reload};
 use crate::config::{Config, ExportKind, ModuleName};
-use crate::ebpf::os;
+use crate::ebpf::os::{self, Signal, Signals};
 use crate::export::{banyandb, json, prometheus};
 use crate::host::systemd::Systemd;
 use crate::host::{logging, scope, version};
@@ -19,13 +21,15 @@ use crate::monitor::Module;
 use crate::monitor::iomonitor::IoMonitor;
 use crate::server::grpc;
 use crate::server::http::gateway::Gateway;
+use crate::server::http::hosts::Hosts;
 use crate::server::http::{self, Page, Rendered};
 
-/// Runs the agent until a signal stops it. An error is why it ends, in words for the user.
-pub fn run(config: &Config, level: log::LevelFilter) -> Result<(), String> {
-    logging::start(level);
+/// Runs the agent until a signal stops it. `read` reads its configuration again when SIGHUP asks for that; `level` is the
+/// command line's. An error is why it ends, in words for the user.
+pub fn run(config: &Config, read: Read, level: Option<log::LevelFilter>) -> Result<(), String> {
+    logging::start(level.unwrap_or(config.log.level));
     // Both belong to the first thread: the others inherit the blocked signals and the mount namespace.
-    let signals = os::StopSignals::block().map_err(|e| format!("cannot block signals: {e}"))?;
+    let signals = Signals::block().map_err(|e| format!("cannot block signals: {e}"))?;
     match os::mount_tracefs_privately() {
         Ok(true) => log::info!("tracefs was not mounted: mounted it for this process alone"),
         Ok(false) => {}
@@ -35,25 +39,26 @@ pub fn run(config: &Config, level: log::LevelFilter) -> Result<(), String> {
     os::share_heap();
     log::info!("ebpf-sidecar {} ({}), Linux {}", version::VERSION, version::COMMIT, os::kernel_release());
 
-    let scope = config.collector.scope.to_string();
     log::info!("counting {} every {:?}", scope::words(&config.collector), config.collector.interval);
     let (interval, history) = (config.collector.interval, config.collector.history);
-    let collector = Collector::start(modules(config), interval, scope.clone(), history).map_err(|e| {
-        let hint = check::missing_privilege(false).map(|h| format!("\n{h}")).unwrap_or_default();
-        format!("{e}{hint}")
-    })?;
+    let collector =
+        Collector::start(modules(config), interval, config.collector.scope.to_string(), history).map_err(|e| {
+            let hint = check::missing_privilege(false).map(|h| format!("\n{h}")).unwrap_or_default();
+            format!("{e}{hint}")
+        })?;
     // What loading took is gone before gRPC takes its own.
     os::unmap_start();
     let api = Arc::new(Api::new(collector.snapshots(), collector.control(), config.server.allow_configure));
     let address = SocketAddr::new(config.server.http.address, config.server.http.port);
     let path = &config.server.http.metrics_path;
-    let gateway = Gateway::new(Arc::clone(&api), config.server.http.hosts.clone());
+    let hosts = Hosts::new(config.server.http.hosts.clone());
+    let gateway = Gateway::new(Arc::clone(&api), hosts.clone());
     let http = http::start(address, path, collector.snapshots(), Box::new(render), Some(gateway))
         .map_err(|e| e.to_string())?;
     log::info!("HTTP: http://{address}/ {} /health /api/v1/stats", config.server.http.metrics_path);
     let grpc = match &config.server.grpc {
         config if config.enabled => {
-            let grpc = grpc::start(config, api).map_err(|e| e.to_string())?;
+            let grpc = grpc::start(config, Arc::clone(&api)).map_err(|e| e.to_string())?;
             log::info!("gRPC: {} {}", grpc.address(), if config.tls.enabled { "with TLS" } else { "without TLS" });
             Some(grpc)
         }
@@ -71,11 +76,21 @@ pub fn run(config: &Config, level: log::LevelFilter) -> Result<(), String> {
 
     os::unmap_start();
     let systemd = Systemd::from_env();
-    systemd.ready(&format!("counting {scope}; http://{address}"));
-    let signal =
-        wait(&signals, &systemd, &collector.snapshots()).map_err(|e| format!("cannot wait for signals: {e}"))?;
+    let mut reload = Reload { read, in_use: config.clone(), level, control: collector.control(), api, hosts };
+    let signal = loop {
+        systemd.ready(&format!("counting {}; http://{address}", reload.in_use.collector.scope));
+        match wait(&signals, &systemd, &collector.snapshots()).map_err(|e| format!("cannot wait for signals: {e}"))? {
+            Signal::Hangup => {
+                systemd.reloading();
+                log::info!("{}: reading the configuration again", Signal::Hangup);
+                reload.reload(grpc.as_ref());
+            }
+            signal => break signal,
+        }
+    };
     log::info!("{signal}: stopping");
     systemd.stopping();
+    end_at_the_next(signals);
     if let Some(exporter) = exporter {
         exporter.stop();
     }
@@ -84,8 +99,25 @@ pub fn run(config: &Config, level: log::LevelFilter) -> Result<(), String> {
     collector.stop().map_err(|e| format!("the collector had failed: {e}"))
 }
 
-/// Waits for a signal to stop. Feeds the watchdog meanwhile, as long as the collector publishes.
-fn wait(signals: &os::StopSignals, systemd: &Systemd, snapshots: &SnapshotCell) -> io::Result<&'static str> {
+/// From now on a signal to stop ends the process at once, whatever still waits to be sent.
+fn end_at_the_next(signals: Signals) {
+    let wait = move || loop {
+        match signals.wait_for(logging::PERIOD) {
+            Ok(Some(Signal::Hangup) | None) => {}
+            Ok(Some(signal)) => {
+                log::warn!("{signal} once more: ending at once, what was not sent is lost");
+                signals.die_of(signal);
+            }
+            Err(_) => return,
+        }
+    };
+    if let Err(e) = thread::Builder::new().name("signals".into()).spawn(wait) {
+        log::warn!("a second signal will not end it sooner: {e}");
+    }
+}
+
+/// Waits for a signal. Feeds the watchdog meanwhile, as long as the collector publishes.
+fn wait(signals: &Signals, systemd: &Systemd, snapshots: &SnapshotCell) -> io::Result<Signal> {
     let period = systemd.period().unwrap_or(logging::PERIOD).min(logging::PERIOD);
     let mut pulse = Pulse::new(&snapshots.load(), Instant::now());
     loop {

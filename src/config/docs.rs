@@ -37,6 +37,17 @@ The two servers cannot share a port at the same address. `server.grpc.tls.enable
 With `export.type: banyandb`, a username needs a password or a `password_file`, and with `tls.enabled: true` a `cert_file` needs a
 `key_file`, and the other way round. A password without TLS to another host is sent as it is, with a warning.
 
+## A running agent
+
+SIGHUP, or `systemctl reload ebpf-sidecar`, has it read the configuration again (the file; its environment stays as it was at the
+start). These keys take effect: {reloaded}. The log tells each key that changed, from what to what, and which of the others
+take a restart. A configuration that cannot be used is told in the log, and the one in use stays. Certificates, keys and passwords
+in files need no signal: they are read for each connection or batch. What ConfigureModule has changed meanwhile stays, unless that key
+changed.
+
+A first SIGTERM or SIGINT stops the agent, which may take up to `export.banyandb.timeout` to send what is left; a second one ends
+it at once.
+
 ## Scope
 
 Without a scope the agent counts the I/O of the whole host. `collector.scope.cgroup` narrows it to one cgroup v2 directory with
@@ -61,6 +72,20 @@ For a Service called `ebpf-sidecar`, Kubernetes sets `EBPF_SIDECAR_SERVICE_HOST`
 `EBPF_SIDECAR_PORT_9090_TCP_ADDR` and the like in every pod of its namespace; the agent ignores them. For a Service whose name only
 begins with `ebpf-sidecar-`, set `enableServiceLinks: false` in the pod's spec: its variables look like mistyped keys.
 ";
+
+/// Keys that a running agent takes over.
+pub(super) const RELOADED: [&str; 10] = [
+    "server.grpc.limits.streams",
+    "server.grpc.limits.calls",
+    "server.http.hosts",
+    "server.allow_configure",
+    "collector.interval",
+    "collector.scope.cgroup",
+    "collector.scope.comm",
+    "collector.scope.pod_uid",
+    "collector.read_latency",
+    "log.level",
+];
 
 /// What documentation says of a key.
 pub struct KeyReference {
@@ -94,5 +119,5 @@ pub fn markdown() -> String {
         let default = default.map_or("none".into(), |d| format!("`{d}`"));
         text += &format!("| `{path}`<br>{help} | {default} | {allowed} | `{variable}` |\n");
     }
-    text + TAIL
+    text + &TAIL.replace("{reloaded}", &RELOADED.map(|key| format!("`{key}`")).join(", "))
 }

@@ -477,6 +477,14 @@ pub(super) static KEYS: &[Key] = &[
         set: |c, s| put(&mut c.export.banyandb.tls.key_file, file(s).map(Some)),
         get: |c| c.export.banyandb.tls.key_file.as_deref().map(show_path),
     },
+    Key {
+        path: "log.level",
+        kind: Kind::Scalar,
+        allowed: "off, error, warn, info, debug or trace",
+        help: "What is written to the log, on stderr; `--log-level` goes before it.",
+        set: |c, s| put(&mut c.log.level, s.parse().map_err(|_| None)),
+        get: |c| Some(c.log.level.as_str().to_lowercase()),
+    },
 ];
 
 /// The key with this path.

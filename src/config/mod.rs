@@ -37,12 +37,21 @@ const MAX_FILE_BYTES: u64 = 64 << 10;
 /// The whole configuration. [`load`] makes it, and what it returns is valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
+    /// Its log.
+    pub log: Log,
     /// What the agent serves.
     pub server: Server,
     /// What it collects.
     pub collector: Collector,
     /// Where it sends its metrics.
     pub export: Export,
+}
+
+/// The log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// What is written, unless the command line says otherwise.
+    pub level: log::LevelFilter,
 }
 
 /// What the agent serves.
@@ -371,6 +380,7 @@ impl Default for Config {
         // Not `::`, which hosts without IPv6 do not have.
         let all_interfaces = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         Config {
+            log: Log { level: log::LevelFilter::Info },
             server: Server {
                 grpc: Grpc {
                     enabled: true,
@@ -389,7 +399,7 @@ impl Default for Config {
                     },
                 },
                 http: Http { address: all_interfaces, port: 8080, metrics_path: "/metrics".into(), hosts: Vec::new() },
-                allow_configure: AllowConfigure::Loopback,
+                allow_configure: AllowConfigure::Off,
             },
             collector: Collector {
                 interval: Duration::from_secs(10),
@@ -424,6 +434,35 @@ impl Default for Config {
                 },
             },
         }
+    }
+}
+
+impl Config {
+    /// This configuration with what a running agent can take over from `new`; the rest needs a restart.
+    pub fn taking_over(&self, new: &Config) -> Config {
+        let mut taken = self.clone();
+        taken.log.level = new.log.level;
+        taken.server.allow_configure = new.server.allow_configure;
+        taken.server.http.hosts.clone_from(&new.server.http.hosts);
+        taken.server.grpc.limits.streams = new.server.grpc.limits.streams;
+        taken.server.grpc.limits.calls = new.server.grpc.limits.calls;
+        taken.collector.interval = new.collector.interval;
+        taken.collector.scope.clone_from(&new.collector.scope);
+        taken.collector.pod.clone_from(&new.collector.pod);
+        taken.collector.read_latency = new.collector.read_latency;
+        taken
+    }
+
+    /// What differs in `new`, a line for each key: `key: before → after`, secrets masked.
+    pub fn differences(&self, new: &Config) -> Vec<String> {
+        let shown = |key: &Key, config: &Config| match ((key.get)(config), key.kind) {
+            (None, _) => "none".to_owned(),
+            (Some(_), Kind::Secret) => MASK.to_owned(),
+            (Some(text), _) => format!("{:?}", shorten(&text, 80)),
+        };
+        let differs = |key: &&Key| (key.get)(self) != (key.get)(new);
+        let line = |key: &Key| format!("{}: {} → {}", key.path, shown(key, self), shown(key, new));
+        KEYS.iter().filter(differs).map(line).collect()
     }
 }
 

@@ -66,6 +66,7 @@ fn nothing_given_is_the_defaults() {
 #[test]
 fn every_key_is_read_from_the_file() {
     let yaml = "
+log: {level: off}
 server:
   grpc: {address: '::1', port: 1, tls: {enabled: true, cert_file: c.pem, key_file: /k.pem, client_ca_file: ca.pem}, limits: {streams: 2, calls: 3,
     message_bytes: 2048, memory_bytes: 4294967296, answer_bytes: 4194304, connection_idle: 4s, connection_age: 30m, keepalive: 5s}}
@@ -93,6 +94,7 @@ export:
      tls: {enabled: true, ca_file: ca, cert_file: c, key_file: k}}
 ";
     let expected = Config {
+        log: Log { level: log::LevelFilter::Off },
         server: Server {
             grpc: Grpc {
                 enabled: true,
@@ -193,6 +195,7 @@ const BAD_VALUES: &[(&str, &str, &[&str])] = &[
     ("collector.history", "", &["off", "2h"]),
     ("server.grpc.limits.message_bytes", "", &["1023", "16777217", "1MiB"]),
     ("server.grpc.limits.connection_age", "", &["never", "2h"]),
+    ("log.level", "", &["warning", "on", "3", "''"]),
     ("server.allow_configure", "", &["true", "tls", "''"]),
     (
         "server.http.metrics_path",
@@ -270,9 +273,9 @@ fn a_bad_value_is_an_error_with_file_line_key_value_and_what_is_allowed() {
 
 /// The other errors of the file: the text, the line, and what the message says.
 const BAD_FILES: &str = r#"
-sever:\n  http: | 1 | sever: unknown key | nearest is server; | allowed here: server, collector, export
+sever:\n  http: | 1 | sever: unknown key | nearest is server; | allowed here: server, collector, export, log
 server:\n  http:\n    prot: 1 | 3 | server.http.prot | nearest is server.http.port; | allowed here: address, port, metrics_path
-port: 1 | 1 | port: unknown key | nearest is server.grpc.port; | allowed here: server, collector, export
+port: 1 | 1 | port: unknown key | nearest is server.grpc.port; | allowed here: server, collector, export, log
 collector:\n  scope:\n    a: 1 | 3 | collector.scope.a: unknown key | allowed here: cgroup, comm, pod_uid
 7: 1 | 1 | 7: unknown key | allowed here: server
 <<: {} | 1 | <<: unknown key | allowed here: server
@@ -501,6 +504,35 @@ fn the_file_is_the_named_one_else_the_default_one_if_present() {
         assert!(message.starts_with(path.unwrap_or(default).to_str().unwrap()), "{message}");
     }
     std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn a_running_agent_takes_over_what_it_can_of_a_new_configuration() {
+    let old = Config::default();
+    let live = "{log: {level: debug}, collector: {interval: 1s, read_latency: off, scope: {comm: db}},
+        server: {allow_configure: any, http: {hosts: [a.example]}, grpc: {limits: {streams: 1, calls: 2}}}}";
+    let new = load_text(live, &[]).unwrap();
+    let taken = old.taking_over(&new);
+    let keys = |lines: Vec<String>| -> Vec<String> {
+        lines.iter().map(|line| line.split(':').next().unwrap().to_owned()).collect()
+    };
+    assert_eq!(taken.differences(&new), Vec::<String>::new(), "all of it needs no restart");
+    let changed = keys(old.differences(&taken));
+    let scopes = changed.iter().filter(|key| key.starts_with("collector.scope.")).count();
+    assert_eq!(
+        (changed.len(), scopes),
+        (docs::RELOADED.len() - 2, 1),
+        "docs/configuration.md has the others: {changed:?}"
+    );
+    assert!(changed.iter().all(|key| docs::RELOADED.contains(&key.as_str())), "{changed:?}");
+    assert_eq!(old.differences(&taken).last().unwrap(), "log.level: \"info\" → \"debug\"");
+
+    let with = |password: &str| {
+        load_text(&format!("export: {{type: banyandb, banyandb: {{username: me, password: {password}}}}}"), &[])
+            .unwrap()
+    };
+    assert_eq!(with("old").taking_over(&with("new")), with("old"));
+    assert_eq!(with("old").differences(&with("new")), ["export.banyandb.password: *** → ***"]);
 }
 
 #[test]

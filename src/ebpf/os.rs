@@ -2,6 +2,7 @@
 //! itself.
 
 use std::ffi::{CStr, CString};
+use std::fmt;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufRead, Write};
@@ -20,18 +21,41 @@ fn check(code: libc::c_int) -> io::Result<libc::c_int> {
 
 // ---- signals ----
 
-/// SIGTERM and SIGINT, taken out of the ordinary delivery.
-pub struct StopSignals(libc::sigset_t);
+/// A signal that the agent waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM: stop.
+    Terminate = libc::SIGTERM as isize,
+    /// SIGINT: stop.
+    Interrupt = libc::SIGINT as isize,
+    /// SIGHUP: read the configuration again.
+    Hangup = libc::SIGHUP as isize,
+}
 
-impl StopSignals {
-    /// Blocks both for this thread and all that it starts: to be called before the first one is.
+impl Signal {
+    const ALL: [(Signal, &'static str); 3] =
+        [(Signal::Terminate, "SIGTERM"), (Signal::Interrupt, "SIGINT"), (Signal::Hangup, "SIGHUP")];
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::ALL.iter().find(|(signal, _)| signal == self).map_or("", |(_, name)| name))
+    }
+}
+
+/// The signals of [`Signal`], taken out of the ordinary delivery.
+pub struct Signals(libc::sigset_t);
+
+impl Signals {
+    /// Blocks them for this thread and all that it starts: to be called before the first one is.
     pub fn block() -> io::Result<Self> {
         // SAFETY: sigemptyset makes the set valid before it is used; the others only read or change it.
         unsafe {
             let mut set: libc::sigset_t = mem::zeroed();
             libc::sigemptyset(&mut set);
-            libc::sigaddset(&mut set, libc::SIGTERM);
-            libc::sigaddset(&mut set, libc::SIGINT);
+            for (signal, _) in Signal::ALL {
+                libc::sigaddset(&mut set, signal as libc::c_int);
+            }
             match libc::pthread_sigmask(libc::SIG_BLOCK, &set, ptr::null_mut()) {
                 0 => Ok(Self(set)),
                 code => Err(io::Error::from_raw_os_error(code)),
@@ -39,8 +63,8 @@ impl StopSignals {
         }
     }
 
-    /// Waits for one of them, for no longer than `limit`; returns its name, `None` if none came.
-    pub fn wait_for(&self, limit: Duration) -> io::Result<Option<&'static str>> {
+    /// Waits for one of them, for no longer than `limit`; `None` if none came.
+    pub fn wait_for(&self, limit: Duration) -> io::Result<Option<Signal>> {
         // SAFETY: all-zero is a valid timespec.
         let mut time: libc::timespec = unsafe { mem::zeroed() };
         time.tv_sec = limit.as_secs().try_into().unwrap_or(i64::MAX);
@@ -48,16 +72,34 @@ impl StopSignals {
         // SAFETY: the set was made by block(); no siginfo is asked for; the time is live.
         let signal = unsafe { libc::sigtimedwait(&self.0, ptr::null_mut(), &time) };
         match check(signal) {
-            Ok(signal) => Ok(Some(Self::name(signal))),
+            Ok(number) => Ok(Signal::ALL.into_iter().map(|(signal, _)| signal).find(|s| *s as libc::c_int == number)),
             // Interrupted: stopped and continued, for one.
             Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => Ok(None),
             Err(e) => Err(e),
         }
     }
 
-    fn name(signal: libc::c_int) -> &'static str {
-        if signal == libc::SIGTERM { "SIGTERM" } else { "SIGINT" }
+    /// Ends the process at once, as `signal` does where nobody waits for it.
+    pub fn die_of(&self, signal: Signal) -> ! {
+        // SAFETY: the set was made by block(); raise() sends a signal to this thread, whose action is the default; nothing is
+        // run at the end, while other threads go on.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_UNBLOCK, &self.0, ptr::null_mut());
+            libc::raise(signal as libc::c_int);
+            libc::_exit(128 + signal as libc::c_int)
+        }
     }
+}
+
+/// Microseconds of the clock that systemd compares with (CLOCK_MONOTONIC).
+pub fn monotonic_micros() -> u64 {
+    // SAFETY: all-zero is a valid timespec; the call writes to a live one.
+    let time = unsafe {
+        let mut time: libc::timespec = mem::zeroed();
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time);
+        time
+    };
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
 }
 
 // ---- tracefs ----

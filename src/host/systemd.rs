@@ -7,6 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
+use crate::ebpf::os;
+
 /// The service manager that started the agent, if one wants to know.
 #[derive(Debug)]
 pub struct Systemd {
@@ -45,6 +47,13 @@ impl Systemd {
     /// The agent serves; `status` is for `systemctl status`, one line.
     pub fn ready(&self, status: &str) {
         self.send(&format!("READY=1\nSTATUS={}", status.replace(char::is_control, " ")));
+    }
+
+    /// The agent reads its configuration again; it is ready afterwards.
+    pub fn reloading(&self) {
+        // systemd wants to know which reload an answer is of.
+        let now = os::monotonic_micros();
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={now}"));
     }
 
     /// The watchdog need not bite yet.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 #[derive(Clone)]
 pub struct Gate {
     inside: Arc<AtomicUsize>,
-    max: usize,
+    max: Arc<AtomicUsize>,
 }
 
 /// Places inside; free again when dropped.
@@ -19,7 +19,12 @@ pub struct Permit {
 impl Gate {
     /// A gate for at most `max`.
     pub fn new(max: usize) -> Self {
-        Self { inside: Arc::default(), max }
+        Self { inside: Arc::default(), max: Arc::new(max.into()) }
+    }
+
+    /// From now on it is for at most `max`; who is inside may stay.
+    pub fn resize(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
     }
 
     /// A place, if one is free.
@@ -29,7 +34,7 @@ impl Gate {
 
     /// So many places, if they are free.
     pub fn take(&self, places: usize) -> Option<Permit> {
-        let more = |n: usize| n.checked_add(places).filter(|sum| *sum <= self.max);
+        let more = |n: usize| n.checked_add(places).filter(|sum| *sum <= self.max.load(Ordering::Relaxed));
         self.inside.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
         Some(Permit { inside: Arc::clone(&self.inside), places })
     }

@@ -60,7 +60,7 @@ pub struct GrpcServer {
     address: SocketAddr,
     // In this order: calls first, then what they wait for.
     _server: Server,
-    _shared: Arc<Shared>,
+    shared: Arc<Shared>,
     _environment: Arc<Environment>,
 }
 
@@ -90,6 +90,12 @@ impl GrpcServer {
     /// Where it listens; tells the port if 0 was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// From now on so many streams and calls may be open; what is open stays.
+    pub fn limit(&self, limits: &config::Limits) {
+        self.shared.streams.resize(limits.streams);
+        self.shared.calls.resize(limits.calls);
     }
 }
 
@@ -139,7 +145,7 @@ pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartEr
     };
     let (server, port) = threads::named(threads::GRPC_CORE, serve).map_err(setup)??;
     address.set_port(port);
-    Ok(GrpcServer { address, _server: server, _shared: shared, _environment: environment })
+    Ok(GrpcServer { address, _server: server, shared, _environment: environment })
 }
 
 /// What holds for each connection.

@@ -9,6 +9,7 @@ use protobuf::MessageFull;
 use protobuf::reflect::{MessageDescriptor, RuntimeFieldType, RuntimeType};
 use serde_json::{Map, Value};
 
+use super::hosts::Hosts;
 use crate::api::proto::rpc;
 use crate::api::{Api, Caller, Code, Failure};
 use crate::host::logging::clean;
@@ -45,13 +46,13 @@ pub struct Configure<'a> {
 /// The API over HTTP.
 pub struct Gateway {
     api: Arc<Api>,
-    hosts: Vec<String>,
+    hosts: Hosts,
     configuring: Arc<AtomicBool>,
 }
 
 impl Gateway {
-    /// The gateway to `api`; a request to change the agent may be addressed to localhost and to `hosts`.
-    pub fn new(api: Arc<Api>, hosts: Vec<String>) -> Self {
+    /// The gateway to `api`; a request to change the agent may be addressed to `hosts`.
+    pub fn new(api: Arc<Api>, hosts: Hosts) -> Self {
         Self { api, hosts, configuring: Arc::default() }
     }
 
@@ -113,11 +114,10 @@ impl Gateway {
         if by.has_origin {
             return denied("no request with an Origin header may change the agent");
         }
-        let host = host_of(by.host).to_ascii_lowercase();
-        let loopback =
-            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|a| a.to_canonical().is_loopback());
-        if !loopback && !self.hosts.contains(&host) {
-            return denied("the Host header is neither localhost nor among server.http.hosts");
+        if !self.hosts.know(by.host) {
+            return denied(
+                "the Host header is neither localhost, an address, this host's name nor among server.http.hosts",
+            );
         }
         let media = by.content_type.split(';').next().unwrap_or_default().trim();
         if !media.eq_ignore_ascii_case("application/json") {
@@ -133,14 +133,6 @@ struct Done(Arc<AtomicBool>);
 impl Drop for Done {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
-    }
-}
-
-/// A Host header without its port, an IPv6 address without its brackets.
-fn host_of(header: &str) -> &str {
-    match header.strip_prefix('[') {
-        Some(v6) => v6.split(']').next().unwrap_or_default(),
-        None => header.split(':').next().unwrap_or_default(),
     }
 }
 
@@ -251,13 +243,6 @@ mod tests {
         }
         for bad in ["pids=-1", "pids=x", "pids=4294967296", "include_process_stats=yes", "include_process_stats=1"] {
             assert_eq!(from_query::<rpc::GetIOStatsRequest>(bad).unwrap_err().code, Code::InvalidArgument, "{bad}");
-        }
-    }
-
-    #[test]
-    fn hosts_are_without_ports() {
-        for (header, host) in [("a:80", "a"), ("[::1]:80", "::1"), ("[::1]", "::1"), ("127.0.0.1", "127.0.0.1")] {
-            assert_eq!(host_of(header), host);
         }
     }
 }

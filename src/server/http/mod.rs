@@ -14,6 +14,7 @@ use tiny_http::{Header, Method, Request, Response};
 
 mod front;
 pub mod gateway;
+pub mod hosts;
 mod inner;
 mod request;
 
