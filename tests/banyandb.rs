@@ -316,7 +316,8 @@ impl Setup {
         let (failed, mut sound) = (self.truth.keys().filter(|k| waits(k)).count(), self.truth.clone());
         sound.retain(|k, _| !waits(k));
         assert!(failed > 0 && server.store().points() == sound, "{what}: not all others, or more than them");
-        assert_eq!(own_metrics().get("ebpf_sidecar_export_queue_points") as usize, failed, "{what}: wait");
+        // It is told last.
+        wait_until(what, || own_metrics().get("ebpf_sidecar_export_queue_points") as usize == failed);
     }
 
     fn drops_nothing(&self) {
@@ -757,6 +758,7 @@ fn what_a_server_says_neither_forges_nor_floods_the_log() {
         store.refusal = format!("no\r\n{forged}\x1b[2J\u{202e}{}", "x".repeat(4000));
     }
     let login = [("EXPORT_BANYANDB_USERNAME", "agent"), ("EXPORT_BANYANDB_PASSWORD", "wrong")];
+    let began = Instant::now();
     let agent = agent(&server, &[("EXPORT_BANYANDB_UNHEALTHY_AFTER", "10ms"), login[0], login[1]]);
     wait_until("trouble", || agent.get("/health").body.contains("UNAUTHENTICATED"));
     let health = agent.get("/health").body;
@@ -766,8 +768,9 @@ fn what_a_server_says_neither_forges_nor_floods_the_log() {
         assert!(text.lines().all(|l| !l.trim_start().starts_with(forged)), "{what}: {text}");
         assert!(!text.contains(&"x".repeat(300)), "{what}: {text}");
     }
-    let lines = agent.log().lines().filter(|l| l.contains("UNAUTHENTICATED")).count();
-    assert_eq!(lines, 1, "one a minute: {}", agent.log());
+    let log = agent.log();
+    let lines = log.lines().filter(|l| l.contains("UNAUTHENTICATED")).count() as u64;
+    assert!((1..=1 + began.elapsed().as_secs() / 60).contains(&lines), "one a minute: {log}");
 }
 
 #[test]
