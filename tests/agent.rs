@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use common::bpf::{self, assert_gone, assert_nothing_left_since};
 use common::{
-    Agent, Cgroup, Killed, Scoped, TempDir, TestFile, alone, command, free_port, free_ports, output, output_of, sys,
-    text, wait_for,
+    Agent, Cgroup, Killed, Metrics, Scoped, TempDir, TestFile, alone, command, free_port, free_ports, output,
+    output_of, sys, text, wait_for,
 };
 
 /// SIGTERM and SIGINT stop it within this: the bound.
@@ -860,6 +860,36 @@ fn answer(stream: &mut BufReader<TcpStream>, path: &str) -> Option<String> {
     let mut body = vec![0; length.trim().parse().ok()?];
     stream.read_exact(&mut body).ok()?;
     String::from_utf8(body).ok()
+}
+
+/// What tells of a lack of descriptors must not need one, and a restart is told by the start time alone.
+#[test]
+fn its_own_usage_is_known_when_there_are_no_more_descriptors() {
+    need_bpf!("its_own_usage_is_known_when_there_are_no_more_descriptors");
+    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms")]);
+    let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", agent.port)).unwrap());
+    let mut metrics = || Metrics::parse(&answer(&mut stream, "/metrics").unwrap());
+    let before = metrics();
+    let of_process = |m: &Metrics| m.0.keys().filter(|k| k.starts_with("process_")).cloned().collect::<Vec<_>>();
+    assert_eq!(of_process(&before).len(), 7);
+    let limit = |n: &str| {
+        let pid = agent.child.id().to_string();
+        let set = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={n}:4096")]).status();
+        assert!(set.expect("prlimit, of util-linux, is needed").success());
+    };
+    limit("16");
+    let sequence = |m: &Metrics| m.get("ebpf_sidecar_snapshot_sequence");
+    let after = loop {
+        let m = metrics();
+        if sequence(&m) >= sequence(&before) + 5.0 {
+            break m;
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
+    limit("4096");
+    assert_eq!(of_process(&after), of_process(&before));
+    assert!(after.get("process_open_fds") > after.get("process_max_fds"), "that it lacks some is told");
+    assert_eq!(after.get("process_start_time_seconds"), before.get("process_start_time_seconds"));
 }
 
 /// A signal as early as the agent takes any: it has hardly begun to load.

@@ -486,9 +486,9 @@ impl Program {
         attach().map_err(|e| refusal(&format!("attach {} to {at}function {name}", self.name), e))
     }
 
-    /// Events at which it did not run, because it would have interrupted itself on the same CPU; the kernel
-    /// counts them from 5.12 on.
-    pub fn missed(&self) -> Result<u64, Error> {
+    /// Events at which it did not run, because it would have interrupted itself on the same CPU; `None` where the kernel
+    /// does not count them.
+    pub fn missed(&self) -> Result<Option<u64>, Error> {
         let mut info = sys::bpf_prog_info::default();
         let mut len = size_of_val(&info) as u32;
         // SAFETY: a live struct, and its length.
@@ -496,8 +496,15 @@ impl Program {
         if code != 0 {
             return Err(Error::new(format!("read what program {} missed", self.name), errno(code)));
         }
-        Ok(info.recursion_misses)
+        Ok(counts_misses(info.type_, os::kernel_version()).then_some(info.recursion_misses))
     }
+}
+
+/// Whether a kernel counts the events at which it skips programs of this kind. It does not skip those of functions before
+/// 5.12, nor those at raw tracepoints before 6.2, and counts them since; those at kprobes and classic tracepoints it has
+/// always skipped, and counts them from 6.7 on.
+fn counts_misses(kind: sys::bpf_prog_type, kernel: (u32, u32)) -> bool {
+    kernel >= (6, 7) || ![sys::BPF_PROG_TYPE_KPROBE, sys::BPF_PROG_TYPE_TRACEPOINT].contains(&kind)
 }
 
 /// An attached program: detached when dropped, and then the event that it hung at is removed.
@@ -949,6 +956,22 @@ mod tests {
             let each = |_: abi::ProcKey, row: abi::ProcRow| sum = (sum.0 + 1, sum.1 + row.fadvise_calls);
             if batches { map.drain(each) } else { map.drain_singly(each) }.unwrap();
             assert_eq!((sum, map.is_empty().unwrap()), ((1000, 499_500), true));
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_count_is_not_known() {
+        use sys::{BPF_PROG_TYPE_KPROBE as KPROBE, BPF_PROG_TYPE_RAW_TRACEPOINT as RAW};
+        use sys::{BPF_PROG_TYPE_TRACEPOINT as TRACEPOINT, BPF_PROG_TYPE_TRACING as TRACING};
+        for (kind, kernel, counts) in [
+            (KPROBE, (6, 6), false),
+            (TRACEPOINT, (5, 10), false),
+            (KPROBE, (6, 7), true),
+            (TRACEPOINT, (7, 2), true),
+            (TRACING, (5, 10), true),
+            (RAW, (4, 17), true),
+        ] {
+            assert_eq!(counts_misses(kind, kernel), counts, "{kind} on {kernel:?}");
         }
     }
 

@@ -10,7 +10,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -353,10 +353,10 @@ fn forbidden(e: io::Error) -> io::Error {
 fn perf_event(mut attr: libbpf_sys::perf_event_attr, prog: &OwnedFd) -> io::Result<OwnedFd> {
     attr.size = size_of::<libbpf_sys::perf_event_attr>() as _;
     // One event on one CPU is enough: the program hangs at the place itself, and runs on all of them.
+    let cpu = first_cpu(&fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default());
+    let flags = libbpf_sys::PERF_FLAG_FD_CLOEXEC as libc::c_ulong;
     // SAFETY: the attributes are live and as long as they say, and so is the name they may point to.
-    let fd = unsafe {
-        libc::syscall(libc::SYS_perf_event_open, &attr, -1, 0, -1, libbpf_sys::PERF_FLAG_FD_CLOEXEC as libc::c_ulong)
-    };
+    let fd = unsafe { libc::syscall(libc::SYS_perf_event_open, &attr, -1, cpu, -1, flags) };
     check(fd as libc::c_int).map_err(forbidden)?;
     // SAFETY: a fresh descriptor, ours alone.
     let event = unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) };
@@ -368,6 +368,11 @@ fn perf_event(mut attr: libbpf_sys::perf_event_attr, prog: &OwnedFd) -> io::Resu
     // SAFETY: as above.
     check(unsafe { libc::ioctl(event.as_raw_fd(), ENABLE as _, 0) })?;
     Ok(event)
+}
+
+/// The first of a list of CPUs such as `2-3,5`; 0 where nothing is told.
+fn first_cpu(list: &str) -> libc::c_int {
+    list.split(['-', ',']).next().and_then(|n| n.trim().parse().ok()).unwrap_or(0)
 }
 
 /// The kernel's symbol for the function `name`: itself, or with a suffix of the compiler's (`.isra.0`,
@@ -579,6 +584,53 @@ pub fn unmap_start() {
     unsafe { libc::dl_iterate_phdr(Some(unmap), ptr::null_mut()) };
 }
 
+/// How many file descriptors this process may have; `None` if there is no limit.
+pub fn max_fds() -> Option<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a live struct.
+    let code = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
+    (code == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
+/// An open directory, whose entries can be counted again and again without another descriptor.
+#[derive(Debug)]
+pub struct Directory(NonNull<libc::DIR>);
+
+// SAFETY: the stream belongs to the value alone, and no thread owns a part of it.
+unsafe impl Send for Directory {}
+
+impl Directory {
+    /// Opens it.
+    pub fn open(path: &CStr) -> io::Result<Self> {
+        // SAFETY: a C string.
+        NonNull::new(unsafe { libc::opendir(path.as_ptr()) }).map(Self).ok_or_else(io::Error::last_os_error)
+    }
+
+    /// Its entries now, without itself and the one above.
+    pub fn count(&mut self) -> io::Result<u64> {
+        let mut entries = 0u64;
+        // SAFETY: the stream is open; an entry is not used after the next call. Errno tells an error from the end.
+        unsafe {
+            libc::rewinddir(self.0.as_ptr());
+            *libc::__errno_location() = 0;
+            while !libc::readdir(self.0.as_ptr()).is_null() {
+                entries += 1;
+            }
+            match *libc::__errno_location() {
+                0 => Ok(entries.saturating_sub(2)),
+                errno => Err(io::Error::from_raw_os_error(errno)),
+            }
+        }
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // SAFETY: opened by us, closed once.
+        unsafe { libc::closedir(self.0.as_ptr()) };
+    }
+}
+
 /// Effective capabilities of this process, as the bits of `CapEff`.
 pub fn capabilities() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -660,6 +712,13 @@ mod tests {
         // Where it is not told.
         let hidden = "0000000000000000 T _stext\n0000000000000000 T read\n0000000000000000 T more\n";
         assert_eq!(functions_in(hidden.as_bytes(), &["read"]).unwrap(), []);
+    }
+
+    #[test]
+    fn events_are_opened_on_a_cpu_that_is_there() {
+        for (list, cpu) in [("0-3\n", 0), ("2-3,5\n", 2), ("1\n", 1), ("7,9-11\n", 7), ("", 0), ("\n", 0)] {
+            assert_eq!(first_cpu(list), cpu, "{list:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The agent's own resources, as every Prometheus client shows them; read from /proc/self.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use crate::ebpf::os;
@@ -27,26 +29,43 @@ pub struct Usage {
     pub started: Option<f64>,
 }
 
-/// What this process uses now.
+/// What is read at each collection: open for good, so that it can be read when there are no more descriptors.
+struct Sources {
+    stat: Option<File>,
+    fds: Option<os::Directory>,
+    /// Read once: the clock may be set, and the process has not started at another time then.
+    started: Option<f64>,
+}
+
+static SOURCES: LazyLock<Mutex<Sources>> = LazyLock::new(|| {
+    let stat = File::open("/proc/self/stat").ok();
+    let since = stat.as_ref().and_then(read).and_then(|text| os::stat_field::<u64>(&text, 22));
+    let started = boot_time().zip(since).map(|(boot, ticks)| boot + ticks as f64 / USER_HZ);
+    Mutex::new(Sources { stat, fds: os::Directory::open(c"/proc/self/fd").ok(), started })
+});
+
+/// What this process uses now. The first call opens what later ones read.
 pub fn usage() -> Usage {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let mut sources = SOURCES.lock().unwrap_or_else(PoisonError::into_inner);
+    let stat = sources.stat.as_ref().and_then(read).unwrap_or_default();
     let field = |n| os::stat_field::<u64>(&stat, n);
     let seconds = |n| field(n).map(|ticks| ticks as f64 / USER_HZ);
     Usage {
         cpu_seconds: seconds(14).zip(seconds(15)).map(|(user, system)| user + system),
         resident: field(24).map(|pages| pages * os::page_size()),
         mapped: field(23),
-        // The directory that is being read is one of them.
-        open_fds: fs::read_dir("/proc/self/fd").ok().map(|d| (d.count() as u64).saturating_sub(1)),
-        max_fds: max_fds(),
+        open_fds: sources.fds.as_mut().and_then(|d| d.count().ok()),
+        max_fds: os::max_fds(),
         threads: field(20),
-        started: boot_time().zip(seconds(22)).map(|(boot, since)| boot + since),
+        started: sources.started,
     }
 }
 
-fn max_fds() -> Option<u64> {
-    let limits = fs::read_to_string("/proc/self/limits").ok()?;
-    limits.lines().find_map(|l| l.strip_prefix("Max open files"))?.split_ascii_whitespace().next()?.parse().ok()
+/// The text of a file of /proc, from its beginning.
+fn read(file: &File) -> Option<String> {
+    let mut text = [0; 2048]; // a stat file has some 50 numbers and a short name
+    let n = file.read_at(&mut text, 0).ok()?;
+    Some(String::from_utf8_lossy(&text[..n]).into_owned())
 }
 
 /// Seconds since 1970 at which the host started.
@@ -69,5 +88,18 @@ mod tests {
         assert!(usage.threads.unwrap() >= 1 && usage.cpu_seconds.unwrap() >= 0.0);
         let age = UNIX_EPOCH.elapsed().unwrap().as_secs_f64() - usage.started.unwrap();
         assert!((-1.0..86400.0).contains(&age), "{age}");
+    }
+
+    #[test]
+    fn the_start_is_one_constant_and_the_rest_follows() {
+        let first = usage();
+        let spent = || usage().cpu_seconds.unwrap() - first.cpu_seconds.unwrap();
+        while spent() < 0.05 {
+            assert_eq!(usage().started, first.started);
+        }
+        // As many that those of other tests do not hide them.
+        let files: Vec<_> = (0..200).map(|_| File::open("/dev/null").unwrap()).collect();
+        assert!(usage().open_fds.unwrap() > first.open_fds.unwrap() + 100);
+        drop(files);
     }
 }

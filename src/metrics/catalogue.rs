@@ -113,7 +113,7 @@ metrics! {
     PROCESS_ROWS = Gauge "ebpf_sidecar_process_rows" [] "processes":
         "Processes that the agent keeps a row for.";
     EVENTS_MISSED = Counter "ebpf_sidecar_events_missed_total" ["probe"] "events":
-        "Events at which the kernel skipped a program because it had not finished on the same CPU: interrupted there, or its thread preempted; 0 before Linux 5.12, which does not count them.";
+        "Events at which the kernel skipped a program because it had not finished on the same CPU: interrupted there, or its thread preempted; absent for a probe with kprobes or classic tracepoints before Linux 6.7, which does not count those.";
     EVENTS_LOST = Counter "ebpf_sidecar_events_lost_total" ["map"] "events":
         "Events without a place in a full kernel map: those of processes are in the overflow row, those of stalls and reads are missing from their histograms, as are stalls whose end was missed.";
 

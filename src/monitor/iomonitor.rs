@@ -313,6 +313,12 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     if let Some(layout) = &layout {
         settings.regs_offset = layout.regs_offset;
         settings.vmemmap = layout.vmemmap().unwrap_or(0); // asked for again by what needs it
+    } else if os::kernel_version() < (5, 15) {
+        // There programs have no helper that tells where the registers are saved.
+        match Layout::find() {
+            Ok(layout) => settings.regs_offset = layout.regs_offset,
+            Err(e) => log::debug!("the saved registers are taken to be at the top of a stack of the usual size: {e}"),
+        }
     }
     if config.probes.contains(&CACHE_FILL) {
         causes::tell(&mut settings);

@@ -242,15 +242,16 @@ impl Running {
         status
     }
 
-    /// Events that the programs of each probe missed.
+    /// Events that the programs of each probe missed; a probe is left out if the kernel does not count those of each.
     pub fn missed(&self) -> Result<Vec<(&'static str, u64)>, Error> {
         let mut by_probe = Vec::new();
         for probe in PROBES {
             let mut programs = self.0.iter().filter(|a| a.counts_for(probe.name)).peekable();
-            if programs.peek().is_some() {
-                let missed = programs.map(|a| a.program.missed()).sum::<Result<u64, _>>()?;
-                by_probe.push((probe.name, missed));
+            if programs.peek().is_none() {
+                continue;
             }
+            let missed: Result<Vec<Option<u64>>, Error> = programs.map(|a| a.program.missed()).collect();
+            by_probe.extend(missed?.into_iter().sum::<Option<u64>>().map(|missed| (probe.name, missed)));
         }
         Ok(by_probe)
     }

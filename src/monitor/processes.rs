@@ -6,6 +6,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
@@ -159,10 +160,18 @@ pub fn in_initial_pid_namespace() -> bool {
 /// Looks for the process in /proc; its start time, in clock ticks of 10 ms, tells it from a later one of the
 /// same id.
 fn is_alive(key: &ProcKey) -> Option<bool> {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{}/stat", key.tgid)) else { return Some(false) };
+    let stat = match fs::read_to_string(format!("/proc/{}/stat", key.tgid)) {
+        Err(e) => return has_gone(&e).then_some(false),
+        Ok(stat) => stat,
+    };
     let started = os::stat_field::<u64>(&stat, 22)?;
     let (first, last) = (start(started * TICK_NS), start(started * TICK_NS + TICK_NS - 1));
     Some(key.start.wrapping_sub(first) <= last.wrapping_sub(first))
+}
+
+/// Whether this answer of /proc means that there is no such process, and not that the agent lacks something.
+pub fn has_gone(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 
 /// A clock tick of /proc (USER_HZ is 100 on every architecture here).

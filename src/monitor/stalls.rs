@@ -64,9 +64,10 @@ impl Stalls {
 }
 
 fn reclaims(thread: u64) -> Option<bool> {
-    let stat = fs::read_to_string(format!("/proc/{}/task/{}/stat", thread >> 32, thread as u32));
-    let flags = stat.ok().and_then(|text| os::stat_field::<u64>(&text, 9));
-    Some(flags.is_some_and(|flags| flags & RECLAIMS != 0))
+    match fs::read_to_string(format!("/proc/{}/task/{}/stat", thread >> 32, thread as u32)) {
+        Ok(stat) => os::stat_field::<u64>(&stat, 9).map(|flags| flags & RECLAIMS != 0),
+        Err(e) => processes::has_gone(&e).then_some(false),
+    }
 }
 
 #[cfg(test)]

@@ -371,9 +371,10 @@ impl Delta {
     }
 
     /// Events that programs of `probe` did not see, as the kernel tells: on a preemptible kernel it skips a program in
-    /// which another thread of the CPU was preempted. 0 wherever that cannot be.
+    /// which another thread of the CPU was preempted. 0 wherever that cannot be, or is not counted.
     pub fn missed(&self, probe: &str) -> f64 {
-        self.of(&format!("ebpf_sidecar_events_missed_total{{probe=\"{probe}\"}}"))
+        let name = format!("ebpf_sidecar_events_missed_total{{probe=\"{probe}\"}}");
+        if self.after.0.contains_key(&name) { self.of(&name) } else { 0.0 }
     }
 
     /// Read attempts, which should be `truth`: returned as well if what is wanting is no more than the reads that the

@@ -8,7 +8,7 @@ use std::{fs, thread};
 use ebpf_sidecar::ebpf::os;
 
 use crate::common::sys::{self, PAGE};
-use crate::common::{self, Agent, TestFile, alone};
+use crate::common::{self, Agent, Scoped, TestFile, alone};
 
 /// Names of agents' events in tracefs.
 fn events() -> BTreeSet<String> {
@@ -65,4 +65,21 @@ fn agents_of_the_same_id_and_those_killed_do_not_get_in_the_way() {
         assert!(common::wait_for(&mut agent.child, Duration::from_secs(30)).is_some_and(|s| s.success()));
     }
     assert!(events().is_subset(&others), "{:?}", events());
+}
+
+/// A zero where nothing is counted would be a lie.
+#[test]
+fn what_the_kernel_does_not_count_as_missed_is_absent() {
+    need_bpf!("what_the_kernel_does_not_count_as_missed_is_absent");
+    let metrics = Scoped::start(&[]).agent.metrics();
+    let counts = os::kernel_version() >= (6, 7);
+    let mut attached = 0;
+    for (name, _) in metrics.0.iter().filter(|(_, value)| **value == 1.0) {
+        let Some(labels) = name.strip_prefix("ebpf_sidecar_probe_attached{probe=\"") else { continue };
+        let (probe, mode) = labels.trim_end_matches("\"}").split_once("\",mode=\"").unwrap();
+        let told = metrics.0.contains_key(&format!("ebpf_sidecar_events_missed_total{{probe=\"{probe}\"}}"));
+        assert_eq!(told, counts || ["fexit", "raw_tracepoint"].contains(&mode), "{probe} by {mode}");
+        attached += 1;
+    }
+    assert!(attached >= 6, "{attached} probes");
 }
