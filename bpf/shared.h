@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * What the programs in iomonitor.bpf.c and the agent (src/ebpf/abi.rs) share: plain structs, mirrored there
- * field by field; a test compares the two through the object's BTF. Only fixed-size integers, no padding.
+ * What the programs in iomonitor.bpf.c and the agent share: plain structs. The agent looks up the counters, struct
+ * totals, by name; the others are mirrored field by field in src/ebpf/abi.rs, and a test compares the two through the
+ * object's BTF. Only fixed-size integers, no padding.
  */
 #ifndef SHARED_H
 #define SHARED_H
@@ -63,7 +64,7 @@ struct settings {
 	struct function functions[FUNCTIONS];
 };
 
-/* One per CPU; only ever grows. */
+/* The counters: one per CPU; only ever grows. Nothing but __u64 and arrays of it (src/monitor/counters.rs). */
 struct totals {
 	__u64 fadvise_success;
 	__u64 fadvise_failed;

@@ -13,9 +13,9 @@ use crossbeam::channel::{self, Receiver, Sender};
 use crate::ebpf::object::{self, Error};
 use crate::host::process::{self, Usage};
 use crate::host::version;
-use crate::metrics::catalogue as m;
 use crate::metrics::histogram::Histogram;
-use crate::metrics::snapshot::{Family, IoStats, ModuleStatus, Series, Snapshot, SnapshotCell, Value};
+use crate::metrics::own as m;
+use crate::metrics::snapshot::{Family, ModuleStatus, Series, Snapshot, SnapshotCell, Value};
 use crate::metrics::{export, grpc};
 use crate::monitor::{Module, ModuleSettings};
 
@@ -96,8 +96,8 @@ impl Collector {
             started,
             interval,
             scope: String::new(),
-            io: IoStats::default(),
             families: Vec::new(),
+            processes: None,
             modules: Vec::new(),
             last_error: None,
         };
@@ -273,8 +273,8 @@ impl State {
             started: last.started,
             interval: self.interval,
             scope: self.scope.clone(),
-            io: IoStats::default(),
             families: Vec::new(),
+            processes: None,
             modules: Vec::new(),
             last_error: None,
         };
@@ -292,10 +292,8 @@ impl State {
                 families: start..start + sample.families.len(),
                 ..slot.status()
             });
-            if let Some(io) = sample.io {
-                next.io = io;
-            }
             next.families.extend(sample.families);
+            next.processes = next.processes.or(sample.processes);
         }
         let took = begin.elapsed();
         self.durations.record(took);
@@ -371,8 +369,10 @@ fn panic_text(payload: &(dyn Any + Send)) -> String {
 mod tests {
     use super::*;
     use crate::config::Scope;
+    use crate::metrics::metric::Metric;
     use crate::metrics::snapshot::ProbeStatus;
     use crate::monitor::Sample;
+    use crate::monitor::reclaim::KSWAPD_WAKEUPS;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::sync::{Arc, Mutex};
 
@@ -403,7 +403,10 @@ mod tests {
             match self.calls {
                 2 => Err(Error { what: "read map x".into(), cause: io::ErrorKind::Other.into(), log: String::new() }),
                 3 => panic!("a bug"),
-                n => Ok(Sample { io: None, families: vec![Family::single(&m::KSWAPD_WAKEUPS, Value::Int(n))] }),
+                n => Ok(Sample {
+                    processes: None,
+                    families: vec![Family::single(&KSWAPD_WAKEUPS.metric, Value::Int(n))],
+                }),
             }
         }
         fn probes(&self) -> Vec<ProbeStatus> {
@@ -415,7 +418,7 @@ mod tests {
         Collector::start(vec![Box::new(module)], interval, "host".into(), Duration::ZERO).unwrap()
     }
 
-    fn int(s: &Snapshot, metric: &m::Metric) -> u64 {
+    fn int(s: &Snapshot, metric: &Metric) -> u64 {
         match s.families.iter().find(|f| f.metric.name == metric.name).map(|f| &f.series[0].value) {
             Some(Value::Int(n)) => *n,
             other => panic!("{}: {other:?}", metric.name),
@@ -439,9 +442,9 @@ mod tests {
         let last = cell.load();
         assert_eq!(int(&last, &m::COLLECT_ERRORS), 2);
         assert_eq!(last.last_error, None);
-        assert_eq!(int(&last, &m::KSWAPD_WAKEUPS), last.sequence);
+        assert_eq!(int(&last, &KSWAPD_WAKEUPS.metric), last.sequence);
         for s in seen.lock().unwrap().iter().filter(|s| s.last_error.is_some()) {
-            assert_eq!(int(s, &m::KSWAPD_WAKEUPS), 1, "the data of the last good one");
+            assert_eq!(int(s, &KSWAPD_WAKEUPS.metric), 1, "the data of the last good one");
             assert_eq!(int(s, &m::SNAPSHOT_SEQUENCE), s.sequence);
             assert_eq!(s.families.iter().filter(|f| f.metric.name == m::BUILD_INFO.name).count(), 1);
         }
@@ -481,8 +484,8 @@ mod tests {
         }
         fn collect(&mut self) -> Result<Sample, Error> {
             self.collections += 1;
-            let count = Family::single(&m::KSWAPD_WAKEUPS, Value::Int(self.collections));
-            Ok(Sample { io: None, families: vec![count] })
+            let count = Family::single(&KSWAPD_WAKEUPS.metric, Value::Int(self.collections));
+            Ok(Sample { processes: None, families: vec![count] })
         }
         fn probes(&self) -> Vec<ProbeStatus> {
             vec![ProbeStatus { name: "p", mode: self.attached.then_some("test"), failures: Vec::new() }]
@@ -506,20 +509,23 @@ mod tests {
             interval,
             settings: ModuleSettings { scope, read_latency: None },
         };
-        assert_eq!(int(&cell.load(), &m::KSWAPD_WAKEUPS), 1);
+        assert_eq!(int(&cell.load(), &KSWAPD_WAKEUPS.metric), 1);
 
         let Outcome::Done(status) = ask(&collector, change(false, None, None)) else { panic!() };
         assert_eq!((status.enabled, status.running, status.metric_count), (false, false, 0));
         assert!(status.last_collected.is_some() && status.last_error.is_none());
         assert_eq!(cell.load().sequence, 2);
-        assert!(cell.load().families.iter().all(|f| f.metric.name != m::KSWAPD_WAKEUPS.name), "its metrics are gone");
+        assert!(
+            cell.load().families.iter().all(|f| f.metric.name != KSWAPD_WAKEUPS.metric.name),
+            "its metrics are gone"
+        );
 
         let minute = Duration::from_secs(60);
         let comm = Scope::Comm("banyand".into());
         let Outcome::Done(status) = ask(&collector, change(true, Some(comm), Some(minute))) else { panic!() };
         assert_eq!((status.enabled, status.running, status.metric_count), (true, true, 1));
         assert_eq!((cell.load().interval, cell.load().scope.as_str()), (minute, "comm:banyand"));
-        assert_eq!(int(&cell.load(), &m::KSWAPD_WAKEUPS), 2, "it goes on where it was");
+        assert_eq!(int(&cell.load(), &KSWAPD_WAKEUPS.metric), 2, "it goes on where it was");
 
         let bad = change(true, Some(Scope::Comm("bad".into())), Some(hour));
         let Outcome::Failed(why, status) = ask(&collector, bad.clone()) else { panic!() };

@@ -78,7 +78,7 @@ fn collection(n: u64) -> Snapshot {
             _ => {}
         }
     }
-    for row in &mut snapshot.io.fadvise.as_mut().unwrap().processes {
+    for row in snapshot.processes.iter_mut().flatten() {
         row.calls += n;
     }
     snapshot
@@ -99,7 +99,7 @@ fn points_of(snapshot: &Snapshot) -> BTreeMap<Key, f64> {
             points.insert((name.to_owned(), tags, ms), value);
         }
     }
-    for row in &snapshot.io.fadvise.as_ref().unwrap().processes {
+    for row in snapshot.processes.iter().flatten() {
         let comm = if row.pid == 0 { "other".to_owned() } else { row.comm.clone() };
         let tags = base.iter().cloned().chain([comm]).collect();
         points.insert(("ebpf_fadvise_process_calls".into(), tags, ms), row.calls as f64);
@@ -1061,11 +1061,11 @@ fn cpu() -> Duration {
 
 /// A collection with ten thousand series, as it is after the one with the number before.
 fn large(n: u64) -> Snapshot {
-    let metrics = ebpf_sidecar::metrics::catalogue::CATALOGUE;
-    let metric = metrics.iter().find(|m| m.name == "ebpf_page_cache_adds_total").unwrap();
+    let metrics = &ebpf_sidecar::monitor::catalogue::CATALOGUE;
+    let metric = *metrics.iter().find(|m| m.name == "ebpf_page_cache_adds_total").unwrap();
     let series = (0..10_000).map(|i| Series { labels: vec![format!("cause-{i:05}")], value: Value::Int(i * 7 + n) });
     let families = vec![Family { metric, series: series.collect() }];
-    Snapshot { families, io: Default::default(), ..collection(n) }
+    Snapshot { families, processes: None, ..collection(n) }
 }
 
 #[test]

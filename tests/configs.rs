@@ -13,7 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ebpf_sidecar::export::prometheus;
-use ebpf_sidecar::metrics::catalogue::{CATALOGUE, Kind};
+use ebpf_sidecar::metrics::metric::Kind;
+use ebpf_sidecar::monitor::catalogue::CATALOGUE;
 use ebpf_sidecar::monitor::example;
 use serde_json::Value as Json;
 use serde_yaml::Value as Yaml;

@@ -3,13 +3,13 @@
 mod common;
 
 use ebpf_sidecar::export::prometheus;
-use ebpf_sidecar::metrics::catalogue::CATALOGUE;
+use ebpf_sidecar::monitor::catalogue::CATALOGUE;
 use ebpf_sidecar::monitor::example;
 
 #[test]
 fn promtool_has_nothing_to_say() {
     let text = prometheus::text(&example::snapshot());
-    for metric in CATALOGUE {
+    for metric in CATALOGUE.iter() {
         assert!(text.contains(&format!("# TYPE {} ", metric.name)), "{} is not in the example", metric.name);
     }
     match common::prometheus::promtool(&text) {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use ebpf_sidecar::metrics::snapshot::{IoStats, Snapshot, SnapshotCell};
+use ebpf_sidecar::metrics::snapshot::{Snapshot, SnapshotCell};
 use ebpf_sidecar::server::http::{self, HttpServer, Page, Render, Rendered};
 
 const METRICS_BYTES: usize = 20 << 10;
@@ -24,8 +24,8 @@ fn snapshot(sequence: u64) -> Snapshot {
         collected_instant: Instant::now(),
         started: Instant::now(),
         interval: Duration::from_secs(10),
-        io: IoStats::default(),
         families: Vec::new(),
+        processes: None,
         modules: Vec::new(),
         last_error: None,
     }

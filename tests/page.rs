@@ -15,7 +15,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ebpf_sidecar::export::json;
-use ebpf_sidecar::metrics::snapshot::{ProbeStatus, Snapshot, SnapshotCell};
+use ebpf_sidecar::metrics::histogram::Histogram;
+use ebpf_sidecar::metrics::snapshot::{ProbeStatus, Snapshot, SnapshotCell, Value as Metric};
 use ebpf_sidecar::monitor::example;
 use ebpf_sidecar::server::http::{self, HttpServer, Page, Render};
 use serde_json::{Value, json};
@@ -87,14 +88,13 @@ fn snapshot(n: u64) -> Snapshot {
     s.sequence = n;
     s.collected_at += Duration::from_secs(10) * n as u32;
     s.started = *STARTED.get_or_init(Instant::now);
-    let cache = &mut s.io.cache;
-    cache.adds = Some([50 * n, 20 * n, 0, 10 * n, 0]);
-    cache.misses = Some(50 * n);
-    cache.read_attempts = Some(1000 * n);
-    let waits = cache.read_latency.as_mut().unwrap();
-    waits.buckets = [0; 26];
+    s.say("ebpf_page_cache_adds_total", &[50 * n, 20 * n, 0, 10 * n, 0]);
+    s.say("ebpf_cache_misses_total", &[50 * n]);
+    s.say("ebpf_cache_read_attempts_total", &[1000 * n]);
+    let mut waits = Histogram { sum_ns: 987_654_321, ..Default::default() };
     waits.buckets[10] = 90 * n; // 524 µs < t <= 1.05 ms
     waits.buckets[14] = 10 * n; // 8.4 ms < t <= 16.8 ms
+    s.family_mut("ebpf_read_wait_seconds").series[0].value = Metric::Histogram(waits);
     s
 }
 
@@ -388,9 +388,9 @@ fn rates_are_of_one_run_of_the_agent() {
 fn what_is_not_known_is_said() {
     let browser = browser!("what_is_not_known_is_said");
     let mut first = snapshot(1);
-    first.io.cache.read_latency = None;
-    first.io.cache.read_attempts = None;
-    first.io.cache.hits = None;
+    for name in ["read_wait_seconds", "cache_read_attempts_total", "cache_hits_total", "cache_hit_rate_percent"] {
+        first.forget(&format!("ebpf_{name}"));
+    }
     let failures = vec![("fexit", "no BTF".into()), ("raw_tracepoint", "no such tracepoint\nthe log".into())];
     first.modules[0].probes.push(ProbeStatus { name: "cache_read", mode: None, failures });
     let fake = Fake::start(first);
@@ -463,7 +463,7 @@ fn text_of_the_agent_is_never_markup() {
     let mut first = snapshot(1);
     first.scope = hostile.into();
     first.last_error = Some(hostile.into());
-    first.io.fadvise.as_mut().unwrap().processes[0].comm = hostile.into();
+    first.processes.as_mut().unwrap()[0].comm = hostile.into();
     first.modules[0].probes[0].failures = vec![("fexit", hostile.into())];
     let fake = Fake::start(first);
     browser.open(&fake.url());
@@ -626,6 +626,9 @@ const FAINT: &str = "
     }
     return faint;";
 
+/// What is not known without the scans.
+const SCANS: [&str; 2] = ["ebpf_memory_lru_pages_scanned_total", "ebpf_memory_reclaim_efficiency_percent"];
+
 #[test]
 #[ignore = "needs Chromium: make test-full"]
 fn fits_a_phone_and_is_readable_in_dark_and_light() {
@@ -633,9 +636,11 @@ fn fits_a_phone_and_is_readable_in_dark_and_light() {
     let mut first = snapshot(1);
     let long = format!("cgroup:/sys/fs/cgroup/kubepods.slice/{}", "pod0b1c2d3e".repeat(20));
     first.scope = long.clone();
-    first.io.fadvise.as_mut().unwrap().processes[0].comm = "a_name_of_15_by".into();
-    first.io.cache.adds = Some([u64::MAX >> 11, 1, 2, 3, 4]);
-    first.io.memory.scanned = None;
+    first.processes.as_mut().unwrap()[0].comm = "a_name_of_15_by".into();
+    first.say("ebpf_page_cache_adds_total", &[u64::MAX >> 11, 1, 2, 3, 4]);
+    for name in SCANS {
+        first.forget(name);
+    }
     let fake = Fake::start(first);
     browser.resize(360, 740, true);
     browser.open(&fake.url());
@@ -650,7 +655,9 @@ fn fits_a_phone_and_is_readable_in_dark_and_light() {
         next.scope = long.clone();
         let failures = vec![("raw_tracepoint", format!("load program raw_fill: {}", "verifier_log ".repeat(200)))];
         next.modules[0].probes.push(ProbeStatus { name: "reclaim_scan", mode: None, failures });
-        next.io.memory.scanned = None;
+        for name in SCANS {
+            next.forget(name);
+        }
         fake.cell.store(next);
         wait_for_snapshot(&browser, n);
         browser.eval("document.querySelectorAll('details').forEach((d) => { d.open = true; })");

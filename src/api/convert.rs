@@ -4,12 +4,11 @@ use std::collections::HashMap;
 
 use super::proto::metrics as pb;
 use super::{at, count, matches};
-use crate::metrics::catalogue::{Kind, Metric};
 use crate::metrics::histogram::cumulative;
-use crate::metrics::snapshot::{
-    ADVICES, Cache, Fadvise, IoStats, Memory, ModuleStatus, ProcessRow, Series, Snapshot, Value,
-};
-use crate::monitor::iomonitor::{miss_rate, percent};
+use crate::metrics::metric::{Kind, Metric};
+use crate::metrics::snapshot::{Family, ModuleStatus, ProcessRow, Series, Snapshot, Value, find};
+use crate::monitor::stat::Stat;
+use crate::monitor::{catalogue, evictions, fadvise, fills, reads, reclaim};
 
 /// The metrics of a module that have all labels of `filters`.
 pub fn metric_set(snapshot: &Snapshot, module: &ModuleStatus, filters: &HashMap<String, String>) -> pb::MetricSet {
@@ -62,39 +61,48 @@ fn add_series(metrics: &mut Vec<pb::Metric>, snapshot: &Snapshot, metric: &Metri
     }
 }
 
-/// The statistics, with the rows of these processes (of all, if none is named) if rows are wanted.
-pub fn io_stats(io: &IoStats, rows: Option<&[u32]>) -> pb::IOStats {
-    let sum = |of: &[u64]| of.iter().sum::<u64>();
-    let (cache, memory) = (&io.cache, &io.memory);
-    let fadvise = io.fadvise.as_ref().map(|f| pb::FadviseStats {
-        total_calls: f.total(),
-        success_calls: f.success,
-        failed_calls: f.failed,
-        advice_counts: ADVICES.into_iter().map(str::to_owned).zip(f.advice).collect(),
+/// The statistics that these metrics are, with the rows of these processes (of all, if none is named) if rows are wanted.
+/// The contract has a fixed set of them.
+pub fn io_stats(families: &[Family], processes: &[ProcessRow], rows: Option<&[u32]>) -> pb::IOStats {
+    let family = |stat: &Stat| find(families, stat.metric.name);
+    let int = |stat| family(stat).map(Family::total);
+    let percent = |stat| match family(stat)?.series.first()?.value {
+        Value::Percent(value) => value,
+        _ => None,
+    };
+    let by_label = |s: &Series| match s.value {
+        Value::Int(n) => Some((s.labels.first()?.clone(), n)),
+        _ => None,
+    };
+    let fadvise = family(&fadvise::FADVISE_ADVICE).map(|advice| pb::FadviseStats {
+        total_calls: int(&fadvise::FADVISE_CALLS).unwrap_or(0),
+        success_calls: int(&fadvise::FADVISE_SUCCESS).unwrap_or(0),
+        failed_calls: int(&fadvise::FADVISE_FAILED).unwrap_or(0),
+        advice_counts: advice.series.iter().filter_map(by_label).collect(),
         process_stats: rows.map_or(Vec::new(), |pids| {
-            f.processes.iter().filter(|r| pids.is_empty() || pids.contains(&r.pid)).map(process).collect()
+            processes.iter().filter(|r| pids.is_empty() || pids.contains(&r.pid)).map(process).collect()
         }),
         ..Default::default()
     });
     pb::IOStats {
         fadvise: fadvise.into(),
         cache: Some(pb::CacheStats {
-            read_attempts: cache.read_attempts,
-            hits: cache.hits,
-            misses: cache.misses,
-            hit_rate_percent: cache.hit_rate_percent,
-            miss_rate_percent: cache.miss_rate_percent,
-            pages_added: cache.adds.map(|a| sum(&a)),
-            pages_evicted: cache.evictions.map(|e| sum(&e)),
+            read_attempts: int(&reads::CACHE_READ_ATTEMPTS),
+            hits: int(&reads::CACHE_HITS),
+            misses: int(&reads::CACHE_MISSES),
+            hit_rate_percent: percent(&reads::CACHE_HIT_RATE),
+            miss_rate_percent: percent(&reads::CACHE_MISS_RATE),
+            pages_added: int(&fills::PAGE_CACHE_ADDS),
+            pages_evicted: int(&evictions::PAGE_CACHE_EVICTIONS),
             ..Default::default()
         })
         .into(),
         memory: Some(pb::MemoryStats {
-            lru_pages_scanned: memory.scanned.map(|s| sum(&s)),
-            pages_reclaimed: memory.reclaimed.into_iter().flatten().reduce(|a, b| a + b),
-            reclaim_efficiency_percent: memory.reclaim_efficiency_percent,
-            direct_reclaim_processes: memory.direct_reclaim_processes.map(|n| count(n as usize)),
-            kswapd_wakeups: memory.kswapd_wakeups,
+            lru_pages_scanned: int(&reclaim::LRU_PAGES_SCANNED),
+            pages_reclaimed: int(&reclaim::PAGES_RECLAIMED),
+            reclaim_efficiency_percent: percent(&reclaim::RECLAIM_EFFICIENCY),
+            direct_reclaim_processes: int(&reclaim::DIRECT_RECLAIM_PROCESSES).map(|n| count(n as usize)),
+            kswapd_wakeups: int(&reclaim::KSWAPD_WAKEUPS),
             ..Default::default()
         })
         .into(),
@@ -112,69 +120,35 @@ fn process(row: &ProcessRow) -> pb::ProcessFadviseStats {
     }
 }
 
-/// What the counters grew by from one snapshot to a later one, with the rates over that time.
-pub fn growth(first: &IoStats, last: &IoStats) -> IoStats {
-    let one = |a: Option<u64>, b: Option<u64>| b.map(|b| b.saturating_sub(a.unwrap_or(0)));
-    let (a, b) = (&first.cache, &last.cache);
-    let (attempts, misses) = (one(a.read_attempts, b.read_attempts), one(a.misses, b.misses));
-    let miss_rate = attempts.zip(misses).and_then(|(attempts, misses)| miss_rate(attempts, misses));
-    let cache = Cache {
-        read_attempts: attempts,
-        hits: one(a.hits, b.hits),
-        misses,
-        hit_rate_percent: miss_rate.map(|r| 100.0 - r),
-        miss_rate_percent: miss_rate,
-        adds: each(a.adds, b.adds),
-        evictions: each(a.evictions, b.evictions),
-        ..Default::default()
-    };
-    let (a, b) = (&first.memory, &last.memory);
-    let scanned = each(a.scanned, b.scanned);
-    let mut reclaimed = b.reclaimed;
-    for (now, before) in reclaimed.iter_mut().zip(a.reclaimed) {
-        *now = one(before, *now);
-    }
-    let memory = Memory {
-        scanned,
-        reclaimed,
-        reclaim_efficiency_percent: scanned.and_then(|s| percent(reclaimed.iter().flatten().sum(), s.iter().sum())),
-        kswapd_wakeups: one(a.kswapd_wakeups, b.kswapd_wakeups),
-        ..Default::default()
-    };
-    let fadvise = last.fadvise.as_ref().map(|last| fadvise_growth(first.fadvise.as_ref(), last));
-    IoStats { fadvise, cache, memory }
+/// What happened over these snapshots, the oldest first: what the metrics grew by, and what processes did.
+pub fn growth(snapshots: &[impl AsRef<Snapshot>]) -> (Vec<Family>, Vec<ProcessRow>) {
+    let (Some(first), Some(last)) = (snapshots.first(), snapshots.last()) else { return Default::default() };
+    let families: Vec<&[Family]> = snapshots.iter().map(|s| s.as_ref().families.as_slice()).collect();
+    let growth = catalogue::growth(&families);
+    let int = |stat: &Stat| find(&growth, stat.metric.name).map_or(0, Family::total);
+    let rows = |s: &Snapshot| s.processes.clone().unwrap_or_default();
+    let (calls, success) = (int(&fadvise::FADVISE_CALLS), int(&fadvise::FADVISE_SUCCESS));
+    let processes = processes_growth(&rows(first.as_ref()), &rows(last.as_ref()), calls, success);
+    (growth, processes)
 }
 
-fn each<const N: usize>(first: Option<[u64; N]>, last: Option<[u64; N]>) -> Option<[u64; N]> {
-    let first = first.unwrap_or([0; N]);
-    last.map(|last| std::array::from_fn(|i| last[i].saturating_sub(first[i])))
-}
-
-fn fadvise_growth(first: Option<&Fadvise>, last: &Fadvise) -> Fadvise {
-    let nothing = Fadvise::default();
-    let first = first.unwrap_or(&nothing);
-    let mut growth = Fadvise {
-        success: last.success.saturating_sub(first.success),
-        failed: last.failed.saturating_sub(first.failed),
-        advice: std::array::from_fn(|i| last.advice[i].saturating_sub(first.advice[i])),
-        ..Default::default()
-    };
-    growth.success_rate_percent = percent(growth.success, growth.total());
-    let before: HashMap<u32, &ProcessRow> = first.processes.iter().map(|r| (r.pid, r)).collect();
-    for row in last.processes.iter().filter(|r| r.pid != 0) {
+/// What processes did from one snapshot to a later one, of so many calls in all.
+fn processes_growth(first: &[ProcessRow], last: &[ProcessRow], calls: u64, success: u64) -> Vec<ProcessRow> {
+    let mut growth = Vec::new();
+    let before: HashMap<u32, &ProcessRow> = first.iter().map(|r| (r.pid, r)).collect();
+    for row in last.iter().filter(|r| r.pid != 0) {
         // Fewer calls than before: another process has got the id.
         let same = before.get(&row.pid).filter(|b| b.calls <= row.calls && b.success <= row.success);
         let (calls, success) = same.map_or((0, 0), |b| (b.calls, b.success));
         let row = ProcessRow { calls: row.calls - calls, success: row.success - success, ..row.clone() };
-        growth.processes.extend(Some(row).filter(|r| r.calls > 0));
+        growth.extend(Some(row).filter(|r| r.calls > 0));
     }
-    growth.processes.sort_unstable_by(|a, b| b.calls.cmp(&a.calls).then(a.pid.cmp(&b.pid)));
+    growth.sort_unstable_by(|a, b| b.calls.cmp(&a.calls).then(a.pid.cmp(&b.pid)));
     // The row of the forgotten has also grown by what processes had called before the range: take the rest instead.
-    let sum = |of: fn(&ProcessRow) -> u64| growth.processes.iter().map(of).sum::<u64>();
-    let calls = growth.total().saturating_sub(sum(|r| r.calls));
-    let success = growth.success.saturating_sub(sum(|r| r.success));
+    let sum = |of: fn(&ProcessRow) -> u64| growth.iter().map(of).sum::<u64>();
+    let (calls, success) = (calls.saturating_sub(sum(|r| r.calls)), success.saturating_sub(sum(|r| r.success)));
     if calls > 0 {
-        growth.processes.push(ProcessRow { pid: 0, comm: "overflow".into(), calls, success });
+        growth.push(ProcessRow { pid: 0, comm: "overflow".into(), calls, success });
     }
     growth
 }

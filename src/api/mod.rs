@@ -155,30 +155,28 @@ impl Api {
     /// The statistics since the start, or their growth over a time range.
     pub fn get_io_stats(&self, request: &rpc::GetIOStatsRequest) -> Result<rpc::GetIOStatsResponse, Failure> {
         let rows = request.include_process_stats.then_some(request.pids.as_slice());
-        let answer = |io, of: &Snapshot| rpc::GetIOStatsResponse {
-            stats: Some(convert::io_stats(io, rows)).into(),
+        let answer = |families, processes, of: &Snapshot| rpc::GetIOStatsResponse {
+            stats: Some(convert::io_stats(families, processes, rows)).into(),
             timestamp: at(of.collected_at),
             sequence: of.sequence,
             ..Default::default()
         };
         let Some(range) = request.time_range.as_ref() else {
             let newest = self.cell.load();
-            return Ok(answer(&newest.io, &newest));
+            return Ok(answer(&newest.families, newest.processes.as_deref().unwrap_or_default(), &newest));
         };
         let (start, end) = bounds(range)?;
         let mut snapshots = self.cell.between(start, end);
         // While nothing is attached there are no counters to compare.
         snapshots.retain(|s| s.modules.iter().any(|m| m.running));
-        let (Some(first), Some(last)) = (snapshots.first(), snapshots.last()) else {
+        let Some(last) = snapshots.last() else {
             return Err(Failure::new(
                 Code::NotFound,
                 "time_range: no collection in it is kept; collector.history says for how long they are",
             ));
         };
-        let mut growth = convert::growth(&first.io, &last.io);
-        growth.memory.direct_reclaim_processes =
-            snapshots.iter().filter_map(|s| s.io.memory.direct_reclaim_processes).max();
-        Ok(answer(&growth, last))
+        let (growth, processes) = convert::growth(&snapshots);
+        Ok(answer(&growth, &processes, last))
     }
 
     /// The state of modules and of the agent.

@@ -6,12 +6,12 @@ use super::*;
 use crate::collector::Collector;
 use crate::ebpf::object::Error;
 use crate::export::{json, prometheus};
-use crate::metrics::snapshot::{IoStats, ProbeStatus};
+use crate::metrics::snapshot::{Family, ProbeStatus, ProcessRow, Value};
 use crate::monitor::example;
 use crate::monitor::{Module, ModuleSettings, Sample};
 
 /// A module whose samples are given.
-struct Fake(Arc<Mutex<IoStats>>);
+struct Fake(Arc<Mutex<Vec<Family>>>);
 
 impl Module for Fake {
     fn name(&self) -> &'static str {
@@ -28,9 +28,7 @@ impl Module for Fake {
         Ok(())
     }
     fn collect(&mut self) -> Result<Sample, Error> {
-        let io = self.0.lock().unwrap().clone();
-        let families = crate::monitor::iomonitor::families(&io);
-        Ok(Sample { io: Some(io), families })
+        Ok(Sample { families: self.0.lock().unwrap().clone(), processes: None })
     }
     fn probes(&self) -> Vec<ProbeStatus> {
         vec![ProbeStatus { name: "p", mode: Some("test"), failures: Vec::new() }]
@@ -60,12 +58,13 @@ fn ten() -> Vec<Snapshot> {
             collected_instant: base.collected_instant + Duration::from_secs(n),
             ..base.clone()
         };
-        let fadvise = s.io.fadvise.as_mut().unwrap();
-        fadvise.success += n;
-        fadvise.processes[0].calls += n;
-        fadvise.processes[0].success += n;
-        (s.io.cache.read_attempts, s.io.cache.misses) = (Some(1000 + 40 * n), Some(100 + 10 * n));
-        s.io.memory.direct_reclaim_processes = Some(n % 7);
+        s.say("ebpf_fadvise_calls_total", &[1004 + n]);
+        s.say("ebpf_fadvise_success_total", &[1001 + n]);
+        let row = &mut s.processes.as_mut().unwrap()[0];
+        (row.calls, row.success) = (row.calls + n, row.success + n);
+        s.say("ebpf_cache_read_attempts_total", &[1000 + 40 * n]);
+        s.say("ebpf_cache_misses_total", &[100 + 10 * n]);
+        s.say("ebpf_memory_direct_reclaim_processes", &[n % 7]);
         s
     };
     (1..=10).map(nth).collect()
@@ -123,7 +122,7 @@ fn metrics_are_those_of_the_exposition() {
 #[test]
 fn statistics_are_those_of_the_json() {
     let mut snapshot = example::snapshot();
-    snapshot.io.fadvise.as_mut().unwrap().success_rate_percent = Some(99.0);
+    snapshot.family_mut("ebpf_fadvise_success_rate_percent").series[0].value = Value::Percent(Some(99.0));
     let stats: serde_json::Value = serde_json::from_str(&json::stats(&snapshot)).unwrap();
     let api = api_over(vec![snapshot]);
     let request = rpc::GetIOStatsRequest { include_process_stats: true, ..Default::default() };
@@ -240,17 +239,21 @@ fn a_time_range_is_answered_from_the_history() {
 
 #[test]
 fn growth_counts_processes_that_came_and_went() {
-    let row = |pid, calls, success| crate::metrics::snapshot::ProcessRow { pid, comm: "x".into(), calls, success };
-    let io = |success, failed, processes| IoStats {
-        fadvise: Some(crate::metrics::snapshot::Fadvise { success, failed, processes, ..Default::default() }),
-        ..Default::default()
+    let row = |pid, calls, success| ProcessRow { pid, comm: "x".into(), calls, success };
+    let after = |success, failed, processes| {
+        let mut s = example::snapshot();
+        s.say("ebpf_fadvise_calls_total", &[success + failed]);
+        s.say("ebpf_fadvise_success_total", &[success]);
+        s.say("ebpf_fadvise_failed_total", &[failed]);
+        Arc::new(Snapshot { processes: Some(processes), ..s })
     };
     // 1 goes on, 2 is forgotten with one more call, 3 is new, 4 is another process with an old id.
-    let first = io(100, 0, vec![row(1, 40, 40), row(2, 50, 50), row(4, 10, 10)]);
-    let last = io(110, 3, vec![row(0, 61, 61), row(1, 45, 45), row(3, 4, 3), row(4, 3, 1)]);
-    let growth = convert::growth(&first, &last).fadvise.unwrap();
-    assert_eq!((growth.success, growth.failed), (10, 3));
-    let rows: Vec<_> = growth.processes.iter().map(|r| (r.pid, r.calls, r.success)).collect();
+    let first = after(100, 0, vec![row(1, 40, 40), row(2, 50, 50), row(4, 10, 10)]);
+    let last = after(110, 3, vec![row(0, 61, 61), row(1, 45, 45), row(3, 4, 3), row(4, 3, 1)]);
+    let (growth, processes) = convert::growth(&[first, last]);
+    let grown = |name| crate::metrics::snapshot::find(&growth, name).unwrap().total();
+    assert_eq!((grown("ebpf_fadvise_success_total"), grown("ebpf_fadvise_failed_total")), (10, 3));
+    let rows: Vec<_> = processes.iter().map(|r| (r.pid, r.calls, r.success)).collect();
     assert_eq!(rows, [(1, 5, 5), (3, 4, 3), (4, 3, 1), (0, 1, 1)]);
 }
 

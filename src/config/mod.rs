@@ -24,6 +24,8 @@ use keys::{KEYS, Key, Kind, Why};
 
 pub(crate) use keys::credential;
 
+pub use crate::ebpf::attach::AttachMode;
+
 /// Where the configuration lies when the command line names no file.
 pub const DEFAULT_PATH: &str = "/etc/ebpf-sidecar/config.yaml";
 
@@ -191,35 +193,6 @@ pub struct Ebpf {
     pub attach: AttachMode,
     /// Whether the kernel's BTF is used.
     pub btf: Switch,
-}
-
-/// How programs are attached, where there is a choice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AttachMode {
-    /// In the first way that works, cheapest first: fentry, kprobe, tracepoint. On a preemptible kernel the exact ones
-    /// come before those that miss events.
-    Auto,
-    /// At functions, through the kernel's BTF trampolines.
-    Fentry,
-    /// At functions, through kprobes.
-    Kprobe,
-    /// At tracepoints.
-    Tracepoint,
-}
-
-impl AttachMode {
-    /// All modes, with their names in the configuration.
-    pub const NAMES: [(AttachMode, &'static str); 4] = [
-        (AttachMode::Auto, "auto"),
-        (AttachMode::Fentry, "fentry"),
-        (AttachMode::Kprobe, "kprobe"),
-        (AttachMode::Tracepoint, "tracepoint"),
-    ];
-
-    /// Its name in the configuration.
-    pub fn name(self) -> &'static str {
-        Self::NAMES.iter().find(|(mode, _)| *mode == self).map_or("", |(_, name)| name)
-    }
 }
 
 /// Whether something is done that not every kernel can.

@@ -1,6 +1,5 @@
-//! Rust mirror of bpf/shared.h and bpf/peek.h. A test compares size and offsets with the objects' BTF.
-
-use crate::metrics::histogram::BUCKETS;
+//! Rust mirror of bpf/shared.h and bpf/peek.h, but for the counters (`struct totals`), which are looked up by name. A test
+//! compares size and offsets with the objects' BTF.
 
 /// Length of a task's name with its final NUL (`TASK_COMM_LEN`).
 pub const COMM_LEN: usize = 16;
@@ -88,50 +87,8 @@ plain! {
         start: u64,
         /// Its length in bytes; 0: not known.
         len: u64,
-        /// Index in [`FILL_CAUSES`](crate::metrics::snapshot::FILL_CAUSES).
+        /// One of `enum fill_cause`.
         cause: u64,
-    }
-
-    /// One CPU's counters.
-    Totals = "totals" {
-        /// Calls that returned 0.
-        fadvise_success: u64,
-        /// Calls that returned an error.
-        fadvise_failed: u64,
-        /// Calls by advice.
-        fadvise_advice: [u64; 7],
-        /// Pages that buffered reads touched.
-        read_pages: u64,
-        /// Bytes that they copied; unknown to the tracepoint.
-        read_bytes: u64,
-        /// Pages filled, by cause.
-        fills: [u64; 5],
-        /// Pages removed, by cause.
-        evictions: [u64; 3],
-        /// Pages scanned, by reclaimer.
-        scanned: [u64; 3],
-        /// Pages reclaimed by scans, by reclaimer.
-        reclaimed: [u64; 3],
-        /// Pages reclaimed as the ends of direct and memcg reclaim tell, by reclaimer.
-        ended: [u64; 3],
-        /// Rounds of kswapd.
-        kswapd_wakeups: u64,
-        /// Stalls by duration.
-        stall_buckets: [u64; BUCKETS],
-        /// Sum of their durations.
-        stall_ns: u64,
-        /// fadvise calls without a row.
-        overflow_calls: u64,
-        /// Of those, successful.
-        overflow_success: u64,
-        /// Stalls without a place.
-        lost_stalls: u64,
-        /// Reads that waited, by duration.
-        wait_buckets: [u64; BUCKETS],
-        /// Sum of their durations.
-        wait_ns: u64,
-        /// Such reads that could not be timed.
-        lost_reads: u64,
     }
 
     /// A process: thread-group ids are reused, so the start time belongs to the key.
@@ -190,40 +147,9 @@ pub const SCOPE_CGROUP: u32 = 1;
 /// [`Settings::scope`]: processes with a given name.
 pub const SCOPE_COMM: u32 = 2;
 
-impl Totals {
-    /// The sum over all CPUs, given each one's bytes. Every field is made of `u64`, so the words can be added
-    /// without naming them.
-    pub fn sum<'a>(per_cpu: impl Iterator<Item = &'a [u8]>) -> Self {
-        const WORD: usize = size_of::<u64>();
-        let mut sum = [0u8; size_of::<Totals>()];
-        for cpu in per_cpu {
-            for (a, b) in sum.chunks_exact_mut(WORD).zip(cpu.chunks_exact(WORD)) {
-                let word = |w: &[u8]| w.try_into().map_or(0, u64::from_ne_bytes);
-                a.copy_from_slice(&word(a).wrapping_add(word(b)).to_ne_bytes());
-            }
-        }
-        Self::read(&sum).unwrap_or_default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn totals_add_up_over_the_cpus() {
-        let one = Totals {
-            fadvise_success: 1,
-            lost_stalls: u64::from(u32::MAX),
-            fills: [1, 2, 3, 4, 5],
-            ..Default::default()
-        };
-        let sum = Totals::sum([one.bytes(), one.bytes(), one.bytes()].into_iter());
-        assert_eq!(sum.fadvise_success, 3);
-        assert_eq!(sum.fills, [3, 6, 9, 12, 15]);
-        assert_eq!(sum.lost_stalls, 3 * u64::from(u32::MAX));
-        assert_eq!(sum.read_pages, 0);
-    }
 
     #[test]
     fn too_few_bytes_are_no_value() {

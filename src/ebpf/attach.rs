@@ -6,10 +6,38 @@ use std::io;
 
 use super::object::{Error, KernelBtf, Link, Object, Program};
 use super::os;
-use crate::config::{AttachMode, Switch};
 
 /// Ways not taken, each with the reason.
 pub type Failures = Vec<(&'static str, String)>;
+
+/// How programs are attached, where there is a choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttachMode {
+    /// In the first way that works, cheapest first: fentry, kprobe, tracepoint. On a preemptible kernel the exact ones
+    /// come before those that miss events.
+    Auto,
+    /// At functions, through the kernel's BTF trampolines.
+    Fentry,
+    /// At functions, through kprobes.
+    Kprobe,
+    /// At tracepoints.
+    Tracepoint,
+}
+
+impl AttachMode {
+    /// All modes, with their names in the configuration.
+    pub const NAMES: [(AttachMode, &'static str); 4] = [
+        (AttachMode::Auto, "auto"),
+        (AttachMode::Fentry, "fentry"),
+        (AttachMode::Kprobe, "kprobe"),
+        (AttachMode::Tracepoint, "tracepoint"),
+    ];
+
+    /// Its name in the configuration.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(mode, _)| *mode == self).map_or("", |(_, name)| name)
+    }
+}
 
 /// All its programs are attached, in order, or none.
 #[derive(Debug)]
@@ -92,10 +120,10 @@ impl Hook {
 
 /// Those of these ways that are to be tried, in order, and those passed over with the reason: best first, as they
 /// stand, but those that miss events on this kernel last, unless the configuration names them. What is there
-/// only if it can be is not worth a miss.
+/// only if it can be (`optional`) is not worth a miss.
 pub fn ladder(
     ways: &'static [Way],
-    switch: Switch,
+    optional: bool,
     choice: AttachMode,
     kernel: Kernel,
 ) -> (Vec<&'static Way>, Failures) {
@@ -111,7 +139,7 @@ pub fn ladder(
     });
     let passed_over = passed_over.collect();
     ways.sort_by_key(|w| misses(w));
-    if switch == Switch::Auto {
+    if optional {
         ways.retain(|w| !misses(w));
     }
     (ways, passed_over)

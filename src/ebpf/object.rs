@@ -10,8 +10,10 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
+use std::slice;
 
 use libbpf_sys as sys;
 
@@ -160,6 +162,15 @@ pub fn possible_cpus() -> Result<usize, Error> {
 #[repr(C, align(8))]
 pub struct Aligned<T: ?Sized>(pub T);
 
+/// A member of a struct of the programs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// Where it lies, with what is unused behind it.
+    pub bytes: Range<usize>,
+}
+
 /// An object whose maps exist and whose programs are ready to be loaded. Dropping it frees libbpf's memory;
 /// maps, programs and links taken from it live on.
 pub struct Object {
@@ -189,7 +200,8 @@ impl Object {
         Err(Error { what: format!("prepare BPF object {name}"), cause: errno(code), log: take_warnings() })
     }
 
-    fn open(name: &str, elf: &[u8], btf: Option<&File>) -> Result<Self, Error> {
+    /// Opens the ELF image `elf`; its maps and programs are not there yet.
+    pub fn open(name: &str, elf: &[u8], btf: Option<&File>) -> Result<Self, Error> {
         let c_name = c_string(name)?;
         // libbpf opens it by itself, when the object is prepared.
         let btf = btf.map(|f| c_string(&format!("/proc/self/fd/{}", f.as_raw_fd()))).transpose()?;
@@ -290,6 +302,28 @@ impl Object {
             false => (value_size as usize, 1),
         };
         Ok(Map { name: name.to_owned(), fd, key_size: key_size as usize, value_size, copies })
+    }
+
+    /// The members of a struct of the programs, in order, as the object's BTF describes them.
+    pub fn members(&self, name: &str) -> Result<Vec<Member>, Error> {
+        let unknown = || Error::new(format!("find struct {name} of the programs"), io::ErrorKind::NotFound.into());
+        let c_name = c_string(name)?;
+        // SAFETY: the BTF belongs to the live object; a struct's members follow its btf_type, as many as the
+        // low 16 bits of info say; names are C strings of the BTF.
+        unsafe {
+            let btf = sys::bpf_object__btf(self.raw.as_ptr());
+            let id = sys::btf__find_by_name_kind(btf, c_name.as_ptr(), sys::BTF_KIND_STRUCT);
+            let ty = sys::btf__type_by_id(btf, u32::try_from(id).map_err(|_| unknown())?);
+            let size = (*ty).__bindgen_anon_1.size as usize;
+            let all = slice::from_raw_parts(ty.add(1).cast::<sys::btf_member>(), ((*ty).info & 0xffff) as usize);
+            let offset = |m: &sys::btf_member| m.offset as usize / 8;
+            let ends = all.iter().skip(1).map(offset).chain([size]);
+            let member = |(m, end): (&sys::btf_member, usize)| Member {
+                name: CStr::from_ptr(sys::btf__name_by_offset(btf, m.name_off)).to_string_lossy().into_owned(),
+                bytes: offset(m)..end,
+            };
+            Ok(all.iter().zip(ends).map(member).collect())
+        }
     }
 
     /// Has the kernel verify and load the program `name`; one that hangs at a function (fexit) needs its
@@ -706,35 +740,15 @@ mod tests {
     use super::*;
     use crate::ebpf::abi;
     use crate::ebpf::layout::Layout;
-    use std::slice;
-
-    /// Size and members (name, offset in bytes) of a struct, from the object's BTF.
-    fn layout(object: &Object, name: &str) -> Option<(usize, Vec<(String, usize)>)> {
-        let name = CString::new(name).unwrap();
-        // SAFETY: the BTF belongs to the live object; a struct's members follow its btf_type, as many as the
-        // low 16 bits of info say; names are C strings of the BTF.
-        unsafe {
-            let btf = sys::bpf_object__btf(object.raw.as_ptr());
-            let id = sys::btf__find_by_name_kind(btf, name.as_ptr(), sys::BTF_KIND_STRUCT);
-            let ty = sys::btf__type_by_id(btf, u32::try_from(id).ok()?);
-            let members = slice::from_raw_parts(ty.add(1).cast::<sys::btf_member>(), ((*ty).info & 0xffff) as usize);
-            let text = |m: &sys::btf_member| {
-                CStr::from_ptr(sys::btf__name_by_offset(btf, m.name_off)).to_str().unwrap().to_owned()
-            };
-            let members = members.iter().map(|m| (text(m), m.offset as usize / 8)).collect();
-            Some(((*ty).__bindgen_anon_1.size as usize, members))
-        }
-    }
 
     #[test]
     fn rust_mirrors_the_structs_of_the_programs() {
         let object = Object::open("iomonitor", crate::monitor::iomonitor::elf(), None).unwrap();
         let peek = Object::open("peek", crate::ebpf::layout::elf(), None).unwrap();
         for (name, size, fields) in abi::layouts() {
-            let found = layout(&object, name).or_else(|| layout(&peek, name));
-            let (c_size, members) = found.unwrap_or_else(|| panic!("struct {name} is not in the BTF"));
-            assert_eq!(size, c_size, "size of {name}");
-            let fields: Vec<_> = fields.into_iter().map(|(f, o)| (f.to_owned(), o)).collect();
+            let members = object.members(name).or_else(|_| peek.members(name)).unwrap();
+            assert_eq!(members.last().map(|m| m.bytes.end), Some(size), "size of {name}");
+            let members: Vec<_> = members.iter().map(|m| (m.name.as_str(), m.bytes.start)).collect();
             assert_eq!(fields, members, "fields of {name}");
         }
     }

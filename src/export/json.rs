@@ -9,9 +9,8 @@ use serde::{Serialize, Serializer};
 use crate::host::time::rfc3339;
 use crate::metrics::health::{self, Health, Status};
 use crate::metrics::histogram::{Histogram, cumulative};
-use crate::metrics::snapshot::{
-    ADVICES, Cache, EVICTION_CAUSES, FILL_CAUSES, Fadvise, Memory, ProbeStatus, ProcessRow, RECLAIMERS, Snapshot,
-};
+use crate::metrics::snapshot::{Family, ProbeStatus, ProcessRow, Snapshot, Value};
+use crate::monitor::catalogue;
 
 /// The I/O statistics. The status is that at the time of the collection, so that the text can be kept.
 pub fn stats(snapshot: &Snapshot) -> String {
@@ -23,9 +22,7 @@ pub fn stats(snapshot: &Snapshot) -> String {
         total_modules: snapshot.modules.len(),
         total_metrics: snapshot.modules.iter().map(|m| m.metric_count).sum(),
         modules: Map(snapshot.modules.iter().map(|m| (m.name, m.metric_count as u64)).collect()),
-        fadvise: snapshot.io.fadvise.as_ref().map(FadviseJson::from),
-        cache: CacheJson::from(&snapshot.io.cache),
-        memory: MemoryJson::from(&snapshot.io.memory),
+        sections: sections(snapshot),
     })
 }
 
@@ -67,20 +64,20 @@ struct Stats<'a> {
     total_modules: usize,
     total_metrics: usize,
     modules: Map<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    fadvise: Option<FadviseJson<'a>>,
-    cache: CacheJson,
-    memory: MemoryJson,
+    #[serde(flatten)]
+    sections: Map<&'a str, Map<&'a str, Entry<'a>>>,
 }
 
+/// What a key of a section has.
 #[derive(Serialize)]
-struct FadviseJson<'a> {
-    total_calls: u64,
-    success_calls: u64,
-    failed_calls: u64,
-    success_rate_percent: Option<f64>,
-    advice_counts: Map,
-    process_stats: Vec<ProcessJson<'a>>,
+#[serde(untagged)]
+enum Entry<'a> {
+    Int(u64),
+    Float(f64),
+    Percent(Option<f64>),
+    ByLabel(Map<&'a str>),
+    Histogram(HistogramJson),
+    Processes(Vec<ProcessJson<'a>>),
 }
 
 #[derive(Serialize)]
@@ -89,53 +86,6 @@ struct ProcessJson<'a> {
     comm: &'a str,
     call_count: u64,
     success_count: u64,
-}
-
-/// In the rates the outer `None` is an absent key, the inner one null.
-#[derive(Serialize)]
-struct CacheJson {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    read_attempts: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    hits: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    misses: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    hit_rate_percent: Option<Option<f64>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    miss_rate_percent: Option<Option<f64>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    read_bytes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    read_wait_seconds: Option<HistogramJson>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pages_added: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pages_added_by_cause: Option<Map>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pages_evicted: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pages_evicted_by_cause: Option<Map>,
-}
-
-#[derive(Serialize)]
-struct MemoryJson {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    lru_pages_scanned: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    lru_pages_scanned_by_reclaimer: Option<Map>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pages_reclaimed: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pages_reclaimed_by_reclaimer: Option<Map>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reclaim_efficiency_percent: Option<Option<f64>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    direct_reclaim_processes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    direct_reclaim_seconds: Option<HistogramJson>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    kswapd_wakeups: Option<u64>,
 }
 
 /// `buckets` is {upper bound: events up to it}, with the bounds as in Prometheus.
@@ -180,75 +130,69 @@ struct FailureJson<'a> {
     reason: &'a str,
 }
 
-/// An object of counts that keeps its order.
-struct Map<K = &'static str>(Vec<(K, u64)>);
+/// An object that keeps its order.
+struct Map<K, V = u64>(Vec<(K, V)>);
 
-impl<K: AsRef<str>> Serialize for Map<K> {
+impl<K: AsRef<str>, V: Serialize> Serialize for Map<K, V> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.iter().map(|(k, v)| (k.as_ref(), v)))
     }
 }
 
-impl Map {
-    fn of<const N: usize>(names: [&'static str; N], counts: [u64; N]) -> Self {
-        Self(names.into_iter().zip(counts).collect())
-    }
-}
+/// These are objects even if they have nothing to tell; others are absent then.
+const ALWAYS: [&str; 2] = ["cache", "memory"];
 
-impl<'a> From<&'a Fadvise> for FadviseJson<'a> {
-    fn from(f: &'a Fadvise) -> Self {
-        Self {
-            total_calls: f.total(),
-            success_calls: f.success,
-            failed_calls: f.failed,
-            success_rate_percent: f.success_rate_percent,
-            advice_counts: Map::of(ADVICES, f.advice),
-            process_stats: f.processes.iter().map(ProcessJson::from).collect(),
+/// The metrics of the kernel where they say that they stand, and the rows of processes.
+fn sections(snapshot: &Snapshot) -> Map<&str, Map<&str, Entry<'_>>> {
+    let mut sections: Vec<Section> = Vec::new();
+    for json in catalogue::stats().filter_map(|s| s.metric.json) {
+        if sections.iter().all(|s| s.name != json.section) {
+            sections.push(Section { name: json.section, entries: Vec::new(), last: Vec::new() });
         }
     }
+    for family in &snapshot.families {
+        let Some(json) = family.metric.json else { continue };
+        let Some(section) = sections.iter_mut().find(|s| s.name == json.section) else { continue };
+        section.entries.extend(json.key.zip(whole(family)));
+        let by_label =
+            || Map(family.series.iter().filter_map(|s| Some((s.labels.first()?.as_str(), int(&s.value)?))).collect());
+        match (json.key, json.by) {
+            (Some(_), Some(by)) => section.entries.push((by, Entry::ByLabel(by_label()))),
+            (None, Some(by)) => section.last.push((by, Entry::ByLabel(by_label()))),
+            _ => {}
+        }
+    }
+    if let (Some(rows), Some(section)) = (&snapshot.processes, sections.iter_mut().find(|s| s.name == "fadvise")) {
+        section.last.push(("process_stats", Entry::Processes(rows.iter().map(ProcessJson::from).collect())));
+    }
+    let sections = sections.into_iter().map(|s| (s.name, Map(s.entries.into_iter().chain(s.last).collect())));
+    Map(sections.filter(|(name, map)| !map.0.is_empty() || ALWAYS.contains(name)).collect())
+}
+
+struct Section<'a> {
+    name: &'a str,
+    entries: Vec<(&'a str, Entry<'a>)>,
+    /// What comes after them.
+    last: Vec<(&'a str, Entry<'a>)>,
+}
+
+/// The value of a metric, or the sum of its series.
+fn whole(family: &Family) -> Option<Entry<'_>> {
+    Some(match &family.series.first()?.value {
+        Value::Int(_) => Entry::Int(family.total()),
+        Value::Float(v) => Entry::Float(*v),
+        Value::Percent(v) => Entry::Percent(*v),
+        Value::Histogram(h) => Entry::Histogram(HistogramJson::from(h)),
+    })
+}
+
+fn int(value: &Value) -> Option<u64> {
+    if let Value::Int(n) = value { Some(*n) } else { None }
 }
 
 impl<'a> From<&'a ProcessRow> for ProcessJson<'a> {
     fn from(row: &'a ProcessRow) -> Self {
         Self { pid: row.pid, comm: &row.comm, call_count: row.calls, success_count: row.success }
-    }
-}
-
-impl From<&Cache> for CacheJson {
-    fn from(c: &Cache) -> Self {
-        // Hits need both attempts and misses, as do the rates.
-        let rates = c.hits.is_some();
-        Self {
-            read_attempts: c.read_attempts,
-            hits: c.hits,
-            misses: c.misses,
-            hit_rate_percent: rates.then_some(c.hit_rate_percent),
-            miss_rate_percent: rates.then_some(c.miss_rate_percent),
-            read_bytes: c.read_bytes,
-            read_wait_seconds: c.read_latency.as_ref().map(HistogramJson::from),
-            pages_added: c.adds.map(|a| a.iter().sum()),
-            pages_added_by_cause: c.adds.map(|a| Map::of(FILL_CAUSES, a)),
-            pages_evicted: c.evictions.map(|e| e.iter().sum()),
-            pages_evicted_by_cause: c.evictions.map(|e| Map::of(EVICTION_CAUSES, e)),
-        }
-    }
-}
-
-impl From<&Memory> for MemoryJson {
-    fn from(m: &Memory) -> Self {
-        let reclaimed: Vec<_> =
-            RECLAIMERS.into_iter().zip(m.reclaimed).filter_map(|(name, pages)| Some((name, pages?))).collect();
-        let known = !reclaimed.is_empty();
-        Self {
-            lru_pages_scanned: m.scanned.map(|s| s.iter().sum()),
-            lru_pages_scanned_by_reclaimer: m.scanned.map(|s| Map::of(RECLAIMERS, s)),
-            pages_reclaimed: known.then(|| reclaimed.iter().map(|(_, pages)| pages).sum()),
-            pages_reclaimed_by_reclaimer: known.then_some(Map(reclaimed)),
-            reclaim_efficiency_percent: m.scanned.map(|_| m.reclaim_efficiency_percent),
-            direct_reclaim_processes: m.direct_reclaim_processes,
-            direct_reclaim_seconds: m.stalls.as_ref().map(HistogramJson::from),
-            kswapd_wakeups: m.kswapd_wakeups,
-        }
     }
 }
 
@@ -277,27 +221,31 @@ mod tests {
 
     use super::*;
     use crate::export::prometheus;
-    use crate::metrics::snapshot::IoStats;
+    use crate::metrics::metric::Kind;
     use crate::monitor::example;
 
     fn parse(text: &str) -> Value {
         serde_json::from_str(text).unwrap()
     }
 
+    /// What is named here has this value; a metric that comes later may stand beside it.
+    fn has(section: &Value, expected: Value) {
+        for (key, value) in expected.as_object().unwrap() {
+            assert_eq!(section.get(key), Some(value), "{key}");
+        }
+    }
+
     #[test]
     fn stats_of_a_whole_snapshot() {
         let stats = parse(&stats(&example::snapshot()));
-        let mut memory = stats["memory"].clone();
-        let stalls = memory.as_object_mut().unwrap().remove("direct_reclaim_seconds").unwrap();
-        let mut cache = stats["cache"].clone();
-        let latency = cache.as_object_mut().unwrap().remove("read_wait_seconds").unwrap();
+        let (stalls, latency) = (&stats["memory"]["direct_reclaim_seconds"], &stats["cache"]["read_wait_seconds"]);
         assert_eq!(stats["status"], "healthy");
         assert_eq!(stats["sequence"], 42);
         assert_eq!(stats["collected_at"], "2023-11-14T22:13:20.123Z");
         assert_eq!(stats["total_modules"], 1);
         assert_eq!(stats["modules"], json!({ "iomonitor": stats["total_metrics"] }));
-        assert_eq!(
-            stats["fadvise"],
+        has(
+            &stats["fadvise"],
             json!({
                 "total_calls": 1004, "success_calls": 1001, "failed_calls": 3, "success_rate_percent": null,
                 "advice_counts": {
@@ -308,10 +256,10 @@ mod tests {
                     { "pid": 4711, "comm": "banyand \"hot\"\n\\", "call_count": 1000, "success_count": 999 },
                     { "pid": 0, "comm": "overflow", "call_count": 4, "success_count": 2 },
                 ],
-            })
+            }),
         );
-        assert_eq!(
-            cache,
+        has(
+            &stats["cache"],
             json!({
                 "read_attempts": 16384, "hits": 16000, "misses": 384,
                 "hit_rate_percent": 97.65625, "miss_rate_percent": 2.34375, "read_bytes": 67108864,
@@ -319,10 +267,10 @@ mod tests {
                 "pages_added_by_cause": { "read": 384, "write": 512, "fault": 33, "prefetch": 2048, "other": 7 },
                 "pages_evicted": 773,
                 "pages_evicted_by_cause": { "reclaim": 640, "fadvise": 128, "other": 5 },
-            })
+            }),
         );
-        assert_eq!(
-            memory,
+        has(
+            &stats["memory"],
             json!({
                 "lru_pages_scanned": 5370,
                 "lru_pages_scanned_by_reclaimer": { "kswapd": 5000, "direct": 300, "memcg": 70 },
@@ -330,7 +278,7 @@ mod tests {
                 "pages_reclaimed_by_reclaimer": { "kswapd": 4000, "direct": 200, "memcg": 60 },
                 "reclaim_efficiency_percent": 100.0 / 3.0,
                 "direct_reclaim_processes": 9, "kswapd_wakeups": 13,
-            })
+            }),
         );
         assert_eq!((&latency["count"], &latency["sum"]), (&json!(2275), &json!(0.987654321)));
         assert_eq!(latency["buckets"]["1.024e-06"], 100);
@@ -341,8 +289,32 @@ mod tests {
     }
 
     #[test]
+    fn keys_keep_their_order() {
+        let text = stats(&example::snapshot());
+        let at = |key: &str| text.find(&format!("\"{key}\":")).unwrap();
+        assert!(
+            [
+                "modules",
+                "fadvise",
+                "total_calls",
+                "success_rate_percent",
+                "advice_counts",
+                "process_stats",
+                "cache",
+                "read_attempts",
+                "pages_added",
+                "pages_added_by_cause",
+                "pages_evicted",
+                "memory",
+                "kswapd_wakeups",
+            ]
+            .is_sorted_by_key(|key| at(key))
+        );
+    }
+
+    #[test]
     fn what_no_probe_gives_is_absent() {
-        let snapshot = Snapshot { io: IoStats::default(), families: vec![], ..example::snapshot() };
+        let snapshot = Snapshot { processes: None, families: vec![], ..example::snapshot() };
         let stats = parse(&stats(&snapshot));
         assert_eq!(stats.get("fadvise"), None);
         assert_eq!(stats["cache"], json!({}));
@@ -352,8 +324,9 @@ mod tests {
     #[test]
     fn a_rate_with_nothing_to_divide_is_null() {
         let mut snapshot = example::snapshot();
-        snapshot.io.cache.hit_rate_percent = None;
-        snapshot.io.memory.reclaim_efficiency_percent = None;
+        for name in ["ebpf_cache_hit_rate_percent", "ebpf_memory_reclaim_efficiency_percent"] {
+            snapshot.family_mut(name).series[0].value = crate::metrics::snapshot::Value::Percent(None);
+        }
         let stats = parse(&stats(&snapshot));
         assert_eq!(stats["cache"].get("hit_rate_percent"), Some(&Value::Null));
         assert_eq!(stats["memory"].get("reclaim_efficiency_percent"), Some(&Value::Null));
@@ -363,7 +336,7 @@ mod tests {
     fn any_string_is_valid_json() {
         let mut snapshot = example::snapshot();
         let comm: String = (0..=0x2ff).filter_map(char::from_u32).chain("\u{2028}\u{fffd}😀".chars()).collect();
-        snapshot.io.fadvise.as_mut().unwrap().processes[0].comm = comm.clone();
+        snapshot.processes.as_mut().unwrap()[0].comm = comm.clone();
         snapshot.last_error = Some(comm.clone());
         assert_eq!(parse(&stats(&snapshot))["fadvise"]["process_stats"][0]["comm"], comm.as_str());
         assert_eq!(parse(&health(&snapshot, Instant::now()).1)["last_error"], comm.as_str());
@@ -421,38 +394,25 @@ mod tests {
             }
             compared += 1;
         };
-        for (path, series) in [
-            ("/fadvise/total_calls", "ebpf_fadvise_calls_total"),
-            ("/fadvise/success_calls", "ebpf_fadvise_success_total"),
-            ("/fadvise/failed_calls", "ebpf_fadvise_failed_total"),
-            ("/fadvise/success_rate_percent", "ebpf_fadvise_success_rate_percent"),
-            ("/cache/read_attempts", "ebpf_cache_read_attempts_total"),
-            ("/cache/hits", "ebpf_cache_hits_total"),
-            ("/cache/misses", "ebpf_cache_misses_total"),
-            ("/cache/hit_rate_percent", "ebpf_cache_hit_rate_percent"),
-            ("/cache/miss_rate_percent", "ebpf_cache_miss_rate_percent"),
-            ("/cache/read_bytes", "ebpf_cache_read_bytes_total"),
-            ("/cache/read_wait_seconds/count", "ebpf_read_wait_seconds_count"),
-            ("/cache/read_wait_seconds/sum", "ebpf_read_wait_seconds_sum"),
-            ("/memory/reclaim_efficiency_percent", "ebpf_memory_reclaim_efficiency_percent"),
-            ("/memory/direct_reclaim_processes", "ebpf_memory_direct_reclaim_processes"),
-            ("/memory/direct_reclaim_seconds/count", "ebpf_memory_direct_reclaim_seconds_count"),
-            ("/memory/direct_reclaim_seconds/sum", "ebpf_memory_direct_reclaim_seconds_sum"),
-            ("/memory/kswapd_wakeups", "ebpf_memory_kswapd_wakeups_total"),
-        ] {
-            same(series, stats.pointer(path).expect(path));
-        }
-        for (path, name, label) in [
-            ("/fadvise/advice_counts", "ebpf_fadvise_advice_total", "advice"),
-            ("/cache/pages_added_by_cause", "ebpf_page_cache_adds_total", "cause"),
-            ("/cache/pages_evicted_by_cause", "ebpf_page_cache_evictions_total", "cause"),
-            ("/memory/lru_pages_scanned_by_reclaimer", "ebpf_memory_lru_pages_scanned_total", "reclaimer"),
-            ("/memory/pages_reclaimed_by_reclaimer", "ebpf_memory_pages_reclaimed_total", "reclaimer"),
-            ("/cache/read_wait_seconds/buckets", "ebpf_read_wait_seconds_bucket", "le"),
-            ("/memory/direct_reclaim_seconds/buckets", "ebpf_memory_direct_reclaim_seconds_bucket", "le"),
-        ] {
-            for (key, value) in stats.pointer(path).expect(path).as_object().unwrap() {
-                same(&format!("{name}{{{label}=\"{key}\"}}"), value);
+        for metric in catalogue::stats().map(|s| &s.metric) {
+            let (json, name) = (metric.json.unwrap(), metric.name);
+            let value = |key| &stats[json.section][key];
+            match (json.key.map(value), json.by.map(value), metric.labels) {
+                (Some(value), None, []) if metric.kind == Kind::Histogram => {
+                    same(&format!("{name}_count"), &value["count"]);
+                    same(&format!("{name}_sum"), &value["sum"]);
+                    for (le, events) in value["buckets"].as_object().unwrap() {
+                        same(&format!("{name}_bucket{{le=\"{le}\"}}"), events);
+                    }
+                }
+                (Some(value), None, []) => same(name, value),
+                (sum, Some(by), [label]) => {
+                    let by = by.as_object().unwrap();
+                    by.iter().for_each(|(key, value)| same(&format!("{name}{{{label}=\"{key}\"}}"), value));
+                    let all: u64 = by.values().map(|v| v.as_u64().unwrap()).sum();
+                    assert!(sum.is_none_or(|sum| *sum == all), "{name}");
+                }
+                other => panic!("{name}: {other:?}"),
             }
         }
         let of_the_kernel = text.iter().filter(|(s, _)| s.starts_with("ebpf_") && !s.starts_with("ebpf_sidecar_"));

@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
-use crate::metrics::catalogue::{CATALOGUE, Metric};
+use crate::metrics::metric::Metric;
+use crate::monitor::catalogue::CATALOGUE;
 
 const INTRODUCTION: &str = "\
-<!-- Made from src/metrics/catalogue.rs by `UPDATE_DOCS=1 cargo test --lib markdown`: edit there. -->
+<!-- Made from src/monitor/ and src/metrics/own.rs by `UPDATE_DOCS=1 cargo test --lib markdown`: edit there. -->
 # Metrics
 
 Counters grow from the start of the agent and are never reset. Percentages are over the last interval; with
@@ -16,8 +17,7 @@ not 0: `ebpf_sidecar_probe_attached` and `/health` tell which probe and why. A p
 
 fn markdown() -> String {
     let mut out = INTRODUCTION.to_string();
-    let own = |m: &&Metric| !m.name.starts_with("ebpf_") || m.name.starts_with("ebpf_sidecar_");
-    let (agent, kernel): (Vec<&Metric>, Vec<&Metric>) = CATALOGUE.iter().copied().partition(own);
+    let (kernel, agent): (Vec<&Metric>, Vec<&Metric>) = CATALOGUE.iter().copied().partition(|m| m.json.is_some());
     for (title, metrics) in [("What the kernel does", kernel), ("The agent itself", agent)] {
         // Writing to a String cannot fail.
         let _ = write!(out, "\n## {title}\n\n| metric | type | unit | labels | meaning |\n|---|---|---|---|---|\n");

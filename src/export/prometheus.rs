@@ -3,8 +3,8 @@
 
 use std::fmt::{self, Write};
 
-use crate::metrics::catalogue::{Kind, Metric};
 use crate::metrics::histogram::{Histogram, cumulative};
+use crate::metrics::metric::{Kind, Metric};
 use crate::metrics::snapshot::{Snapshot, Value};
 
 /// Media type of [`text`].
@@ -115,9 +115,12 @@ fn number(v: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::catalogue::*;
+    use crate::metrics::own::{PROCESS_CPU, PROCESS_START};
     use crate::metrics::snapshot::{Family, Series};
     use crate::monitor::example;
+    use crate::monitor::fadvise::{FADVISE_ADVICE, FADVISE_CALLS};
+    use crate::monitor::reads::{CACHE_HIT_RATE, CACHE_MISS_RATE};
+    use crate::monitor::reclaim::DIRECT_RECLAIM_SECONDS;
 
     static AWKWARD: Metric = Metric {
         name: "awkward_bytes_total",
@@ -126,6 +129,7 @@ mod tests {
         help: "A \"quote\", a \\ and a\nnew line.",
         labels: &["a", "b"],
         label_values: &[&[], &[]],
+        json: None,
     };
 
     fn series(labels: &[&str], value: Value) -> Series {
@@ -136,11 +140,11 @@ mod tests {
         let mut stalls = Histogram { sum_ns: 1_500_000_000, ..Default::default() };
         (stalls.buckets[0], stalls.buckets[1], stalls.buckets[25]) = (2, 1, 4);
         let families = vec![
-            Family { metric: &FADVISE_CALLS, series: vec![series(&[], Value::Int(u64::MAX))] },
-            Family { metric: &FADVISE_ADVICE, series: vec![] },
-            Family { metric: &CACHE_MISS_RATE, series: vec![series(&[], Value::Percent(None))] },
-            Family { metric: &CACHE_HIT_RATE, series: vec![series(&[], Value::Percent(Some(99.9)))] },
-            Family { metric: &DIRECT_RECLAIM_SECONDS, series: vec![series(&[], Value::Histogram(stalls))] },
+            Family { metric: &FADVISE_CALLS.metric, series: vec![series(&[], Value::Int(u64::MAX))] },
+            Family { metric: &FADVISE_ADVICE.metric, series: vec![] },
+            Family { metric: &CACHE_MISS_RATE.metric, series: vec![series(&[], Value::Percent(None))] },
+            Family { metric: &CACHE_HIT_RATE.metric, series: vec![series(&[], Value::Percent(Some(99.9)))] },
+            Family { metric: &DIRECT_RECLAIM_SECONDS.metric, series: vec![series(&[], Value::Histogram(stalls))] },
             Family { metric: &PROCESS_CPU, series: vec![series(&[], Value::Float(0.1 + 0.2))] },
             Family { metric: &PROCESS_START, series: vec![series(&[], Value::Float(1.7e9))] },
             Family { metric: &AWKWARD, series: vec![series(&["x\"y\\z\n", "é{},="], Value::Int(1))] },
@@ -168,11 +172,11 @@ mod tests {
                  ebpf_cache_hit_rate_percent 99.9\n\
                  # HELP ebpf_memory_direct_reclaim_seconds {}\n\
                  # TYPE ebpf_memory_direct_reclaim_seconds histogram\n",
-                FADVISE_CALLS.help,
-                FADVISE_ADVICE.help,
-                CACHE_MISS_RATE.help,
-                CACHE_HIT_RATE.help,
-                DIRECT_RECLAIM_SECONDS.help
+                FADVISE_CALLS.metric.help,
+                FADVISE_ADVICE.metric.help,
+                CACHE_MISS_RATE.metric.help,
+                CACHE_HIT_RATE.metric.help,
+                DIRECT_RECLAIM_SECONDS.metric.help
             )
         );
         assert!(rest.starts_with("{le=\"1.024e-06\"} 2\n"), "{rest}");

@@ -4,23 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::catalogue as m;
 use super::histogram::Histogram;
+use super::own::{self as m, DROPS, FAILURES};
 use super::snapshot::{Family, Series, Value};
-
-/// Why a point has to be sent again, as in `ebpf_sidecar_export_points_failed_total{reason}`.
-pub const FAILURES: [&str; 8] = [
-    "connection",
-    "no_answer",
-    "not_found",
-    "expired_schema",
-    "schema_not_applied",
-    "disk_full",
-    "internal_error",
-    "version_deprecated",
-];
-/// Why a point is given up, as in `ebpf_sidecar_export_points_dropped_total{reason}`.
-pub const DROPS: [&str; 7] = ["queue_limit", "queue_bytes", "overrun", "schema", "refused", "panic", "stopped"];
 
 /// The exporter of this process.
 pub static STATE: State = State {

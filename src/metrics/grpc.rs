@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::catalogue as m;
+use super::own as m;
 use super::snapshot::{Family, Value};
 
 /// The counts of this process.

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::channel::{self, Receiver, Sender, TrySendError};
 
-use super::catalogue::Metric;
 use super::histogram::Histogram;
+use super::metric::Metric;
 
 /// One immutable collection.
 #[derive(Debug, Clone)]
@@ -27,10 +27,10 @@ pub struct Snapshot {
     pub interval: Duration,
     /// Whose I/O is counted: `host`, `cgroup:<path>` or `comm:<name>`.
     pub scope: String,
-    /// The I/O statistics, for outputs with a shape of their own (JSON, gRPC).
-    pub io: IoStats,
-    /// Every metric with its series, in catalogue order, for outputs that render a list.
+    /// Every metric that is known, with its series: those of the modules in the catalogue's order, then the agent's own.
     pub families: Vec<Family>,
+    /// Rows: what single processes did, which is too much for series. `None`: the probe behind it is not attached.
+    pub processes: Option<Vec<ProcessRow>>,
     /// Each configured module.
     pub modules: Vec<ModuleStatus>,
     /// Why the last collection failed; `None` when it did not.
@@ -56,8 +56,7 @@ impl Snapshot {
         let labels = |s: &Series| s.labels.iter().map(|l| size_of::<String>() + l.len() + ALLOCATION).sum::<usize>();
         let series = |s: &Series| size_of::<Series>() + labels(s) + ALLOCATION;
         let family = |f: &Family| size_of::<Family>() + f.series.iter().map(series).sum::<usize>() + ALLOCATION;
-        let rows = self.io.fadvise.iter().flat_map(|f| &f.processes);
-        let rows = rows.map(|r| size_of::<ProcessRow>() + r.comm.len() + ALLOCATION);
+        let rows = self.processes.iter().flatten().map(|r| size_of::<ProcessRow>() + r.comm.len() + ALLOCATION);
         size_of::<Self>() + self.families.iter().map(family).sum::<usize>() + rows.sum::<usize>()
     }
 }
@@ -82,6 +81,16 @@ impl Family {
         let series = series.into_iter().map(|(l, v)| Series { labels: vec![l.to_owned()], value: Value::Int(v) });
         Self { metric, series: series.collect() }
     }
+
+    /// The sum of its series, if they are whole numbers.
+    pub fn total(&self) -> u64 {
+        self.series.iter().filter_map(|s| if let Value::Int(n) = s.value { Some(n) } else { None }).sum()
+    }
+}
+
+/// The metric of this name among `families`, if it is known.
+pub fn find<'a>(families: &'a [Family], name: &str) -> Option<&'a Family> {
+    families.iter().find(|f| f.metric.name == name)
 }
 
 /// One value of a metric.
@@ -140,48 +149,6 @@ pub struct ProbeStatus {
     pub failures: Vec<(&'static str, String)>,
 }
 
-/// The I/O statistics since the start of the agent. `None` throughout: the probe behind it is not attached.
-#[derive(Debug, Clone, Default)]
-pub struct IoStats {
-    /// fadvise64 calls.
-    pub fadvise: Option<Fadvise>,
-    /// The page cache.
-    pub cache: Cache,
-    /// Memory reclaim.
-    pub memory: Memory,
-}
-
-/// Names of the fadvise advices, in the order of [`Fadvise::advice`].
-pub const ADVICES: [&str; 7] = ["normal", "random", "sequential", "willneed", "dontneed", "noreuse", "invalid"];
-/// Causes of a page-cache fill, in the order of [`Cache::adds`].
-pub const FILL_CAUSES: [&str; 5] = ["read", "write", "fault", "prefetch", "other"];
-/// Causes of a page-cache eviction, in the order of [`Cache::evictions`].
-pub const EVICTION_CAUSES: [&str; 3] = ["reclaim", "fadvise", "other"];
-/// Who reclaims, in the order of [`Memory::scanned`] and [`Memory::reclaimed`].
-pub const RECLAIMERS: [&str; 3] = ["kswapd", "direct", "memcg"];
-
-/// fadvise64 calls.
-#[derive(Debug, Clone, Default)]
-pub struct Fadvise {
-    /// Calls that returned 0.
-    pub success: u64,
-    /// Calls that returned an error.
-    pub failed: u64,
-    /// Calls by advice, as [`ADVICES`].
-    pub advice: [u64; 7],
-    /// Successful calls per hundred, over the last interval.
-    pub success_rate_percent: Option<f64>,
-    /// Per process, most calls first; the rows' calls add up to `success + failed`.
-    pub processes: Vec<ProcessRow>,
-}
-
-impl Fadvise {
-    /// All calls.
-    pub fn total(&self) -> u64 {
-        self.success + self.failed
-    }
-}
-
 /// One process's fadvise calls, cumulative while it is known. The row with pid 0 and comm `overflow` holds
 /// what did not fit and what belonged to processes since forgotten.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -194,46 +161,6 @@ pub struct ProcessRow {
     pub calls: u64,
     /// Calls that returned 0.
     pub success: u64,
-}
-
-/// The page cache. Pages are of the base page size (4 KiB on x86-64).
-#[derive(Debug, Clone, Default)]
-pub struct Cache {
-    /// Pages that buffered reads of regular files touched.
-    pub read_attempts: Option<u64>,
-    /// Running maximum of attempts − misses.
-    pub hits: Option<u64>,
-    /// Pages of regular files filled on behalf of reads, readahead included.
-    pub misses: Option<u64>,
-    /// Over the last interval.
-    pub hit_rate_percent: Option<f64>,
-    /// Over the last interval.
-    pub miss_rate_percent: Option<f64>,
-    /// Bytes copied to the readers; needs a hook that sees the return value of the read.
-    pub read_bytes: Option<u64>,
-    /// How long reads that had to wait for I/O took; needs hooks at functions.
-    pub read_latency: Option<Histogram>,
-    /// Pages filled, as [`FILL_CAUSES`].
-    pub adds: Option<[u64; 5]>,
-    /// Pages removed, as [`EVICTION_CAUSES`].
-    pub evictions: Option<[u64; 3]>,
-}
-
-/// Memory reclaim.
-#[derive(Debug, Clone, Default)]
-pub struct Memory {
-    /// Pages of the inactive lists scanned, as [`RECLAIMERS`].
-    pub scanned: Option<[u64; 3]>,
-    /// Pages reclaimed, as [`RECLAIMERS`]; without the scans kswapd's are unknown.
-    pub reclaimed: [Option<u64>; 3],
-    /// Reclaimed per hundred scanned, over the last interval.
-    pub reclaim_efficiency_percent: Option<f64>,
-    /// Distinct processes with a direct or memcg reclaim in the last interval.
-    pub direct_reclaim_processes: Option<u64>,
-    /// How long each direct or memcg reclaim stalled its thread.
-    pub stalls: Option<Histogram>,
-    /// Times that kswapd began a round of balancing.
-    pub kswapd_wakeups: Option<u64>,
 }
 
 /// How much of the past a [`SnapshotCell`] keeps: at most this many bytes, so that a short interval or thousands of
@@ -361,7 +288,7 @@ mod tests {
     fn the_past_stays_within_its_bytes() {
         let row = |pid| ProcessRow { pid, comm: "a database".into(), calls: 1, success: 1 };
         let mut big = example::snapshot();
-        big.io.fadvise.as_mut().unwrap().processes = (0..10_000).map(row).collect();
+        big.processes = Some((0..10_000).map(row).collect());
         let cell = SnapshotCell::with_history(big.clone(), Duration::from_secs(3600));
         for n in 1..100 {
             cell.store(Snapshot { sequence: n, ..big.clone() });

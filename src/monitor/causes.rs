@@ -4,7 +4,7 @@
 use crate::ebpf::abi::{FUNCTIONS, Function, Settings};
 use crate::ebpf::os;
 
-/// Indexes in [`FILL_CAUSES`](crate::metrics::snapshot::FILL_CAUSES).
+/// Indexes in [`FILL_CAUSES`](super::fills::FILL_CAUSES).
 const READ: u64 = 0;
 const WRITE: u64 = 1;
 const FAULT: u64 = 2;
@@ -57,7 +57,7 @@ pub fn tell(settings: &mut Settings) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::snapshot::FILL_CAUSES;
+    use crate::monitor::fills::FILL_CAUSES;
 
     #[test]
     fn causes_have_their_names() {

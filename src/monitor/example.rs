@@ -2,16 +2,17 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::iomonitor;
-use crate::metrics::catalogue::*;
+use super::catalogue::CATALOGUE;
 use crate::metrics::histogram::{BUCKETS, Histogram};
+use crate::metrics::metric::{Kind, Metric};
 use crate::metrics::snapshot::*;
 
 /// The snapshot: no two numbers alike, nothing absent, one percentage with nothing to divide by.
 pub fn snapshot() -> Snapshot {
-    let io = io();
-    let families = families(&io);
+    let families: Vec<Family> = CATALOGUE.iter().enumerate().map(|(i, metric)| family(i, metric)).collect();
+    let of_module = || families.iter().filter(|f| f.metric.json.is_some());
     let probe = |name, mode| ProbeStatus { name, mode: Some(mode), failures: vec![] };
+    let row = |pid, comm: &str, calls, success| ProcessRow { pid, comm: comm.into(), calls, success };
     Snapshot {
         scope: "host".into(),
         sequence: 42,
@@ -19,7 +20,6 @@ pub fn snapshot() -> Snapshot {
         collected_instant: Instant::now(),
         started: Instant::now(),
         interval: Duration::from_secs(10),
-        io,
         modules: vec![ModuleStatus {
             name: "iomonitor",
             enabled: true,
@@ -27,70 +27,85 @@ pub fn snapshot() -> Snapshot {
             last_error: None,
             trouble: None,
             last_collected: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123)),
-            families: 0..families.iter().filter(|f| is_io(f.metric)).count(),
-            metric_count: families.iter().filter(|f| is_io(f.metric)).map(|f| f.series.len()).sum(),
+            families: 0..of_module().count(),
+            metric_count: of_module().map(|f| f.series.len()).sum(),
             probes: vec![probe("fadvise", "tracepoint"), probe("cache_fill", "raw_tracepoint")],
         }],
         families,
+        processes: Some(vec![row(4711, "banyand \"hot\"\n\\", 1000, 999), row(0, "overflow", 4, 2)]),
         last_error: None,
     }
 }
 
-fn is_io(metric: &Metric) -> bool {
-    metric.name.starts_with("ebpf_") && !metric.name.starts_with("ebpf_sidecar_")
-}
-
-fn io() -> IoStats {
-    let row = |pid, comm: &str, calls, success| ProcessRow { pid, comm: comm.into(), calls, success };
-    let mut stalls = Histogram { sum_ns: 1_234_567_891, ..Default::default() };
-    for (i, bucket) in stalls.buckets.iter_mut().enumerate() {
-        *bucket = i as u64;
-    }
-    let mut latency = Histogram { sum_ns: 987_654_321, ..Default::default() };
-    for (i, bucket) in latency.buckets.iter_mut().enumerate() {
-        *bucket = 100 - i as u64;
-    }
-    IoStats {
-        fadvise: Some(Fadvise {
-            success: 1001,
-            failed: 3,
-            advice: [2, 4, 6, 900, 80, 1, 11],
-            success_rate_percent: None,
-            processes: vec![row(4711, "banyand \"hot\"\n\\", 1000, 999), row(0, "overflow", 4, 2)],
-        }),
-        cache: Cache {
-            read_attempts: Some(16384),
-            hits: Some(16000),
-            misses: Some(384),
-            hit_rate_percent: Some(97.65625),
-            miss_rate_percent: Some(2.34375),
-            read_bytes: Some(67_108_864),
-            read_latency: Some(latency),
-            adds: Some([384, 512, 33, 2048, 7]),
-            evictions: Some([640, 128, 5]),
-        },
-        memory: Memory {
-            scanned: Some([5000, 300, 70]),
-            reclaimed: [4000, 200, 60].map(Some),
-            reclaim_efficiency_percent: Some(100.0 / 3.0),
-            direct_reclaim_processes: Some(9),
-            stalls: Some(stalls),
-            kswapd_wakeups: Some(13),
-        },
+/// Numbers that belong together, and any others.
+fn family(i: usize, metric: &'static Metric) -> Family {
+    let percent = |value| Family::single(metric, Value::Percent(value));
+    let histogram = |buckets, sum_ns| Family::single(metric, Value::Histogram(Histogram { buckets, sum_ns }));
+    let numbers: &[u64] = match metric.name {
+        "ebpf_fadvise_calls_total" => &[1004],
+        "ebpf_fadvise_success_total" => &[1001],
+        "ebpf_fadvise_failed_total" => &[3],
+        "ebpf_fadvise_advice_total" => &[2, 4, 6, 900, 80, 1, 11],
+        "ebpf_fadvise_success_rate_percent" => return percent(None),
+        "ebpf_cache_read_attempts_total" => &[16384],
+        "ebpf_cache_hits_total" => &[16000],
+        "ebpf_cache_misses_total" => &[384],
+        "ebpf_cache_hit_rate_percent" => return percent(Some(97.65625)),
+        "ebpf_cache_miss_rate_percent" => return percent(Some(2.34375)),
+        "ebpf_cache_read_bytes_total" => &[67_108_864],
+        "ebpf_read_wait_seconds" => return histogram(std::array::from_fn(|i| 100 - i as u64), 987_654_321),
+        "ebpf_page_cache_adds_total" => &[384, 512, 33, 2048, 7],
+        "ebpf_page_cache_evictions_total" => &[640, 128, 5],
+        "ebpf_memory_lru_pages_scanned_total" => &[5000, 300, 70],
+        "ebpf_memory_pages_reclaimed_total" => &[4000, 200, 60],
+        "ebpf_memory_reclaim_efficiency_percent" => return percent(Some(100.0 / 3.0)),
+        "ebpf_memory_direct_reclaim_processes" => &[9],
+        "ebpf_memory_direct_reclaim_seconds" => return histogram(std::array::from_fn(|i| i as u64), 1_234_567_891),
+        "ebpf_memory_kswapd_wakeups_total" => &[13],
+        _ => return any(i, metric),
+    };
+    let labels = metric.label_values.first().copied().unwrap_or(&[""]);
+    match metric.labels {
+        [] => Family::single(metric, Value::Int(numbers[0])),
+        _ => Family::labelled(metric, labels.iter().copied().zip(numbers.iter().copied())),
     }
 }
 
-/// The real mapping of the statistics, and any number for what the agent says of itself.
-fn families(io: &IoStats) -> Vec<Family> {
-    let mut all = iomonitor::families(io);
-    let own = CATALOGUE.iter().enumerate().filter(|(_, m)| !is_io(m)).map(|(i, &metric)| {
-        let labels = metric.labels.iter().map(|l| format!("a {l}")).collect();
-        let value = match metric.kind {
-            Kind::Histogram => Value::Histogram(Histogram { buckets: [i as u64; BUCKETS], sum_ns: 1 }),
-            _ => Value::Float(i as f64 + 0.5),
-        };
-        Family { metric, series: vec![Series { labels, value }] }
-    });
-    all.extend(own);
-    all
+fn any(i: usize, metric: &'static Metric) -> Family {
+    let n = i as u64;
+    let of_kernel = metric.json.is_some();
+    let value = match metric.kind {
+        Kind::Histogram => Value::Histogram(Histogram { buckets: [n; BUCKETS], sum_ns: 1 }),
+        Kind::Gauge if of_kernel && metric.unit == "percent" => Value::Percent(Some(i as f64 + 0.5)),
+        _ if of_kernel && metric.labels.is_empty() => Value::Int(100_000 + n),
+        _ if of_kernel => {
+            let labels = metric.label_values.first().copied().unwrap_or_default();
+            return Family::labelled(metric, labels.iter().copied().zip(100_000 * (n + 1)..));
+        }
+        _ => Value::Float(i as f64 + 0.5),
+    };
+    let labels = metric.labels.iter().map(|l| format!("a {l}")).collect();
+    Family { metric, series: vec![Series { labels, value }] }
+}
+
+impl Snapshot {
+    /// Has a metric of the kernel say this, one number for each of its series.
+    pub fn say(&mut self, name: &str, numbers: &[u64]) {
+        for (series, n) in self.family_mut(name).series.iter_mut().zip(numbers) {
+            series.value = Value::Int(*n);
+        }
+    }
+
+    /// As if no probe behind a metric of the kernel were attached.
+    pub fn forget(&mut self, name: &str) {
+        let series = self.family_mut(name).series.len();
+        self.families.retain(|f| f.metric.name != name);
+        self.modules[0].families.end -= 1;
+        self.modules[0].metric_count -= series;
+    }
+
+    /// A metric to be changed.
+    pub fn family_mut(&mut self, name: &str) -> &mut Family {
+        self.families.iter_mut().find(|f| f.metric.name == name).unwrap_or_else(|| panic!("no metric {name}"))
+    }
 }

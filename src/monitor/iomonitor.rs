@@ -1,32 +1,31 @@
 //! The I/O monitor: attaches bpf/iomonitor.bpf.c and turns its counters into metrics.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::time::Instant;
 
+use super::catalogue::SUBJECTS;
 use super::causes;
+use super::counters::Counters;
 use super::hits::Hits;
-use super::probes::{
-    CACHE_EVICT, CACHE_FILL, CACHE_READ, DIRECT_RECLAIM, FADVISE, KSWAPD, MEMCG_RECLAIM, READ_LATENCY, RECLAIM_SCAN,
-    Running, reasons,
-};
+use super::probes::{CACHE_FILL, FADVISE, Running, reasons};
 use super::processes::{self, Processes};
+use super::reads::FILL_READ;
+use super::reclaim::stalled;
 use super::rows::Rows;
 use super::scope::CgroupScope;
 use super::stalls::Stalls;
+use super::stat::{self, View};
 use super::{Module, ModuleSettings, Sample};
 use crate::config::{self, Scope, Switch};
-use crate::ebpf::abi::{self, COMM_LEN, Plain, ProcKey, ProcRow, Settings, Totals};
+use crate::ebpf::abi::{self, COMM_LEN, Plain, ProcKey, ProcRow, Settings};
 use crate::ebpf::attach::{Hook, Kernel, Loader};
 use crate::ebpf::layout::Layout;
 use crate::ebpf::object::{Aligned, Error, Map, Object};
 use crate::ebpf::os;
-use crate::metrics::catalogue as m;
-use crate::metrics::histogram::Histogram;
-use crate::metrics::snapshot::{
-    ADVICES, Cache, EVICTION_CAUSES, FILL_CAUSES, Fadvise, Family, IoStats, Memory, ProbeStatus, RECLAIMERS, Value,
-};
+use crate::metrics::own as m;
+use crate::metrics::snapshot::{Family, ProbeStatus, Value};
 
 /// The name of this module in the configuration.
 pub const NAME: &str = "iomonitor";
@@ -51,11 +50,11 @@ pub struct IoMonitor {
     probes: Vec<ProbeStatus>,
     processes: Processes,
     /// Counters of earlier attachments: they go on where they were.
-    base: Totals,
+    base: Counters,
     /// Events missed in earlier attachments, by probe.
     missed_before: BTreeMap<&'static str, u64>,
     /// Counters at the last collection, for what is "of the last interval".
-    last: Totals,
+    last: Counters,
     hits: Hits,
     /// Stalls whose end was missed.
     lost_stalls: u64,
@@ -65,6 +64,8 @@ pub struct IoMonitor {
 struct Attached {
     scope: Option<CgroupScope>,
     running: Running,
+    /// As the programs have them, all zero.
+    counters: Counters,
     totals: Map,
     rows: Rows,
     stalls: Stalls,
@@ -72,7 +73,7 @@ struct Attached {
 
 /// What an attachment had counted when it ended.
 struct End {
-    totals: Totals,
+    counters: Counters,
     rows: Vec<(ProcKey, ProcRow)>,
     missed: Vec<(&'static str, u64)>,
 }
@@ -85,84 +86,39 @@ impl IoMonitor {
             attached: None,
             probes: Vec::new(),
             processes: Processes::default(),
-            base: Totals::default(),
+            base: Counters::default(),
             missed_before: BTreeMap::new(),
-            last: Totals::default(),
+            last: Counters::default(),
             hits: Hits::default(),
             lost_stalls: 0,
         }
     }
 
-    fn attached_as(&self, probe: &str, mode: &str) -> bool {
-        self.probes.iter().any(|p| p.name == probe && p.mode == Some(mode))
-    }
-
-    fn has(&self, probe: &str) -> bool {
-        self.probes.iter().any(|p| p.name == probe && p.mode.is_some())
-    }
-
-    /// The statistics, from counters and from what the interval's map of processes and the map of stalls
-    /// under way hold.
-    fn statistics(&mut self, now: &Totals, interval: &[(ProcKey, ProcRow)], stalling: &[ProcKey]) -> IoStats {
-        let last = std::mem::replace(&mut self.last, *now);
-        let fadvise = self.has(FADVISE).then(|| {
-            let success = now.fadvise_success - last.fadvise_success;
-            let failed = now.fadvise_failed - last.fadvise_failed;
-            Fadvise {
-                success: now.fadvise_success,
-                failed: now.fadvise_failed,
-                advice: now.fadvise_advice,
-                success_rate_percent: percent(success, success + failed),
-                processes: self.processes.rows((now.overflow_calls, now.overflow_success)),
-            }
-        });
-
-        let (reads, fills) = (self.has(CACHE_READ), self.has(CACHE_FILL));
-        let (attempts, misses) = (now.read_pages, now.fills[0]);
-        let hits = self.hits.count(attempts, misses, Instant::now());
-        let (new_attempts, new_misses) = (attempts - last.read_pages, misses - last.fills[0]);
-        let miss_rate = miss_rate(new_attempts, new_misses).filter(|_| reads && fills);
-        let cache = Cache {
-            read_attempts: reads.then_some(attempts),
-            hits: (reads && fills).then_some(hits),
-            misses: fills.then_some(misses),
-            hit_rate_percent: miss_rate.map(|r| 100.0 - r),
-            miss_rate_percent: miss_rate,
-            // The tracepoint does not tell what was copied.
-            read_bytes: (reads && !self.attached_as(CACHE_READ, "raw_tracepoint")).then_some(now.read_bytes),
-            adds: fills.then_some(now.fills),
-            evictions: self.has(CACHE_EVICT).then_some(now.evictions),
-            read_latency: self
-                .has(READ_LATENCY)
-                .then_some(Histogram { buckets: now.wait_buckets, sum_ns: now.wait_ns }),
+    /// What these counters tell, with the rows of the interval and the processes that stall now.
+    fn sample(&mut self, now: Counters, interval: &[(ProcKey, ProcRow)], stalling: &[ProcKey]) -> Sample {
+        let view = View {
+            counters: &now,
+            probes: &self.probes,
+            hits: self.hits.count(now.sum("read_pages"), now.nth("fills", FILL_READ), Instant::now()),
+            stalled: stalled(interval, stalling),
         };
-
-        let scans = self.has(RECLAIM_SCAN);
-        let stalls = self.has(DIRECT_RECLAIM) || self.has(MEMCG_RECLAIM);
-        let total = |of: &[u64; 3]| of.iter().sum::<u64>();
-        let stalled: HashSet<&ProcKey> =
-            interval.iter().filter(|(_, r)| r.stalls > 0).map(|(k, _)| k).chain(stalling).collect();
-        let memory = Memory {
-            scanned: scans.then_some(now.scanned),
-            // Where scans are not told of, the ends of direct and memcg reclaim say what they freed.
-            reclaimed: match scans {
-                true => now.reclaimed.map(Some),
-                false => [
-                    None,
-                    self.has(DIRECT_RECLAIM).then_some(now.ended[1]),
-                    self.has(MEMCG_RECLAIM).then_some(now.ended[2]),
-                ],
-            },
-            reclaim_efficiency_percent: percent(
-                total(&now.reclaimed) - total(&last.reclaimed),
-                total(&now.scanned) - total(&last.scanned),
-            ),
-            direct_reclaim_processes: stalls.then_some(stalled.len() as u64),
-            stalls: stalls.then_some(Histogram { buckets: now.stall_buckets, sum_ns: now.stall_ns }),
-            kswapd_wakeups: self.has(KSWAPD).then_some(now.kswapd_wakeups),
+        let lost = (now.sum("overflow_calls"), now.sum("overflow_success"));
+        let sample = Sample {
+            families: stat::families(&SUBJECTS, &view, &self.last),
+            processes: view.mode(FADVISE).map(|_| self.processes.rows(lost)),
         };
-        IoStats { fadvise, cache, memory }
+        self.last = now;
+        sample
     }
+}
+
+/// Events that are missing from the metrics by the map that had no place for them; ends of stalls can be missed too.
+fn lost(counters: &Counters, missed_ends: u64) -> [(&'static str, u64); 3] {
+    [
+        ("processes", counters.sum("overflow_calls")),
+        ("stalls", counters.sum("lost_stalls") + missed_ends),
+        ("reads", counters.sum("lost_reads")),
+    ]
 }
 
 impl Module for IoMonitor {
@@ -195,16 +151,16 @@ impl Module for IoMonitor {
     fn stop(&mut self) {
         let Some(attached) = self.attached.take() else { return };
         match attached.finish(&self.base) {
-            Ok(End { totals, rows, missed }) => {
+            Ok(End { counters, rows, missed }) => {
                 self.processes.absorb(&rows, Instant::now());
-                self.base = totals;
+                self.base = counters;
                 for (probe, events) in missed {
                     *self.missed_before.entry(probe).or_default() += events;
                 }
             }
             Err(e) => {
                 log::warn!("{NAME}: what was counted since the last collection is lost: {e}");
-                self.base = self.last;
+                self.base = self.last.clone();
             }
         }
         for p in &mut self.probes {
@@ -232,7 +188,7 @@ impl Module for IoMonitor {
 
     fn collect(&mut self) -> Result<Sample, Error> {
         let Some(attached) = &mut self.attached else { return Ok(Sample::default()) };
-        let totals = attached.totals(&self.base)?;
+        let counters = attached.counters(&self.base)?;
         let interval = attached.rows.take()?;
         let stalls = attached.stalls.take(os::monotonic_ns())?;
         self.lost_stalls += stalls.lost;
@@ -241,20 +197,15 @@ impl Module for IoMonitor {
             *events += self.missed_before.get(probe).unwrap_or(&0);
         }
 
+        let lost = lost(&counters, self.lost_stalls);
         self.processes.absorb(&interval, Instant::now());
-        let io = self.statistics(&totals, &interval, &stalls.stalled);
-        let mut families = families(&io);
-        families.push(Family::single(&m::PROCESS_ROWS, Value::Int(self.processes.len() as u64)));
-        families.push(Family::labelled(
-            &m::EVENTS_LOST,
-            [
-                ("processes", totals.overflow_calls),
-                ("stalls", totals.lost_stalls + self.lost_stalls),
-                ("reads", totals.lost_reads),
-            ],
-        ));
-        families.push(Family::labelled(&m::EVENTS_MISSED, missed));
-        Ok(Sample { io: Some(io), families })
+        let mut sample = self.sample(counters, &interval, &stalls.stalled);
+        sample.families.extend([
+            Family::single(&m::PROCESS_ROWS, Value::Int(self.processes.len() as u64)),
+            Family::labelled(&m::EVENTS_LOST, lost),
+            Family::labelled(&m::EVENTS_MISSED, missed),
+        ]);
+        Ok(sample)
     }
 
     fn probes(&self) -> Vec<ProbeStatus> {
@@ -272,32 +223,26 @@ impl Module for IoMonitor {
 }
 
 impl Attached {
-    fn totals(&self, base: &Totals) -> Result<Totals, Error> {
+    /// The counters now, and those of earlier attachments.
+    fn counters(&self, base: &Counters) -> Result<Counters, Error> {
         let mut value = Vec::new();
         self.totals.lookup(&0u32.to_ne_bytes(), &mut value)?;
-        Ok(Totals::sum(self.totals.per_cpu(&value).chain([base.bytes()])))
+        let mut sum = self.counters.clone();
+        self.totals.per_cpu(&value).for_each(|cpu| sum.add(cpu));
+        sum += base;
+        Ok(sum)
     }
 
     /// Detaches everything, then reads what was counted to the last.
-    fn finish(mut self, base: &Totals) -> Result<End, Error> {
+    fn finish(mut self, base: &Counters) -> Result<End, Error> {
         let missed = self.running.missed()?;
         drop(std::mem::take(&mut self.running));
         // Each of the two maps may hold rows; swapping waits until no program writes any more.
         let mut rows = self.rows.take()?;
         self.rows.swap()?;
         rows.extend(self.rows.take()?);
-        Ok(End { totals: self.totals(base)?, rows, missed })
+        Ok(End { counters: self.counters(base)?, rows, missed })
     }
-}
-
-/// `part` per hundred of `whole`; `None` if there is nothing to divide by.
-pub(crate) fn percent(part: u64, whole: u64) -> Option<f64> {
-    (whole > 0).then(|| part as f64 * 100.0 / whole as f64)
-}
-
-/// Misses per hundred pages read; readahead can fill more of them than were read.
-pub(crate) fn miss_rate(attempts: u64, misses: u64) -> Option<f64> {
-    percent(misses, attempts.max(misses))
 }
 
 /// Loads the object and attaches each probe in the first way that works.
@@ -342,6 +287,7 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     let attached = Attached {
         scope,
         running,
+        counters: Counters::new(&object)?,
         totals: object.map("totals")?,
         rows: Rows::new(&object, kernel.version, processes::is_alive_here())?,
         stalls: Stalls::new(object.map("stalls")?),
@@ -415,48 +361,14 @@ fn tell_frames(object: &Object, settings: &Cell<Settings>) -> Result<(), Error> 
     Ok(())
 }
 
-/// The metrics of the statistics: those that are there, in catalogue order.
-pub fn families(io: &IoStats) -> Vec<Family> {
-    let single = |metric, value: Option<Value>| value.map(|v| Family::single(metric, v));
-    let int = |metric, value: Option<u64>| single(metric, value.map(Value::Int));
-    let (f, c, r) = (io.fadvise.as_ref(), &io.cache, &io.memory);
-    // A rate is absent with its probes, and empty where they saw nothing.
-    let rate = |r| c.hits.map(|_| Value::Percent(r));
-    [
-        int(&m::FADVISE_CALLS, f.map(Fadvise::total)),
-        int(&m::FADVISE_SUCCESS, f.map(|f| f.success)),
-        int(&m::FADVISE_FAILED, f.map(|f| f.failed)),
-        f.map(|f| Family::labelled(&m::FADVISE_ADVICE, ADVICES.into_iter().zip(f.advice))),
-        single(&m::FADVISE_SUCCESS_RATE, f.map(|f| Value::Percent(f.success_rate_percent))),
-        int(&m::CACHE_READ_ATTEMPTS, c.read_attempts),
-        int(&m::CACHE_HITS, c.hits),
-        int(&m::CACHE_MISSES, c.misses),
-        single(&m::CACHE_HIT_RATE, rate(c.hit_rate_percent)),
-        single(&m::CACHE_MISS_RATE, rate(c.miss_rate_percent)),
-        int(&m::CACHE_READ_BYTES, c.read_bytes),
-        single(&m::READ_WAIT_SECONDS, c.read_latency.clone().map(Value::Histogram)),
-        c.adds.map(|v| Family::labelled(&m::PAGE_CACHE_ADDS, FILL_CAUSES.into_iter().zip(v))),
-        c.evictions.map(|v| Family::labelled(&m::PAGE_CACHE_EVICTIONS, EVICTION_CAUSES.into_iter().zip(v))),
-        r.scanned.map(|v| Family::labelled(&m::LRU_PAGES_SCANNED, RECLAIMERS.into_iter().zip(v))),
-        r.reclaimed.iter().any(Option::is_some).then(|| {
-            let known = RECLAIMERS.into_iter().zip(r.reclaimed);
-            Family::labelled(&m::PAGES_RECLAIMED, known.filter_map(|(name, pages)| Some((name, pages?))))
-        }),
-        single(&m::RECLAIM_EFFICIENCY, r.scanned.map(|_| Value::Percent(r.reclaim_efficiency_percent))),
-        int(&m::DIRECT_RECLAIM_PROCESSES, r.direct_reclaim_processes),
-        single(&m::DIRECT_RECLAIM_SECONDS, r.stalls.clone().map(Value::Histogram)),
-        int(&m::KSWAPD_WAKEUPS, r.kswapd_wakeups),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::monitor::probes::{PROBES, Probe};
+    use crate::metrics::snapshot::find;
+    use crate::monitor::catalogue::{CATALOGUE, stats};
+    use crate::monitor::probes::{CACHE_READ, PROBES, Probe, RECLAIM_SCAN};
+    use crate::monitor::{reads, reclaim};
 
     fn monitor() -> IoMonitor {
         let mut monitor = IoMonitor::new(&Config::default().collector);
@@ -480,67 +392,102 @@ mod tests {
         assert!(prepare(Switch::On, with_twins).err().unwrap().to_string().contains("ambiguity"));
     }
 
-    fn names(io: &IoStats) -> Vec<&'static str> {
-        families(io).iter().map(|f| f.metric.name).collect()
+    fn detach(monitor: &mut IoMonitor, probe: &str) {
+        monitor.probes.iter_mut().filter(|p| p.name == probe).for_each(|p| p.mode = None);
+    }
+
+    fn names(sample: &Sample) -> Vec<&'static str> {
+        sample.families.iter().map(|f| f.metric.name).collect()
+    }
+
+    fn int(sample: &Sample, stat: &stat::Stat) -> u64 {
+        find(&sample.families, stat.metric.name).unwrap().total()
+    }
+
+    /// Hit rate, miss rate and hits, after these counts more.
+    fn cache(monitor: &mut IoMonitor, read_pages: u64, fills: u64) -> (Option<f64>, Option<f64>, u64) {
+        let mut more = Counters::zero();
+        more.set("read_pages", &[read_pages]);
+        more.set("fills", &[fills]);
+        more += &monitor.last;
+        let sample = monitor.sample(more, &[], &[]);
+        let rate = |stat: &stat::Stat| match find(&sample.families, stat.metric.name).unwrap().series[0].value {
+            Value::Percent(rate) => rate,
+            ref other => panic!("{other:?}"),
+        };
+        (rate(&reads::CACHE_HIT_RATE), rate(&reads::CACHE_MISS_RATE), int(&sample, &reads::CACHE_HITS))
     }
 
     #[test]
     fn rates_are_of_the_last_interval() {
         let mut monitor = monitor();
-        let mut totals = Totals { read_pages: 1000, fills: [250, 0, 0, 0, 0], ..Default::default() };
-        let cache = monitor.statistics(&totals, &[], &[]).cache;
-        assert_eq!((cache.hit_rate_percent, cache.miss_rate_percent), (Some(75.0), Some(25.0)));
-        assert_eq!(cache.hits, Some(750));
-        totals.read_pages += 100;
-        let cache = monitor.statistics(&totals, &[], &[]).cache;
-        assert_eq!((cache.hit_rate_percent, cache.hits), (Some(100.0), Some(850)));
-        let cache = monitor.statistics(&totals, &[], &[]).cache;
-        assert_eq!((cache.hit_rate_percent, cache.miss_rate_percent), (None, None), "nothing was read");
+        assert_eq!(cache(&mut monitor, 1000, 250), (Some(75.0), Some(25.0), 750));
+        assert_eq!(cache(&mut monitor, 100, 0), (Some(100.0), Some(0.0), 850));
+        assert_eq!(cache(&mut monitor, 0, 0), (None, None, 850), "nothing was read");
     }
 
     #[test]
     fn readahead_ahead_of_the_reader_neither_lowers_the_hits_nor_exceeds_100_percent() {
         let mut monitor = monitor();
-        let mut totals = Totals { read_pages: 100, ..Default::default() };
-        assert_eq!(monitor.statistics(&totals, &[], &[]).cache.hits, Some(100));
-        totals.fills[0] = 400;
-        totals.read_pages += 100;
-        let cache = monitor.statistics(&totals, &[], &[]).cache;
-        assert_eq!((cache.hits, cache.miss_rate_percent), (Some(100), Some(100.0)));
+        assert_eq!(cache(&mut monitor, 100, 0).2, 100);
+        assert_eq!(cache(&mut monitor, 100, 400), (Some(0.0), Some(100.0), 100));
     }
 
     #[test]
     fn a_probe_that_is_not_attached_takes_its_metrics_away() {
         let mut monitor = monitor();
-        assert_eq!(names(&monitor.statistics(&Totals::default(), &[], &[])).len(), 20);
-        monitor.probes.iter_mut().filter(|p| p.name == CACHE_READ).for_each(|p| p.mode = None);
-        let io = monitor.statistics(&Totals::default(), &[], &[]);
-        let got = names(&io);
+        let all = names(&monitor.sample(Counters::zero(), &[], &[]));
+        assert!(stats().map(|s| s.metric.name).eq(all));
+        detach(&mut monitor, CACHE_READ);
+        let got = names(&monitor.sample(Counters::zero(), &[], &[]));
         for gone in ["ebpf_cache_read_attempts_total", "ebpf_cache_hits_total", "ebpf_cache_miss_rate_percent"] {
             assert!(!got.contains(&gone), "{gone}");
         }
         assert!(got.contains(&"ebpf_cache_misses_total"));
         monitor.probes.clear();
-        assert!(names(&monitor.statistics(&Totals::default(), &[], &[])).is_empty());
+        let nothing = monitor.sample(Counters::zero(), &[], &[]);
+        assert!(nothing.families.is_empty() && nothing.processes.is_none());
     }
 
     #[test]
     fn a_process_that_stalls_counts_once_however_often() {
-        let mut monitor = monitor();
         let key = |tgid| ProcKey { tgid, start: 1 };
         let row = |stalls| ProcRow { stalls, ..Default::default() };
         let interval = [(key(1), row(7)), (key(2), row(0)), (key(3), row(1))];
-        let io = monitor.statistics(&Totals::default(), &interval, &[key(3), key(4), key(4)]);
-        assert_eq!(io.memory.direct_reclaim_processes, Some(3));
+        let sample = monitor().sample(Counters::zero(), &interval, &[key(3), key(4), key(4)]);
+        assert_eq!(int(&sample, &reclaim::DIRECT_RECLAIM_PROCESSES), 3);
     }
 
     #[test]
     fn families_stand_in_catalogue_order() {
-        let all = families(&monitor().statistics(&Totals::default(), &[], &[]));
-        let place = |f: &Family| m::CATALOGUE.iter().position(|m| m.name == f.metric.name);
+        let all = monitor().sample(Counters::zero(), &[], &[]).families;
+        let place = |f: &Family| CATALOGUE.iter().position(|m| m.name == f.metric.name);
         assert!(all.is_sorted_by_key(place));
         for f in &all {
             assert!(f.series.iter().all(|s| s.labels.len() == f.metric.labels.len()), "{}", f.metric.name);
+        }
+    }
+
+    /// A counter that is in the programs and in no output would be forgotten silently.
+    #[test]
+    fn every_counter_of_the_programs_is_told() {
+        let told = |now: &Counters| {
+            let mut all = String::new();
+            for without in ["", RECLAIM_SCAN] {
+                let mut monitor = monitor();
+                detach(&mut monitor, without);
+                let lost = lost(now, 0);
+                all += &format!("{:?} {lost:?}\n", monitor.sample(now.clone(), &[], &[]));
+            }
+            all
+        };
+        let mut base = Counters::zero();
+        base.fill(|| 1000);
+        base.set("read_pages", &[9000]);
+        for name in base.names() {
+            let mut more = base.clone();
+            more.set(&name, &base.each(&name).iter().map(|n| n + 1).collect::<Vec<_>>());
+            assert!(told(&more) != told(&base), "{name} is in no output");
         }
     }
 }

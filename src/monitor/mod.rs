@@ -1,20 +1,29 @@
 //! What the agent can observe. A module owns its programs and maps; the collector asks it for a sample each
 //! interval.
 
+pub mod catalogue;
 mod causes;
+mod counters;
+pub mod evictions;
 #[doc(hidden)]
 pub mod example;
+pub mod fadvise;
+pub mod fills;
 mod hits;
 pub mod iomonitor;
 pub mod probes;
 pub mod processes;
+pub mod reads;
+pub mod reclaim;
 pub mod rows;
 pub mod scope;
 pub mod stalls;
+pub mod stat;
+pub mod waits;
 
 use crate::config::{Scope, Switch};
 use crate::ebpf::object::Error;
-use crate::metrics::snapshot::{Family, IoStats, ProbeStatus};
+use crate::metrics::snapshot::{Family, ProbeStatus, ProcessRow};
 
 /// A source of metrics.
 pub trait Module: Send {
@@ -63,8 +72,8 @@ pub struct ModuleSettings {
 /// What one collection of a module found.
 #[derive(Debug, Default)]
 pub struct Sample {
-    /// The I/O statistics, from the module that has them.
-    pub io: Option<IoStats>,
     /// The module's metrics, in catalogue order; those whose probe is not attached are not among them.
     pub families: Vec<Family>,
+    /// What single processes did, from the module that knows.
+    pub processes: Option<Vec<ProcessRow>>,
 }

@@ -1,7 +1,7 @@
 //! The table of probes: what is observed, and the ways of attaching to it.
 
-use crate::config::{self, AttachMode, Switch};
-use crate::ebpf::attach::{self, Failures, Hook, Kernel, Loader, Way};
+use crate::config::{self, Switch};
+use crate::ebpf::attach::{self, AttachMode, Failures, Hook, Kernel, Loader, Way};
 use crate::ebpf::object::{Error, Link, Program};
 use crate::ebpf::os;
 use crate::metrics::snapshot::ProbeStatus;
@@ -211,7 +211,7 @@ impl Running {
             if switch == Switch::Off {
                 continue;
             }
-            let (ways, passed_over) = attach::ladder(probe.ways, switch, config.ebpf.attach, kernel);
+            let (ways, passed_over) = attach::ladder(probe.ways, switch == Switch::Auto, config.ebpf.attach, kernel);
             let status = running.add(loader, probe, &ways, passed_over);
             if status.mode.is_none() && switch == Switch::Auto {
                 log::info!("probe {} is left out, its metrics are absent: {}", probe.name, reasons(&status));
@@ -285,7 +285,7 @@ mod tests {
     fn a_preemptible_kernel_is_watched_by_what_misses_nothing() {
         let modes = |name: &str, switch, choice, kernel| {
             let probe = PROBES.iter().find(|p| p.name == name).unwrap();
-            let (ways, passed_over) = attach::ladder(probe.ways, switch, choice, kernel);
+            let (ways, passed_over) = attach::ladder(probe.ways, switch == Switch::Auto, choice, kernel);
             let names = |modes: &mut dyn Iterator<Item = &'static str>| modes.collect::<Vec<_>>().join(" ");
             (names(&mut ways.iter().map(|w| w.mode)), names(&mut passed_over.iter().map(|(mode, _)| *mode)))
         };

@@ -14,7 +14,7 @@ use crate::export::engine::meter::{Meter, Metered};
 use crate::export::engine::{Chunk, Points};
 use crate::host::time::timestamp_parts;
 use crate::metrics::histogram::cumulative;
-use crate::metrics::snapshot::{ALLOCATION, Fadvise, Snapshot, Value};
+use crate::metrics::snapshot::{ALLOCATION, ProcessRow, Snapshot, Value};
 
 /// Processes of a collection that have a series of their own; the rest is `other`.
 const TOP_PROCESSES: usize = 20;
@@ -224,7 +224,7 @@ impl Converter {
                 }
             }
         }
-        for (comm, calls) in snapshot.io.fadvise.iter().flat_map(top) {
+        for (comm, calls) in snapshot.processes.iter().flat_map(|rows| top(rows)) {
             put(PROCESS_CALLS, &[], Some(comm), calls as f64);
         }
         all
@@ -232,9 +232,9 @@ impl Converter {
 }
 
 /// Calls by name of the process, most first, and of all others.
-fn top(fadvise: &Fadvise) -> Vec<(&str, u64)> {
+fn top(rows: &[ProcessRow]) -> Vec<(&str, u64)> {
     let mut by_comm: HashMap<&str, u64> = HashMap::new();
-    for row in &fadvise.processes {
+    for row in rows {
         // The overflow row is of many processes.
         *by_comm.entry(if row.pid == 0 { OTHER } else { &row.comm }).or_default() += row.calls;
     }
@@ -350,7 +350,6 @@ mod tests {
     use super::super::schema::{metadata, specs};
     use super::*;
     use crate::export::prometheus;
-    use crate::metrics::snapshot::ProcessRow;
     use crate::monitor::example;
     use std::collections::BTreeMap;
 
@@ -455,7 +454,7 @@ mod tests {
         let (mut converter, meter) = converter(1000);
         let first = converter.chunks(&snapshot);
         let bytes = meter.bytes();
-        snapshot.io.fadvise.as_mut().unwrap().processes[0].calls += 1;
+        snapshot.processes.as_mut().unwrap()[0].calls += 1;
         let second = converter.chunks(&snapshot);
         let more = meter.bytes() - bytes;
         assert!(more < bytes / 2 && more > second[0].count() * 8, "{more} of {bytes}");
@@ -479,8 +478,7 @@ mod tests {
         let row = |pid, comm: &str, calls| ProcessRow { pid, comm: comm.into(), calls, success: 0 };
         let mut processes: Vec<_> = (1..=30).map(|n| row(n, &format!("p{n:02}"), u64::from(n))).collect();
         processes.extend([row(40, "p30", 5), row(41, "other", 7), row(0, "overflow", 100)]);
-        let fadvise = Fadvise { processes, ..Default::default() };
-        let top = top(&fadvise);
+        let top = top(&processes);
         assert_eq!(top.len(), 21);
         assert_eq!(top[0], ("p11", 11));
         assert_eq!(top[19], ("p30", 35));

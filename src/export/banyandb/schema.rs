@@ -6,7 +6,8 @@ use super::proto::database::{
     CompressionMethod, EncodingMethod, Entity, FieldSpec, FieldType, Measure, TagFamilySpec, TagSpec, TagType,
 };
 use crate::config::{BanyanDb, Span};
-use crate::metrics::catalogue::{CATALOGUE, Kind};
+use crate::metrics::metric::Kind;
+use crate::monitor::catalogue::CATALOGUE;
 
 /// The tag family of all tags.
 pub const FAMILY: &str = "default";
@@ -31,7 +32,7 @@ pub fn specs() -> Vec<Spec> {
         Spec { name, tags }
     };
     let mut all = Vec::new();
-    for metric in CATALOGUE {
+    for metric in CATALOGUE.iter() {
         match metric.kind {
             Kind::Counter | Kind::Gauge => all.push(spec(metric.name.into(), metric.labels, None)),
             Kind::Histogram => {

@@ -1,0 +1,88 @@
+//! The metrics of the agent itself. To add one: an entry here, and its value where it is counted (`Collector::own_families`,
+//! or the other files of this folder).
+
+use super::metric::{Kind, Metric, label_values};
+
+macro_rules! metrics {
+    ($($id:ident = $kind:ident $name:literal [$($label:literal $(in $values:ident)?),*] $unit:literal: $help:literal;)*) => {
+        $(#[doc = $help] pub static $id: Metric = Metric {
+            name: $name, kind: Kind::$kind, unit: $unit, help: $help, labels: &[$($label),*],
+            label_values: &[$(label_values!($($values)?)),*], json: None,
+        };)*
+        /// All of them, in the order of the documentation.
+        pub static OWN: &[&Metric] = &[$(&$id),*];
+    };
+}
+
+/// What becomes of a gRPC call.
+const CALL_RESULTS: [&str; 3] = ["ok", "failed", "refused"];
+
+/// Why a point has to be sent again, as in `ebpf_sidecar_export_points_failed_total{reason}`.
+pub const FAILURES: [&str; 8] = [
+    "connection",
+    "no_answer",
+    "not_found",
+    "expired_schema",
+    "schema_not_applied",
+    "disk_full",
+    "internal_error",
+    "version_deprecated",
+];
+/// Why a point is given up, as in `ebpf_sidecar_export_points_dropped_total{reason}`.
+pub const DROPS: [&str; 7] = ["queue_limit", "queue_bytes", "overrun", "schema", "refused", "panic", "stopped"];
+
+metrics! {
+    BUILD_INFO = Gauge "ebpf_sidecar_build_info" ["version", "commit", "libbpf"] "":
+        "Constant 1; the labels tell what runs.";
+    PROBE_ATTACHED = Gauge "ebpf_sidecar_probe_attached" ["probe", "mode"] "":
+        "1 if the probe is attached, in that mode; 0 with mode none if it could not be: its metrics are absent then.";
+    SNAPSHOT_SEQUENCE = Gauge "ebpf_sidecar_snapshot_sequence" [] "":
+        "Number of the snapshot that this output shows, growing by 1 with each collection.";
+    SNAPSHOT_TIMESTAMP = Gauge "ebpf_sidecar_snapshot_timestamp_seconds" [] "seconds since 1970":
+        "When the kernel's counters were read.";
+    COLLECT_SECONDS = Histogram "ebpf_sidecar_collect_duration_seconds" [] "seconds":
+        "How long each collection took, without the time asleep until the kernel had switched maps.";
+    COLLECT_ERRORS = Counter "ebpf_sidecar_collect_errors_total" [] "collections":
+        "Collections that failed.";
+    PROCESS_ROWS = Gauge "ebpf_sidecar_process_rows" [] "processes":
+        "Processes that the agent keeps a row for.";
+    EVENTS_MISSED = Counter "ebpf_sidecar_events_missed_total" ["probe"] "events":
+        "Events at which the kernel skipped a program because it had not finished on the same CPU: interrupted there, or its thread preempted; absent for a probe with kprobes or classic tracepoints before Linux 6.7, which does not count those.";
+    EVENTS_LOST = Counter "ebpf_sidecar_events_lost_total" ["map"] "events":
+        "Events without a place in a full kernel map: those of processes are in the overflow row, those of stalls and reads are missing from their histograms, as are stalls whose end was missed.";
+
+    GRPC_CALLS = Counter "ebpf_sidecar_grpc_calls_total" ["result" in CALL_RESULTS] "calls":
+        "gRPC calls that were answered, and streams that were opened; refused are those above a limit.";
+    CERTIFICATES_REFUSED = Counter "ebpf_sidecar_grpc_certificates_refused_total" [] "changes":
+        "Changes of the gRPC server's certificate files that could not be used: the certificates before stay in use.";
+
+    EXPORT_SENT = Counter "ebpf_sidecar_export_points_sent_total" [] "points":
+        "Points that BanyanDB has acknowledged, each counted once; with export.type banyandb, as all of these.";
+    EXPORT_FAILED = Counter "ebpf_sidecar_export_points_failed_total" ["reason" in FAILURES] "points":
+        "Times that a point was sent in vain and has to be sent again.";
+    EXPORT_DROPPED = Counter "ebpf_sidecar_export_points_dropped_total" ["reason" in DROPS] "points":
+        "Points given up: too old or too many while BanyanDB could not be reached or did not take them (queue_limit, queue_bytes), missed by a starved exporter (overrun), of a measure whose schema differs, refused for good, in a batch at which the exporter panicked, left at the stop.";
+    EXPORT_QUEUE_POINTS = Gauge "ebpf_sidecar_export_queue_points" [] "points":
+        "Points that wait for BanyanDB's acknowledgement.";
+    EXPORT_QUEUE_BYTES = Gauge "ebpf_sidecar_export_queue_bytes" [] "bytes":
+        "Memory of those points, and of those kept to be sent again.";
+    EXPORT_LAST_SUCCESS = Gauge "ebpf_sidecar_export_last_success_timestamp_seconds" [] "seconds since 1970":
+        "When BanyanDB last acknowledged a whole batch; absent before.";
+    EXPORT_BATCH_SECONDS = Histogram "ebpf_sidecar_export_batch_seconds" [] "seconds":
+        "How long each batch took until all of it was acknowledged, with what had to be sent again.";
+
+    PROCESS_CPU = Counter "process_cpu_seconds_total" [] "seconds":
+        "User and system CPU time of the agent.";
+    PROCESS_RESIDENT = Gauge "process_resident_memory_bytes" [] "bytes":
+        "Resident memory of the agent.";
+    PROCESS_VIRTUAL = Gauge "process_virtual_memory_bytes" [] "bytes":
+        "Virtual memory of the agent.";
+    PROCESS_OPEN_FDS = Gauge "process_open_fds" [] "descriptors":
+        "Open file descriptors of the agent.";
+    PROCESS_MAX_FDS = Gauge "process_max_fds" [] "descriptors":
+        "Limit of its file descriptors.";
+    PROCESS_THREADS = Gauge "process_threads" [] "threads":
+        "Threads of the agent.";
+    PROCESS_START = Gauge "process_start_time_seconds" [] "seconds since 1970":
+        "When the agent was started.";
+}
