@@ -93,7 +93,7 @@ install: ## install binary, unit, configuration, manual and completions (DESTDIR
 	@"$(MAKER)" completions bash >"$(DESTDIR)$(BASH)"
 	@"$(MAKER)" completions zsh >"$(DESTDIR)$(ZSH)"
 	@"$(MAKER)" completions fish >"$(DESTDIR)$(FISH)"
-	@test -e "$(DESTDIR)$(CONFIG)" || install -D -m 644 configs/config.yaml "$(DESTDIR)$(CONFIG)"
+	@test -e "$(DESTDIR)$(CONFIG)" || install -D -m 640 configs/config.yaml "$(DESTDIR)$(CONFIG)"
 
 uninstall: ## remove them; a configuration that was changed stays
 	@rm -f "$(DESTDIR)$(PREFIX)/bin/ebpf-sidecar" "$(DESTDIR)$(UNIT)" "$(DESTDIR)$(MANUAL)" \

@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 
 use common::{TempDir, cgroup_root, output, text};
 
@@ -171,7 +171,11 @@ fn a_scope_that_is_no_cgroup_is_refused() {
 
 #[test]
 fn a_file_that_cannot_be_read_is_refused() {
-    for path in ["/nowhere/config.yaml", "/proc", "/dev/zero"] {
+    // Nobody ever writes into it.
+    let dir = TempDir::new("fifo");
+    let fifo = dir.path.join("config.yaml");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    for path in ["/nowhere/config.yaml", "/proc", "/dev/zero", text(&fifo)] {
         let message = refusal(&output(&["--config", path], &[]), path);
         assert!(message.starts_with(&format!("{path}: cannot read the configuration: ")), "{message}");
     }

@@ -4,6 +4,7 @@ mod common;
 #[path = "common/grpc.rs"]
 mod grpc;
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
@@ -621,6 +622,72 @@ fn what_clients_say_neither_forges_nor_floods_the_log() {
             written + before + count(&log, " more lines were left out like: ConfigureModule by ") == refused + flood
         });
         assert!(agent.log().len() < 64 << 10, "{}", agent.log().len());
+    }
+}
+
+#[test]
+fn pages_of_foreign_sites_read_nothing_over_http() {
+    need_bpf!("pages_of_foreign_sites_read_nothing_over_http");
+    let agent = Agent::start(&[("SERVER_HTTP_HOSTS", "agent.example")]);
+    let own = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let paths = [
+        "/",
+        "/api/v1/stats",
+        "/api/v1/ebpf/io/stats?include_process_stats=true",
+        "/api/v1/ebpf/metrics/stream?interval_seconds=1",
+    ];
+    let ask = |path: &str, headers: &str| {
+        let mut stream = TcpStream::connect(("127.0.0.1", agent.port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\n{headers}\r\n").unwrap();
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).unwrap();
+        String::from_utf8_lossy(&status[9..]).into_owned()
+    };
+    for path in paths {
+        for known in ["localhost", "127.0.0.1:8080", "10.1.2.3", "[::1]:1", "agent.example:8080", own.trim()] {
+            assert_eq!(ask(path, &format!("Host: {known}\r\n")), "200", "{path} {known}");
+            assert_eq!(ask(path, &format!("Host: {known}\r\nOrigin: http://{known}\r\n")), "200", "{path} {known}");
+            assert_eq!(
+                ask(path, &format!("Host: {known}\r\nOrigin: http://evil.example\r\n")),
+                "403",
+                "{path} {known}"
+            );
+        }
+        for foreign in ["evil.example", "localhost.evil.example", ""] {
+            assert_eq!(ask(path, &format!("Host: {foreign}\r\n")), "403", "{path} {foreign}");
+        }
+    }
+    for path in ["/metrics", "/health"] {
+        assert_eq!(ask(path, "Host: anything.example\r\n"), "200", "{path}: what asks there is no browser");
+    }
+}
+
+#[test]
+fn methods_that_a_path_does_not_take_are_405_and_the_404_names_all_paths() {
+    need_bpf!("methods_that_a_path_does_not_take_are_405_and_the_404_names_all_paths");
+    let agent = Agent::start(&[]);
+    let ask = |method: &str, path: &str| {
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        common::request(agent.port, &head).unwrap()
+    };
+    for (path, allow) in [
+        ("/metrics", "GET, HEAD"),
+        ("/api/v1/stats", "GET, HEAD"),
+        ("/api/v1/ebpf/metrics", "GET, HEAD"),
+        ("/api/v1/ebpf/metrics/stream", "GET"),
+        ("/api/v1/ebpf/io/stats", "GET, HEAD"),
+        ("/api/v1/ebpf/modules/status", "GET, HEAD"),
+        ("/api/v1/ebpf/modules/configure", "POST"),
+        ("/api/v1/ebpf/health", "GET, HEAD"),
+    ] {
+        for method in ["GET", "POST", "PUT", "DELETE", "OPTIONS"].into_iter().filter(|m| !allow.contains(m)) {
+            let answer = ask(method, path);
+            assert_eq!(answer.status, 405, "{method} {path}: {}", answer.body);
+            assert!(answer.head.contains(&format!("Allow: {allow}\r\n")), "{method} {path}: {}", answer.head);
+        }
+        let all = ask("GET", "/api/v1/ebpf/none");
+        assert!(all.status == 404 && all.body.contains(path), "{path}: {}", all.body);
     }
 }
 

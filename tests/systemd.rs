@@ -435,7 +435,7 @@ fn make_installs_and_uninstalls() {
     for (path, args) in generated {
         assert_eq!(fs::read(inside(path)).unwrap(), common::output(args, &[]).stdout, "{path}");
     }
-    assert_eq!((mode(program), mode(unit), mode(config)), (0o755, 0o644, 0o644));
+    assert_eq!((mode(program), mode(unit), mode(config)), (0o755, 0o644, 0o640));
     assert_eq!(fs::read(inside(program)).unwrap(), fs::read(binary()).unwrap());
     let installed = fs::read_to_string(inside(unit)).unwrap();
     assert!(installed.lines().any(|l| l == format!("ExecStart={program} run")), "{installed}");

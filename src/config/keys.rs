@@ -196,7 +196,7 @@ pub(super) static KEYS: &[Key] = &[
         path: "server.http.hosts",
         kind: Kind::List,
         allowed: "a list of host names or addresses without ports, each once",
-        help: "Names beside localhost that a request to change the agent may have in its Host header.",
+        help: "Names under which / and /api may be asked (Host header), beside localhost, addresses and this host's own name.",
         set: |c, s| put(&mut c.server.http.hosts, names(s, host)),
         get: |c| (!c.server.http.hosts.is_empty()).then(|| c.server.http.hosts.join(",")),
     },

@@ -275,6 +275,8 @@ fn a_bad_value_is_an_error_with_file_line_key_value_and_what_is_allowed() {
 const BAD_FILES: &str = r#"
 sever:\n  http: | 1 | sever: unknown key | nearest is server; | allowed here: server, collector, export, log
 server:\n  http:\n    prot: 1 | 3 | server.http.prot | nearest is server.http.port; | allowed here: address, port, metrics_path
+server.http.port: 1 | 1 | server.http.port: keys are written in sections | allowed: server: {http: {port: …}}
+server:\n  http.port: 1 | 2 | server.http.port: keys are written in sections
 port: 1 | 1 | port: unknown key | nearest is server.grpc.port; | allowed here: server, collector, export, log
 collector:\n  scope:\n    a: 1 | 3 | collector.scope.a: unknown key | allowed here: cgroup, comm, pod_uid
 7: 1 | 1 | 7: unknown key | allowed here: server

@@ -176,6 +176,12 @@ impl Visitor<'_> for Name<'_> {
         let dot = if self.section.is_empty() { "" } else { "." };
         let path = format!("{}{dot}{name}", self.section);
         let names = keys::names_in(self.section);
+        if name.contains('.') && keys::find(&path).is_some() {
+            let nested = path.replace('.', ": {");
+            let braces = "}".repeat(path.matches('.').count());
+            let why = "keys are written in sections, not with dots";
+            return Err(self.walk.fail(format!("{path}: {why}; allowed: {nested}: …{braces}, or a line for each")));
+        }
         if !names.contains(&name) {
             return Err(self.walk.fail(format!(
                 "{}: unknown key; the nearest is {}; allowed here: {}",

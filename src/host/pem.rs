@@ -2,19 +2,23 @@
 //! Errors name the key of the configuration and the file.
 
 use std::fmt::Display;
-use std::fs;
 use std::path::Path;
 
 use openssl::asn1::Asn1Time;
 use openssl::pkey::PKey;
 use openssl::x509::X509;
 
+use crate::config;
+
+/// More than any chain of certificates has.
+const MAX_BYTES: u64 = 1 << 20;
+
 fn wrong(key: &str, path: &Path, why: impl Display) -> String {
     format!("{key}: {}: {why}", path.display())
 }
 
 fn read(key: &str, path: &Path) -> Result<Vec<u8>, String> {
-    let pem = fs::read(path).map_err(|e| wrong(key, path, e))?;
+    let pem = config::read_file(path, MAX_BYTES).map_err(|e| wrong(key, path, e))?;
     // grpcio panics on it, in the middle of C code.
     if pem.contains(&0) { Err(wrong(key, path, "has a NUL byte: not PEM")) } else { Ok(pem) }
 }

@@ -1,11 +1,13 @@
 //! What goes with every call: its time limit, and user and password where the server asks for them.
 
-use std::fs;
 use std::time::Duration;
 
 use grpcio::{CallOption, MetadataBuilder};
 
-use crate::config::{BanyanDb, credential};
+use crate::config::{BanyanDb, credential, read_file};
+
+/// More than any password has.
+const MAX_BYTES: u64 = 4096;
 
 /// Time limit and credentials of a call. An error tells what is wrong with the password's file.
 pub fn option(config: &BanyanDb, limit: Duration) -> Result<CallOption, String> {
@@ -16,7 +18,8 @@ pub fn option(config: &BanyanDb, limit: Duration) -> Result<CallOption, String> 
         (None, Some(path)) => {
             let wrong =
                 |why: &dyn std::fmt::Display| format!("export.banyandb.password_file: {}: {why}", path.display());
-            let text = fs::read_to_string(path).map_err(|e| wrong(&e))?;
+            let bytes = read_file(path, MAX_BYTES).map_err(|e| wrong(&e))?;
+            let text = String::from_utf8_lossy(&bytes);
             let text = text.trim_end_matches(['\r', '\n']);
             credential(text).map_err(|_| wrong(&"not 1 to 255 printable ASCII characters"))?
         }

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use super::failure;
 use super::gateway::Ticks;
+use super::hosts::Hosts;
 use super::inner::{Answer, Inner, Lane};
 use super::request::{self, HEAD_MAX, Head, Reply};
 use crate::ebpf::poll::{self, POLLIN, POLLOUT, POLLRDHUP, PollFd};
@@ -83,10 +84,11 @@ pub fn run(
     inner: (Arc<Inner>, Vec<Lane>),
     servers: &Sender<Arc<Inner>>,
     open_stream: &OpenStream,
+    hosts: Option<&Hosts>,
 ) {
     let mut first = Some(inner);
     loop {
-        let mut front = Front::new(listener, woken, servers, open_stream);
+        let mut front = Front::new(listener, woken, servers, open_stream, hosts.cloned());
         if let Some(inner) = first.take() {
             front.install(inner);
         }
@@ -104,6 +106,8 @@ struct Client {
     stream: TcpStream,
     peer: SocketAddr,
     state: State,
+    /// The names under which the agent may be asked.
+    hosts: Option<Hosts>,
     /// When it came to its state; for `Body`, when the request began.
     since: Instant,
     /// Received and not used yet; at most `HEAD_MAX` bytes.
@@ -297,6 +301,9 @@ impl Client {
                     Some(end) => match request::parse(&self.input[..end]) {
                         Err(refusal) => return self.refuse(refusal),
                         Ok(head) => {
+                            if let Some(refusal) = self.hosts.as_ref().and_then(|hosts| head.foreign(hosts)) {
+                                return self.refuse(refusal);
+                            }
                             self.input.drain(..end);
                             // Not `enter`: the time for a request is one for head and body.
                             self.state = State::Body { missing: head.body, head, body: Vec::new() };
@@ -428,6 +435,7 @@ struct Front<'a> {
     woken: &'a UnixStream,
     servers: &'a Sender<Arc<Inner>>,
     open_stream: &'a OpenStream,
+    hosts: Option<Hosts>,
     /// By number, which grows with each connection and is never used again.
     clients: BTreeMap<u64, Client>,
     last_client: u64,
@@ -456,6 +464,7 @@ impl<'a> Front<'a> {
         woken: &'a UnixStream,
         servers: &'a Sender<Arc<Inner>>,
         open_stream: &'a OpenStream,
+        hosts: Option<Hosts>,
     ) -> Self {
         let now = Instant::now();
         Front {
@@ -463,6 +472,7 @@ impl<'a> Front<'a> {
             woken,
             servers,
             open_stream,
+            hosts,
             clients: BTreeMap::new(),
             last_client: Lane::NOBODY,
             inner: None,
@@ -669,7 +679,15 @@ impl<'a> Front<'a> {
         self.last_client += 1;
         let id = self.last_client;
         let since = Instant::now();
-        let mut client = Client { stream, peer, state: State::Waiting, since, input: Vec::new(), leaving: false };
+        let mut client = Client {
+            stream,
+            peer,
+            hosts: self.hosts.clone(),
+            state: State::Waiting,
+            since,
+            input: Vec::new(),
+            leaving: false,
+        };
         // At once: a client that has sent its request is not in the way of those that come after it.
         let step = client.receive(&mut self.scratch);
         self.clients.insert(id, client);
@@ -840,7 +858,7 @@ mod tests {
         inner.1[0].stream().shutdown(Shutdown::Both).unwrap();
 
         thread::scope(|scope| {
-            scope.spawn(move || run(&listener, &woken, inner, &servers, &|_| Err((404, "no streams".into()))));
+            scope.spawn(move || run(&listener, &woken, inner, &servers, &|_| Err((404, "no streams".into())), None));
             let started = scope.spawn(move || {
                 received
                     .into_iter()

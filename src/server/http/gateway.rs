@@ -21,6 +21,20 @@ pub const STREAM_PATH: &str = "/api/v1/ebpf/metrics/stream";
 /// The path that changes the agent.
 pub const CONFIGURE_PATH: &str = "/api/v1/ebpf/modules/configure";
 
+/// All of them, as the answer to another path names them.
+pub const PATHS: &str = ", /api/v1/ebpf/metrics, /api/v1/ebpf/metrics/stream, /api/v1/ebpf/io/stats, \
+     /api/v1/ebpf/modules/status, /api/v1/ebpf/modules/configure, /api/v1/ebpf/health";
+
+/// The methods that a path of the API takes, as the Allow header has them; `None` for another path.
+pub fn methods(path: &str) -> Option<&'static str> {
+    match path.strip_prefix(PREFIX)? {
+        "metrics" | "io/stats" | "modules/status" | "health" => Some("GET, HEAD"),
+        "metrics/stream" => Some("GET"),
+        "modules/configure" => Some("POST"),
+        _ => None,
+    }
+}
+
 /// A stream as the front drives it.
 pub struct Ticks {
     /// Time between two of its lines; the first is due at once.
@@ -54,6 +68,11 @@ impl Gateway {
     /// The gateway to `api`; a request to change the agent may be addressed to `hosts`.
     pub fn new(api: Arc<Api>, hosts: Hosts) -> Self {
         Self { api, hosts, configuring: Arc::default() }
+    }
+
+    /// The names under which the agent may be asked.
+    pub fn hosts(&self) -> &Hosts {
+        &self.hosts
     }
 
     /// The answer to a GET, as JSON; `None` if the path is not one of the API.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 #[derive(Debug, Clone)]
 pub struct Hosts {
     /// This host's name, in lower case.
-    own: String,
+    own: Arc<str>,
     named: Arc<Mutex<Vec<String>>>,
 }
 
@@ -17,7 +17,7 @@ impl Hosts {
     /// localhost, every address, this host's own name, and those of the configuration.
     pub fn new(named: Vec<String>) -> Self {
         let own = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        Self { own: own.trim().to_ascii_lowercase(), named: Arc::new(Mutex::new(named)) }
+        Self { own: own.trim().to_ascii_lowercase().into(), named: Arc::new(Mutex::new(named)) }
     }
 
     /// Others than those of the configuration before.
@@ -31,7 +31,7 @@ impl Hosts {
         let host = name_of(header).to_ascii_lowercase();
         host == "localhost"
             || host.parse::<IpAddr>().is_ok()
-            || !host.is_empty() && host == self.own
+            || !host.is_empty() && host == *self.own
             || self.named.lock().unwrap_or_else(|e| e.into_inner()).contains(&host)
     }
 }

@@ -131,6 +131,7 @@ pub fn start(
     let (servers, received) = mpsc::channel::<Arc<Inner>>();
     let gateway = gateway.map(Arc::new);
     let of_front = gateway.clone();
+    let hosts = gateway.as_ref().map(|gateway| gateway.hosts().clone());
     let open_stream = move |query: &str| match &of_front {
         Some(gateway) => gateway.stream(query).map_err(|f| (f.code.http(), f.message)),
         None => Err((404, "no such page".into())),
@@ -154,7 +155,7 @@ pub fn start(
     server.threads.push(answer.map_err(setup)?);
     let front = thread::Builder::new()
         .name("http-front".into())
-        .spawn(move || front::run(&listener, &woken, inner, &servers, &open_stream));
+        .spawn(move || front::run(&listener, &woken, inner, &servers, &open_stream, hosts.as_ref()));
     // On failure the closure is gone, and with it the sender that the first thread waits for.
     server.threads.push(front.map_err(setup)?);
     Ok(server)
@@ -244,10 +245,19 @@ impl Routes {
     fn answer(&mut self, request: &Request) -> Response<Body> {
         let target = request.url().split('#').next().unwrap_or_default();
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        if matches!(request.method(), Method::Get | Method::Head)
-            && let Some(result) = self.gateway.as_ref().and_then(|g| g.get(path, query))
-        {
-            return json_response(result);
+        let gateway = self.gateway.as_ref().filter(|_| gateway::methods(path).is_some());
+        let allowed = gateway.and_then(|_| gateway::methods(path)).unwrap_or("GET, HEAD");
+        let wrong_method = !allowed.split(", ").any(|method| method == request.method().as_str());
+        let not_allowed = || {
+            failure(405, &format!("only {} is allowed here", allowed.replace(", ", " or ")))
+                .with_header(header("Allow", allowed))
+        };
+        if let Some(gateway) = gateway {
+            return match gateway.get(path, query) {
+                _ if wrong_method => not_allowed(),
+                Some(result) => json_response(result),
+                None => failure(404, "no query is taken here"),
+            };
         }
         let page = match path {
             "/" => None,
@@ -262,12 +272,13 @@ impl Routes {
             "/health" => Some(Page::Health),
             "/api/v1/stats" => Some(Page::Stats),
             _ => {
-                let paths = format!("no such page; there are /, {}, /health and /api/v1/stats", self.metrics_path);
+                let api = if self.gateway.is_some() { gateway::PATHS } else { "" };
+                let paths = format!("no such page; there are /, {}, /health, /api/v1/stats{api}", self.metrics_path);
                 return failure(404, &paths);
             }
         };
-        if !matches!(request.method(), Method::Get | Method::Head) {
-            return failure(405, "only GET and HEAD are allowed here").with_header(header("Allow", "GET, HEAD"));
+        if wrong_method {
+            return not_allowed();
         }
         let Some(page) = page else { return self.start_page() };
         let (status, body) = self.page(page);

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use httparse::{EMPTY_HEADER, Error, Header, Status};
 
 use super::gateway::{CONFIGURE_PATH, STREAM_PATH};
+use super::hosts::Hosts;
 
 /// Longest request head.
 pub const HEAD_MAX: usize = 16 << 10;
@@ -30,11 +31,28 @@ pub struct Head {
     pub wants_body: bool,
     /// The query, if the request is for the stream.
     pub stream: Option<String>,
+    /// For a path that only those may read who know the agent's name: the Host and Origin headers.
+    pub browser: Option<(Option<String>, Option<String>)>,
     /// What the answer has to look like.
     pub reply: Reply,
 }
 
 impl Head {
+    /// Why the request is refused, if a page of a foreign site may have made it.
+    pub fn foreign(&self, hosts: &Hosts) -> Option<Refusal> {
+        let (host, origin) = self.browser.as_ref()?;
+        // No browser leaves its Host out.
+        if host.as_ref().is_some_and(|host| !hosts.know(host)) {
+            let why = "the Host header is neither localhost, an address, this host's name nor among server.http.hosts";
+            return Some((403, why));
+        }
+        let own = |origin: &String| {
+            let site = origin.split_once("://").map(|(_, site)| site);
+            site.zip(host.as_ref()).is_some_and(|(site, host)| site.eq_ignore_ascii_case(host))
+        };
+        origin.as_ref().filter(|origin| !own(origin)).map(|_| (403, "the Origin header is of another site"))
+    }
+
     /// The whole request as tiny_http gets it. `peer` is who makes it.
     pub fn complete(&mut self, peer: SocketAddr, body: &[u8]) -> Vec<u8> {
         let mut whole = std::mem::take(&mut self.canonical);
@@ -115,11 +133,15 @@ pub fn parse(head: &[u8]) -> Result<Head, Refusal> {
     let origin = origin_form(target);
     let (path, query) = origin.split_once('?').unwrap_or((origin, ""));
     let wants_body = method == "POST" && path == CONFIGURE_PATH;
+    // What changes the agent asks for more, in the gateway.
+    let guarded = !wants_body && (path == "/" || path == "/api" || path.starts_with("/api/"));
+    let header = |name| values(request.headers, name).next().map(|v| String::from_utf8_lossy(v).into_owned());
     Ok(Head {
         canonical: canonical(method, origin, request.headers, wants_body),
         body: if expects { 0 } else { body },
         wants_body,
         stream: (method == "GET" && path == STREAM_PATH).then(|| query.to_owned()),
+        browser: guarded.then(|| (header("Host"), header("Origin"))),
         reply: Reply { head_only: method == "HEAD", keep_alive, http_1_0: minor == 0 },
     })
 }
@@ -247,6 +269,36 @@ mod tests {
         };
         assert_eq!(stream("GET").as_deref(), Some("interval_seconds=1"));
         assert_eq!(stream("POST"), None);
+    }
+
+    #[test]
+    fn pages_of_foreign_sites_read_nothing() {
+        let hosts = Hosts::new(vec!["agent.example".into()]);
+        let refused = |path: &str, headers: &str| {
+            let head = parse(format!("GET {path} HTTP/1.1\r\n{headers}\r\n").as_bytes()).unwrap();
+            head.foreign(&hosts).is_some()
+        };
+        for path in
+            ["/", "/?a", "/api", "/api/v1/stats", "/api/v1/ebpf/metrics/stream?interval_seconds=1", "http://x/api/"]
+        {
+            for good in ["localhost:8080", "127.0.0.1", "10.0.0.1:8080", "[::1]:8080", "Agent.Example:1"] {
+                assert!(!refused(path, &format!("Host: {good}\r\n")), "{path} {good}");
+                assert!(!refused(path, &format!("Host: {good}\r\nOrigin: http://{good}\r\n")), "{path} {good}");
+                for origin in
+                    ["null", "http://evil.example", "", "\u{e9}", "http://localhost", "http://10.0.0.1:8080.evil"]
+                {
+                    assert!(refused(path, &format!("Host: {good}\r\nOrigin: {origin}\r\n")), "{path} {good} {origin}");
+                }
+            }
+            for bad in ["evil.example", "", "\u{e9}", "localhost.evil.example:8080", "127.0.0.1.evil.example"] {
+                assert!(refused(path, &format!("Host: {bad}\r\n")), "{path} {bad}");
+                assert!(refused(path, &format!("Host: {bad}\r\nOrigin: http://{bad}\r\n")), "{path} {bad}");
+            }
+        }
+        for path in ["/metrics", "/health"] {
+            assert!(!refused(path, "Host: evil.example\r\nOrigin: null\r\n"), "{path}");
+        }
+        assert!(parse(b"GET / HTTP/1.0\r\n\r\n").unwrap().foreign(&hosts).is_none());
     }
 
     #[test]
