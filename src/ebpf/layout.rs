@@ -678,6 +678,7 @@ impl Layout {
         for (of, field, offset, kind) in [
             ("kiocb", "ki_filp", 0, Kind::Pointer),
             ("kiocb", "ki_pos", 8, Kind::Int(8)),
+            ("kiocb", "ki_flags", 32, Kind::Int(4)),
             ("iov_iter", "count", 16, Kind::Int(8)),
             (RECORDS[0].0, "order", 32, Kind::Int(1)),
         ] {
