@@ -39,41 +39,19 @@ static __always_inline int fadvise_returned(__u32 advice, long ret)
 	return 0;
 }
 
-/* The advice of a call of this kind, of which the saved registers tell. */
-static __always_inline __u32 advice_of(const struct syscall *call)
-{
-	if (call->nr == NR_NONE)
-		return ADVICE_INVALID;
-	if (call->nr == COMPAT(NR_compat_fadvise64))
-		return REGISTER(call, COMPAT_FADVISE64_ADVICE);
-	if (call->nr == COMPAT(NR_compat_fadvise64_64))
-		return REGISTER(call, COMPAT_FADVISE64_64_ADVICE);
-	return SYSCALL_ARG(call, 3);
-}
-
 /* The advice of the system call that the task is in. */
 static __always_inline __u32 advice_asked(void)
 {
 	struct syscall call;
 
 	current_syscall(&call);
-	return advice_of(&call);
+	if (call.nr == NR_NONE)
+		return ADVICE_INVALID;
+	if (call.nr == COMPAT(NR_compat_fadvise64))
+		return REGISTER(&call, COMPAT_FADVISE64_ADVICE);
+	if (call.nr == COMPAT(NR_compat_fadvise64_64))
+		return REGISTER(&call, COMPAT_FADVISE64_64_ADVICE);
+	return SYSCALL_ARG(&call, 3);
 }
-
-#ifndef NO_BTF
-/* Any system call has returned. The number alone, which 32-bit programs have for another one, sorts out most. */
-static __always_inline int call_returned(void *regs, long ret)
-{
-	int nr = LOAD(regs, pt_regs, SYSCALL_NR);
-	struct syscall call;
-
-	if (nr != NR_fadvise64 && nr != NR_compat_fadvise64 && nr != NR_compat_fadvise64_64)
-		return 0;
-	if (!scoped())
-		return 0;
-	current_syscall(&call);
-	return is_fadvise_call(call.nr) ? fadvise_returned(advice_of(&call), ret) : 0;
-}
-#endif
 
 #endif

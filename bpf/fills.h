@@ -63,7 +63,7 @@ static __always_inline struct inode *inode_of_fd(struct task_struct *task, unsig
 }
 
 /* What is not known from a call's number. */
-enum { BY_FILE = FILL_CAUSES, BY_STACK };
+enum { NOT_CACHED = FILL_CAUSES, BY_FILE, BY_STACK };
 
 /* Why a call of this number fills pages. BY_FILE: that depends on which of the files `in` and `out` they belong to. */
 static __always_inline int cause_of_call(const struct syscall *call, unsigned int *in, unsigned int *out)
@@ -139,7 +139,7 @@ static __always_inline enum fill_cause cause_by_name(int nr)
  * another file than the one that is read or written can be a fault inside the copy, or the work of a stacked file
  * system; a thread of the kernel or of io_uring makes no calls; those of 32-bit programs have other numbers.
  */
-static __always_inline enum fill_cause fill_cause(void *ctx, const struct settings *set, struct inode *inode, bool stack)
+static __always_inline int fill_cause(void *ctx, const struct settings *set, struct inode *inode, bool stack)
 {
 	struct task_struct *task = this_task();
 	struct inode *read = 0, *written = 0;
@@ -147,9 +147,22 @@ static __always_inline enum fill_cause fill_cause(void *ctx, const struct settin
 	struct syscall call;
 	int cause;
 
+	saved_call(task, LOAD_TASK(task, flags), &call);
+	/* Told by the fewest loads: the most frequent ones. No call of 32-bit programs that fills pages has their numbers. */
+	if (call.nr == NR_pwrite64 || call.nr == NR_write)
+		cause = FILL_WRITE;
+	else if (call.nr == NR_pread64 || call.nr == NR_read)
+		cause = FILL_READ;
+	else
+		cause = BY_STACK;
+	if (cause != BY_STACK && inode_of_fd(task, SYSCALL_ARG(&call, 0)) == inode && is_regular(inode))
+		return cause;
+
+	if (is_memory(inode))
+		return NOT_CACHED;
 	if (!is_regular(inode))
 		return FILL_OTHER;
-	syscall_of(task, LOAD_TASK(task, flags), &call);
+	tell_compat(task, &call);
 	cause = cause_of_call(&call, &in, &out);
 	if (cause < BY_FILE)
 		return cause;
@@ -178,7 +191,7 @@ static __always_inline int pages_added(void *ctx, const struct settings *set, st
 	struct totals *t = cpu_totals();
 	__u64 cause;
 
-	if (!t || is_memory(inode))
+	if (!t)
 		return 0;
 	cause = fill_cause(ctx, set, inode, stack);
 	barrier_var(cause); /* as in reclaim_ends() */

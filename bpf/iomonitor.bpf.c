@@ -273,13 +273,6 @@ int tp_kswapd(void *ctx)
 /* ---- entry points: raw tracepoints ---- */
 
 #ifndef NO_BTF
-/* The tracepoint of the one system call does not tell of 32-bit programs. */
-SEC("raw_tracepoint/sys_exit")
-int raw_fadvise(struct bpf_raw_tracepoint_args *ctx)
-{
-	return call_returned((void *)ctx->args[0], ctx->args[1]);
-}
-
 SEC("raw_tracepoint/mm_filemap_get_pages")
 int raw_read(struct bpf_raw_tracepoint_args *ctx)
 {

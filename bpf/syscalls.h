@@ -169,10 +169,10 @@ struct syscall {
 static __always_inline __u64 regs_offset(void);
 
 /*
- * The call that this_task() is in, whose flags are `flags`. The helper is from 5.15. Before, the registers are where
- * the kernel's entry code puts them: at the top of the task's stack.
+ * The call that this_task() is in, whose flags are `flags`, with its number as it stands in the register. The helper is
+ * from 5.15. Before, the registers are where the kernel's entry code puts them: at the top of the task's stack.
  */
-static __always_inline void syscall_of(struct task_struct *task, unsigned int flags, struct syscall *call)
+static __always_inline void saved_call(struct task_struct *task, unsigned int flags, struct syscall *call)
 {
 	if (flags & (PF_KTHREAD | PF_IO_WORKER | PF_USER_WORKER)) {
 		call->nr = NR_NONE;
@@ -188,8 +188,19 @@ static __always_inline void syscall_of(struct task_struct *task, unsigned int fl
 			     (offset ? offset : THREAD_SIZE - bpf_core_type_size(struct pt_regs));
 	}
 	call->nr = REGISTER(call, SYSCALL_NR);
+}
+
+/* Tells the numbers of 32-bit programs from others. */
+static __always_inline void tell_compat(struct task_struct *task, struct syscall *call)
+{
 	if (call->nr >= 0 && LOAD_TASK((struct thread_info *)task, COMPAT_WORD) & COMPAT_BIT)
 		call->nr = COMPAT(call->nr);
+}
+
+static __always_inline void syscall_of(struct task_struct *task, unsigned int flags, struct syscall *call)
+{
+	saved_call(task, flags, call);
+	tell_compat(task, call);
 }
 
 static __always_inline void current_syscall(struct syscall *call)

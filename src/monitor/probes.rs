@@ -67,11 +67,6 @@ pub(super) static PROBES: &[Probe] = &[
         &[
             Way::new("fexit", FENTRY, &[("fexit_fadvise", Hook::FunctionExit(FADVISE_FUNCTIONS))]),
             Way::new("kprobe", KPROBE, &[("kret_fadvise", Hook::Kretprobe(FADVISE_FUNCTIONS))]),
-            // It tells of 32-bit programs too, which the other does not.
-            Way {
-                ruled_out: misses_other_calls,
-                ..Way::new("raw_tracepoint", TRACEPOINT, &[("raw_fadvise", Hook::RawTracepoint("sys_exit"))])
-            },
             Way::new("tracepoint", TRACEPOINT, &[("tp_fadvise", Hook::Tracepoint("syscalls", FADVISE_TRACEPOINT))]),
         ],
     ),
@@ -157,11 +152,6 @@ const TRACEPOINT: Option<AttachMode> = Some(AttachMode::Tracepoint);
 
 fn silent_scans() -> Option<&'static str> {
     os::scans_are_silent().then_some("the multi-generational LRU of kernels before 6.7 does not tell what it scans")
-}
-
-fn misses_other_calls() -> Option<&'static str> {
-    let misses = os::is_preemptible() && os::kernel_version() >= (7, 0);
-    misses.then_some("this kernel is preemptible: what it misses would be events of all calls, not of fadvise")
 }
 
 const ADDED: &str = "mm_filemap_add_to_page_cache";
@@ -293,15 +283,12 @@ mod tests {
         let kernel = |version, preemptible| Kernel { version, preemptible };
         let (auto, on) = (AttachMode::Auto, Switch::On);
         for calm in [kernel((7, 2), false), kernel((5, 10), true)] {
-            assert_eq!(modes(FADVISE, on, auto, calm), pair("fexit kprobe raw_tracepoint tracepoint", ""));
+            assert_eq!(modes(FADVISE, on, auto, calm), pair("fexit kprobe tracepoint", ""));
             assert_eq!(modes(READ_LATENCY, Switch::Auto, auto, calm), pair("fexit", ""));
         }
         let (early, late) = (kernel((6, 12), true), kernel((7, 2), true));
-        assert_eq!(modes(FADVISE, on, auto, early), pair("kprobe raw_tracepoint tracepoint fexit", "fexit"));
-        assert_eq!(
-            modes(FADVISE, on, auto, late),
-            pair("kprobe fexit raw_tracepoint tracepoint", "fexit raw_tracepoint tracepoint")
-        );
+        assert_eq!(modes(FADVISE, on, auto, early), pair("kprobe tracepoint fexit", "fexit"));
+        assert_eq!(modes(FADVISE, on, auto, late), pair("kprobe fexit tracepoint", "fexit tracepoint"));
         assert_eq!(modes(CACHE_READ, on, auto, early), pair("kprobe raw_tracepoint fexit", "fexit"));
         assert_eq!(modes(CACHE_READ, on, auto, late), pair("kprobe fexit raw_tracepoint", "fexit raw_tracepoint"));
         assert_eq!(modes(READ_LATENCY, Switch::Auto, auto, late), pair("", "fexit"));
