@@ -137,26 +137,35 @@ static __always_inline bool is_whole_pread(const struct pt_regs *regs, struct se
 }
 
 /*
- * The pages that the current call asks for, if it is pread or read; others do not tell by themselves where
- * they begin. False as well if `event` is no part of such a range: then it is of a read inside the call.
+ * The pages that the current call asks for, if it is one of read; others do not tell by themselves where they begin.
+ * False as well if `event`, of `inode`, is no part of such a range: then it is of a read inside the call.
  */
 static __always_inline bool pages_asked(struct task_struct *task, const struct pt_regs *regs, struct settings *set,
-					const struct pages *event, struct pages *asked)
+					struct inode *inode, const struct pages *event, struct pages *asked)
 {
-	struct file *file;
+	int nr = regs->SYSCALL_NR;
+	struct file *file = 0;
 	__u64 pos, len;
 
 	if (task->flags & PF_KTHREAD)
 		return false;
-	if ((int)regs->SYSCALL_NR == NR_pread64) {
-		pos = regs->SYSCALL_ARG3;
-	} else if ((int)regs->SYSCALL_NR == NR_read) {
+	if (nr != NR_pread64 && nr != NR_read && nr != NR_readv && nr != NR_preadv && nr != NR_preadv2)
+		return false;
+	if (nr != NR_pread64) {
 		file = file_of_fd(task, regs->SYSCALL_ARG0);
 		if (!file)
 			return false;
+	}
+	pos = regs->SYSCALL_ARG3;
+	if (file && (nr == NR_read || nr == NR_readv || (nr == NR_preadv2 && pos == -1ULL)))
 		pos = file->f_pos; /* moved on only when the call returns */
-	} else {
-		return false;
+	if (file && nr != NR_read) {
+		/* How long the buffers are together, only the end of the event tells: it must be of this very file. */
+		if (file->f_inode != inode)
+			return false;
+		asked->first = pos >> set->page_shift;
+		asked->last = event->last;
+		return asked->first <= event->first;
 	}
 	len = regs->SYSCALL_ARG2;
 	asked->first = pos >> set->page_shift;
@@ -199,7 +208,7 @@ static __always_inline int page_read(void *ctx, __u64 mapping, __u64 index, __u6
 	regs = saved_regs(ctx, task, set);
 	if (!fills_are_told(set))
 		return 0;
-	known = pages_asked(task, regs, set, &p, &asked);
+	known = pages_asked(task, regs, set, inode, &p, &asked);
 	if (!(known && asked.first == last) && continues_read(task, mapping, index, last))
 		return 0;
 	if (known)

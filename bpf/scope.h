@@ -107,8 +107,13 @@ static __always_inline __u64 regs_offset(void)
 {
 	__u32 zero = 0;
 	struct settings *set = bpf_map_lookup_elem(&settings, &zero);
+	__u64 size;
 
-	return set ? set->regs_offset : 0;
+	if (set && set->regs_offset)
+		return set->regs_offset;
+	/* Not found: a stack has 16 KiB or, if that is more, a page (without KASAN), and they are at its top. */
+	size = set ? 1ULL << (set->page_shift & 31) : 0;
+	return (size > 16 * 1024 ? size : 16 * 1024) - bpf_core_type_size(struct pt_regs);
 }
 
 /* The settings, if the current task is in their scope. */

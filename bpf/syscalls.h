@@ -31,9 +31,6 @@
 #define COMPAT_WORD status
 #define COMPAT_BIT 0x0002
 
-/* arch/x86/include/asm/page_64_types.h, without KASAN. */
-#define THREAD_SIZE (16 * 1024)
-
 enum {
 	NR_read = 0,
 	NR_write = 1,
@@ -96,9 +93,6 @@ enum {
 /* arch/arm64/include/asm/thread_info.h: TIF_32BIT. */
 #define COMPAT_WORD flags
 #define COMPAT_BIT (1 << 22)
-
-/* arch/arm64/include/asm/memory.h, with pages of 4 KiB and without KASAN. */
-#define THREAD_SIZE (16 * 1024)
 
 enum {
 	NR_truncate = 45,
@@ -165,7 +159,7 @@ struct syscall {
 	})
 #define SYSCALL_ARG(call, n) REGISTER(call, SYSCALL_ARG##n)
 
-/* Where the saved registers lie in a task's stack, as the settings say; 0: not known. */
+/* Where the saved registers lie in a task's stack, as the settings say. */
 static __always_inline __u64 regs_offset(void);
 
 /*
@@ -182,10 +176,7 @@ static __always_inline void saved_call(struct task_struct *task, unsigned int fl
 	if (KERNEL_HAS(task_pt_regs)) {
 		call->regs = (struct pt_regs *)bpf_task_pt_regs(task);
 	} else {
-		__u64 offset = regs_offset();
-
-		call->regs = LOAD_TASK(task, stack) +
-			     (offset ? offset : THREAD_SIZE - bpf_core_type_size(struct pt_regs));
+		call->regs = LOAD_TASK(task, stack) + regs_offset();
 	}
 	call->nr = REGISTER(call, SYSCALL_NR);
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{IoSliceMut, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
@@ -248,6 +248,46 @@ fn sendfile_and_vectored_reads() {
     let (d, n) = s.agent.during(|| sys::preadv2_buffers(&f.file, &mut a, &mut b, 0));
     assert_eq!((n, d.attempts(40.0)), (40 * PAGE, 40.0), "{}", d.moved());
     assert_eq!(d.misses(), f.resident() as f64, "{}", d.moved());
+}
+
+/// Batches end at folios that are just being filled, and of those the kernel's tracepoint does not tell.
+#[test]
+fn vectored_cold_reads_are_whole() {
+    need_bpf!("vectored_cold_reads_are_whole");
+    let s = Scoped::start(&[]);
+    let bytes = file_size();
+    for positioned in [true, false] {
+        let f = TestFile::cold("vectored", bytes);
+        // Threads that fill for each other.
+        let truth = AtomicU64::new(0);
+        let (d, _) = s.agent.during(|| {
+            thread::scope(|scope| {
+                for seed in 1..=8 {
+                    let (file, truth) = (f.reopen(), &truth);
+                    scope.spawn(move || {
+                        let mut random = Random(seed);
+                        let (mut a, mut b) = (vec![0u8; 300 * 1024], vec![0u8; 2 * MIB - 300 * 1024]);
+                        for _ in 0..common::sized(400, 40) {
+                            let at = random.below(bytes - 1);
+                            let n = match positioned {
+                                true => sys::preadv2_buffers(&file, &mut a, &mut b, at as i64),
+                                false => {
+                                    (&file).seek(SeekFrom::Start(at as u64)).unwrap();
+                                    (&file)
+                                        .read_vectored(&mut [IoSliceMut::new(&mut a), IoSliceMut::new(&mut b)])
+                                        .unwrap()
+                                }
+                            };
+                            let pages = (at + n - 1) / PAGE - at / PAGE + 1;
+                            truth.fetch_add(pages as u64, Ordering::Relaxed);
+                        }
+                    });
+                }
+            });
+        });
+        let truth = truth.into_inner() as f64;
+        assert_eq!(d.attempts(truth), truth, "positioned: {positioned};{}", d.moved());
+    }
 }
 
 #[test]
