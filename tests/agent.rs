@@ -159,6 +159,33 @@ fn health_of_a_bad_configuration_is_bad_usage() {
     assert_eq!(o.status.code(), Some(2));
 }
 
+// ---- memory ----
+
+/// As many collections as the default history has at an interval of a second, with ever new processes in their rows.
+#[test]
+fn a_full_history_stays_small() {
+    need_bpf!("a_full_history_stays_small");
+    let s = Scoped::start(&[("COLLECTOR_INTERVAL", "10ms"), ("COLLECTOR_HISTORY", "9s")]);
+    let f = TestFile::new("history", 1);
+    let busy = |collections: f64| {
+        let sequence = || s.agent.metrics().get("ebpf_sidecar_snapshot_sequence");
+        let end = sequence() + collections;
+        while sequence() < end {
+            let child = sys::fork_one_fadvise(f.file.as_raw_fd());
+            sys::wait_for(child);
+        }
+    };
+    // What serving takes is there already.
+    busy(50.0);
+    let before = s.agent.rss_kib();
+    busy(1000.0);
+    let after = s.agent.rss_kib();
+    let rows = s.agent.stats()["fadvise"]["process_stats"].as_array().map_or(0, Vec::len);
+    println!("MEMORY of the history: {before} to {after} KiB resident, {rows} rows in the last of 900");
+    assert!(rows >= 128, "{rows}");
+    assert!(after <= before + 5 * 1024, "{before} to {after} KiB");
+}
+
 // ---- threads ----
 
 /// Each thread is in the table of docs/development.md, which has its reason.

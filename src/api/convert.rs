@@ -120,16 +120,26 @@ fn process(row: &ProcessRow) -> pb::ProcessFadviseStats {
     }
 }
 
-/// What happened over these snapshots, the oldest first: what the metrics grew by, and what processes did.
-pub fn growth(snapshots: &[impl AsRef<Snapshot>]) -> (Vec<Family>, Vec<ProcessRow>) {
-    let (Some(first), Some(last)) = (snapshots.first(), snapshots.last()) else { return Default::default() };
-    let families: Vec<&[Family]> = snapshots.iter().map(|s| s.as_ref().families.as_slice()).collect();
-    let growth = catalogue::growth(&families);
+/// The newest of these snapshots and what happened over all: what the metrics grew by, and what processes did. `None` if there
+/// are none.
+pub fn growth(mut newest_first: impl Iterator<Item = Snapshot>) -> Option<(Snapshot, Vec<Family>, Vec<ProcessRow>)> {
+    let last = newest_first.next()?;
+    let mut peaks = HashMap::new();
+    let mut see = |s: &Snapshot| {
+        for f in s.families.iter().filter(|f| f.metric.kind == Kind::Gauge) {
+            let peak: &mut u64 = peaks.entry(f.metric.name).or_default();
+            *peak = f.total().max(*peak);
+        }
+    };
+    see(&last);
+    let first = newest_first.inspect(|s| see(s)).last();
+    let first = first.as_ref().unwrap_or(&last);
+    let growth = catalogue::growth(&first.families, &last.families, &peaks);
     let int = |stat: &Stat| find(&growth, stat.metric.name).map_or(0, Family::total);
     let rows = |s: &Snapshot| s.processes.clone().unwrap_or_default();
     let (calls, success) = (int(&fadvise::FADVISE_CALLS), int(&fadvise::FADVISE_SUCCESS));
-    let processes = processes_growth(&rows(first.as_ref()), &rows(last.as_ref()), calls, success);
-    (growth, processes)
+    let processes = processes_growth(&rows(first), &rows(&last), calls, success);
+    Some((last, growth, processes))
 }
 
 /// What processes did from one snapshot to a later one, of so many calls in all.

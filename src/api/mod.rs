@@ -4,6 +4,7 @@
 mod configure;
 mod convert;
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -118,14 +119,11 @@ impl Api {
     /// The metrics of the newest snapshot, or of those of a time range.
     pub fn get_metrics(&self, request: &rpc::GetMetricsRequest) -> Result<rpc::GetMetricsResponse, Failure> {
         let newest = self.cell.load();
-        let snapshots = match request.time_range.as_ref() {
-            None => vec![Arc::clone(&newest)],
-            Some(range) => {
-                let (start, end) = bounds(range)?;
-                self.cell.between(start, end)
-            }
+        let Some(range) = request.time_range.as_ref() else {
+            return metrics_of(&newest, std::iter::once(&*newest), request);
         };
-        metrics_of(&newest, &snapshots, request)
+        let (start, end) = bounds(range)?;
+        metrics_of(&newest, self.cell.between(start, end).newest_first(), request)
     }
 
     /// Whether a stream can be as asked for, and its interval if so.
@@ -166,17 +164,16 @@ impl Api {
             return Ok(answer(&newest.families, newest.processes.as_deref().unwrap_or_default(), &newest));
         };
         let (start, end) = bounds(range)?;
-        let mut snapshots = self.cell.between(start, end);
+        let past = self.cell.between(start, end);
         // While nothing is attached there are no counters to compare.
-        snapshots.retain(|s| s.modules.iter().any(|m| m.running));
-        let Some(last) = snapshots.last() else {
+        let counted = past.newest_first().filter(|s| s.modules.iter().any(|m| m.running));
+        let Some((last, growth, processes)) = convert::growth(counted) else {
             return Err(Failure::new(
                 Code::NotFound,
                 "time_range: no collection in it is kept; collector.history says for how long they are",
             ));
         };
-        let (growth, processes) = convert::growth(&snapshots);
-        Ok(answer(&growth, &processes, last))
+        Ok(answer(&growth, &processes, &last))
     }
 
     /// The state of modules and of the agent.
@@ -232,17 +229,18 @@ impl Api {
     }
 }
 
-/// The metrics of `snapshots`, as far as they fit into one answer.
+/// The metrics of these snapshots, as far as they fit into one answer.
 fn metrics_of(
     newest: &Snapshot,
-    snapshots: &[Arc<Snapshot>],
+    newest_first: impl Iterator<Item = impl Borrow<Snapshot>>,
     request: &rpc::GetMetricsRequest,
 ) -> Result<rpc::GetMetricsResponse, Failure> {
     // Unknown names are an error, whatever the range holds.
     chosen(newest, &request.modules)?;
     let mut answer = rpc::GetMetricsResponse { timestamp: at(newest.collected_at), ..Default::default() };
     let mut size = 0;
-    for snapshot in snapshots.iter().rev() {
+    for snapshot in newest_first {
+        let snapshot = snapshot.borrow();
         let sets: Vec<pb::MetricSet> = chosen(snapshot, &request.modules)?
             .into_iter()
             .map(|m| convert::metric_set(snapshot, m, &request.label_filters))

@@ -245,12 +245,12 @@ fn growth_counts_processes_that_came_and_went() {
         s.say("ebpf_fadvise_calls_total", &[success + failed]);
         s.say("ebpf_fadvise_success_total", &[success]);
         s.say("ebpf_fadvise_failed_total", &[failed]);
-        Arc::new(Snapshot { processes: Some(processes), ..s })
+        Snapshot { processes: Some(processes), ..s }
     };
     // 1 goes on, 2 is forgotten with one more call, 3 is new, 4 is another process with an old id.
     let first = after(100, 0, vec![row(1, 40, 40), row(2, 50, 50), row(4, 10, 10)]);
     let last = after(110, 3, vec![row(0, 61, 61), row(1, 45, 45), row(3, 4, 3), row(4, 3, 1)]);
-    let (growth, processes) = convert::growth(&[first, last]);
+    let (_, growth, processes) = convert::growth([last, first].into_iter()).unwrap();
     let grown = |name| crate::metrics::snapshot::find(&growth, name).unwrap().total();
     assert_eq!((grown("ebpf_fadvise_success_total"), grown("ebpf_fadvise_failed_total")), (10, 3));
     let rows: Vec<_> = processes.iter().map(|r| (r.pid, r.calls, r.success)).collect();
@@ -262,9 +262,7 @@ fn a_large_answer_keeps_the_newest() {
     let base = example::snapshot();
     let nth =
         |n: u64| Snapshot { sequence: n, collected_at: base.collected_at + Duration::from_millis(n), ..base.clone() };
-    // More than the history has room for, as it is now.
-    let snapshots: Vec<Arc<Snapshot>> = (1..=900).map(nth).map(Arc::new).collect();
-    let answer = super::metrics_of(&base, &snapshots, &Default::default()).unwrap();
+    let answer = super::metrics_of(&base, (1..=900).rev().map(nth), &Default::default()).unwrap();
     assert!(answer.truncated);
     let sequences: Vec<u64> = answer.metric_sets.iter().map(|s| s.sequence).collect();
     assert!(sequences.is_sorted() && sequences.last() == Some(&900), "{sequences:?}");

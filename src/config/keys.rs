@@ -220,7 +220,7 @@ pub(super) static KEYS: &[Key] = &[
         path: "collector.history",
         kind: Kind::Scalar,
         allowed: DURATION,
-        help: "How long collections are kept for requests with a time range, in at most 8 MiB of memory.",
+        help: "How long collections are kept for requests with a time range, in at most 4 MiB of memory.",
         set: |c, s| put(&mut c.collector.history, duration(s)),
         get: |c| Some(show_duration(c.collector.history)),
     },

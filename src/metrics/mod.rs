@@ -4,6 +4,7 @@ pub mod export;
 pub mod grpc;
 pub mod health;
 pub mod histogram;
+pub mod history;
 pub mod metric;
 pub mod own;
 pub mod snapshot;

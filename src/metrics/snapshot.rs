@@ -1,7 +1,6 @@
 //! One collection of everything the agent knows: made by the collector, never changed afterwards, read by
 //! every output.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant, SystemTime};
@@ -9,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam::channel::{self, Receiver, Sender, TrySendError};
 
 use super::histogram::Histogram;
+use super::history::{History, Past};
 use super::metric::Metric;
 
 /// One immutable collection.
@@ -52,7 +52,7 @@ impl Snapshot {
     }
 
     /// About the bytes of memory that it takes.
-    fn size(&self) -> usize {
+    pub(super) fn size(&self) -> usize {
         let labels = |s: &Series| s.labels.iter().map(|l| size_of::<String>() + l.len() + ALLOCATION).sum::<usize>();
         let series = |s: &Series| size_of::<Series>() + labels(s) + ALLOCATION;
         let family = |f: &Family| size_of::<Family>() + f.series.iter().map(series).sum::<usize>() + ALLOCATION;
@@ -116,7 +116,7 @@ pub enum Value {
 }
 
 /// State of one module.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModuleStatus {
     /// Its name in the configuration.
     pub name: &'static str,
@@ -163,10 +163,6 @@ pub struct ProcessRow {
     pub success: u64,
 }
 
-/// How much of the past a [`SnapshotCell`] keeps: at most this many bytes, so that a short interval or thousands of
-/// processes shorten the history rather than fill the memory.
-pub const HISTORY_BYTES: usize = 8 << 20;
-
 /// The place where the collector publishes and the outputs read. Reading takes a lock for the copy of one
 /// pointer and never waits for a collection.
 #[derive(Debug, Clone)]
@@ -179,10 +175,7 @@ const SUBSCRIBER_WAITING: usize = 256;
 struct Kept {
     newest: Arc<Snapshot>,
     subscribers: Vec<Sender<Arc<Snapshot>>>,
-    /// Successful collections with their sizes, oldest first.
-    past: VecDeque<(Arc<Snapshot>, usize)>,
-    bytes: usize,
-    history: Duration,
+    past: History,
 }
 
 impl SnapshotCell {
@@ -191,12 +184,11 @@ impl SnapshotCell {
         Self::with_history(first, Duration::ZERO)
     }
 
-    /// A cell holding `first`, that will keep the collections of the last `history`, and at most [`HISTORY_BYTES`]
-    /// of them.
+    /// A cell holding `first`, that will keep the collections of the last `history`, and at most
+    /// [`HISTORY_BYTES`] of them.
     pub fn with_history(first: Snapshot, history: Duration) -> Self {
         let newest = Arc::new(first);
-        let (past, subscribers) = (VecDeque::new(), Vec::new());
-        let mut kept = Kept { newest: Arc::clone(&newest), subscribers, past, bytes: 0, history };
+        let mut kept = Kept { newest: Arc::clone(&newest), subscribers: Vec::new(), past: History::new(history) };
         kept.remember(&newest);
         Self(Arc::new(RwLock::new(kept)))
     }
@@ -207,11 +199,9 @@ impl SnapshotCell {
         Arc::clone(&self.0.read().unwrap_or_else(|e| e.into_inner()).newest)
     }
 
-    /// The collections kept that began in `start..end`, oldest first; a missing end is open.
-    pub fn between(&self, start: Option<SystemTime>, end: Option<SystemTime>) -> Vec<Arc<Snapshot>> {
-        let kept = self.0.read().unwrap_or_else(|e| e.into_inner());
-        let inside = |s: &Snapshot| start.is_none_or(|t| s.collected_at >= t) && end.is_none_or(|t| s.collected_at < t);
-        kept.past.iter().map(|(s, _)| s).filter(|s| inside(s)).cloned().collect()
+    /// The collections kept that began in `start..end`; a missing end is open.
+    pub fn between(&self, start: Option<SystemTime>, end: Option<SystemTime>) -> Past {
+        self.0.read().unwrap_or_else(|e| e.into_inner()).past.between(start, end)
     }
 
     /// The newest snapshot, and every later one as it is published.
@@ -237,18 +227,9 @@ impl SnapshotCell {
 impl Kept {
     fn remember(&mut self, next: &Arc<Snapshot>) {
         // A failed collection repeats the data and the time of the one before.
-        if next.last_error.is_none() {
-            let size = next.size();
-            self.bytes += size;
-            self.past.push_back((Arc::clone(next), size));
-        }
-        let now = next.collected_instant;
-        while let Some((oldest, size)) = self.past.front()
-            && (self.bytes > HISTORY_BYTES || now.saturating_duration_since(oldest.collected_instant) > self.history)
-            && self.past.len() > 1
-        {
-            self.bytes -= size;
-            self.past.pop_front();
+        match next.last_error {
+            None => self.past.add(next),
+            Some(_) => self.past.forget(next.collected_instant),
         }
     }
 }
@@ -258,8 +239,8 @@ mod tests {
     use super::*;
     use crate::monitor::example;
 
-    fn sequences(of: &[Arc<Snapshot>]) -> Vec<u64> {
-        of.iter().map(|s| s.sequence).collect()
+    fn sequences(of: &Past) -> Vec<u64> {
+        of.newest_first().map(|s| s.sequence).collect()
     }
 
     #[test]
@@ -278,24 +259,9 @@ mod tests {
         }
         cell.store(Snapshot { last_error: Some("failed".into()), collected_at: next(10).collected_at, ..next(11) });
         assert_eq!(cell.load().sequence, 11);
-        assert_eq!(sequences(&cell.between(None, None)), [6, 7, 8, 9, 10], "what is older than 5 s has gone");
-        assert_eq!(sequences(&cell.between(at(7), at(9))), [7, 8], "the start is in it, the end is not");
+        assert_eq!(sequences(&cell.between(None, None)), [10, 9, 8, 7, 6], "what is older than 5 s has gone");
+        assert_eq!(sequences(&cell.between(at(7), at(9))), [8, 7], "the start is in it, the end is not");
         assert_eq!(sequences(&cell.between(at(11), None)), [0; 0]);
         assert_eq!(sequences(&cell.between(None, at(6))), [0; 0]);
-    }
-
-    #[test]
-    fn the_past_stays_within_its_bytes() {
-        let row = |pid| ProcessRow { pid, comm: "a database".into(), calls: 1, success: 1 };
-        let mut big = example::snapshot();
-        big.processes = Some((0..10_000).map(row).collect());
-        let cell = SnapshotCell::with_history(big.clone(), Duration::from_secs(3600));
-        for n in 1..100 {
-            cell.store(Snapshot { sequence: n, ..big.clone() });
-        }
-        let kept = cell.between(None, None);
-        assert!(kept.iter().map(|s| s.size()).sum::<usize>() <= HISTORY_BYTES);
-        assert!(kept.len() > 5, "{} snapshots of {} bytes", kept.len(), big.size());
-        assert_eq!(kept.last().map(|s| s.sequence), Some(99));
     }
 }

@@ -1,6 +1,7 @@
 //! Every metric there is, in the order of the outputs: those of the kernel, subject by subject, then those of the agent
 //! itself.
 
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use super::stat::{self, Stat, Subject};
@@ -22,9 +23,9 @@ pub fn stats() -> impl Iterator<Item = &'static Stat> {
     SUBJECTS.iter().flat_map(|s| s.stats).copied()
 }
 
-/// What the metrics of the kernel grew by over these collections: [`stat::growth`].
-pub fn growth(collections: &[&[Family]]) -> Vec<Family> {
-    stat::growth(&SUBJECTS, collections)
+/// What the metrics of the kernel grew by from one collection to another: [`stat::growth`].
+pub fn growth(first: &[Family], last: &[Family], peaks: &HashMap<&str, u64>) -> Vec<Family> {
+    stat::growth(&SUBJECTS, first, last, peaks)
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! How a metric of the kernel is declared: what it is called in each output, which counters it is made of, and which probes
 //! it needs. Each subject (the files beside this one) has a table of such declarations; all outputs are made from them.
 
+use std::collections::HashMap;
+
 use super::counters::Counters;
 use crate::metrics::histogram::Histogram;
 use crate::metrics::metric::{Json, Kind, Metric};
@@ -292,10 +294,14 @@ pub(super) fn families(subjects: &[&Subject], view: &View, last: &Counters) -> V
     stats.filter_map(|stat| stat.family(view, &grown)).collect()
 }
 
-/// What happened over these collections, of which the first and the last say how far the counters were: their growth, the
-/// percentages of it, and of other gauges the most. Histograms are left out.
-pub(super) fn growth(subjects: &[&Subject], collections: &[&[Family]]) -> Vec<Family> {
-    let (Some(first), Some(last)) = (collections.first(), collections.last()) else { return Vec::new() };
+/// What happened from the first to the last of some collections: the growth of counters, the percentages of it, and of other
+/// gauges the most, which `peaks` has by name. Histograms are left out.
+pub(super) fn growth(
+    subjects: &[&Subject],
+    first: &[Family],
+    last: &[Family],
+    peaks: &HashMap<&str, u64>,
+) -> Vec<Family> {
     let stats = || subjects.iter().flat_map(|s| s.stats).copied();
     let counters: Vec<Family> = stats()
         .filter(|s| s.metric.kind == Kind::Counter)
@@ -313,10 +319,9 @@ pub(super) fn growth(subjects: &[&Subject], collections: &[&[Family]]) -> Vec<Fa
         .collect();
     let grown = |stat: &Stat| find(&counters, stat.metric.name).map_or(0, Family::total);
     let gauges = stats().filter(|s| s.metric.kind == Kind::Gauge).filter_map(|s| {
-        let known = collections.iter().filter_map(|families| find(families, s.metric.name));
         let value = match s.how.source {
             Source::Percent(rate) => find(last, s.metric.name).map(|_| Value::Percent(rate(&grown)))?,
-            _ => Value::Int(known.map(Family::total).max()?),
+            _ => Value::Int(*peaks.get(s.metric.name)?),
         };
         Some(Family::single(&s.metric, value))
     });
