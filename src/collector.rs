@@ -11,8 +11,10 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam::channel::{self, Receiver, Sender};
 
 use crate::ebpf::object::{self, Error};
+use crate::ebpf::os;
 use crate::host::process::{self, Usage};
 use crate::host::version;
+use crate::metrics::health::{self, Status};
 use crate::metrics::histogram::Histogram;
 use crate::metrics::own as m;
 use crate::metrics::snapshot::{Family, ModuleStatus, Series, Snapshot, SnapshotCell, Value};
@@ -329,8 +331,17 @@ impl State {
             value: Value::Int(p.mode.is_some().into()),
         });
         let at = snapshot.collected_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let status = health::assess(snapshot, Instant::now()).status;
+        let states = Status::ALL.map(|(state, name)| (name, u64::from(state == status)));
         let mut own = vec![
             Family { metric: &m::BUILD_INFO, series: vec![Series { labels: build.into(), value: Value::Int(1) }] },
+            Family {
+                metric: &m::SCOPE_INFO,
+                series: vec![Series { labels: vec![snapshot.scope.clone()], value: Value::Int(1) }],
+            },
+            Family::single(&m::INTERVAL, Value::Float(snapshot.interval.as_secs_f64())),
+            Family::single(&m::PAGE_SIZE, Value::Int(os::page_size())),
+            Family::labelled(&m::HEALTH, states),
             Family { metric: &m::PROBE_ATTACHED, series: probes.collect() },
             Family::single(&m::SNAPSHOT_SEQUENCE, Value::Int(snapshot.sequence)),
             Family::single(&m::SNAPSHOT_TIMESTAMP, Value::Float(at.as_millis() as f64 / 1e3)),

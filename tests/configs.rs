@@ -179,10 +179,10 @@ fn every_rule_is_tested_and_every_alert_has_its_page() {
         if rule.record {
             continue;
         }
-        for name in ["summary", "description", "runbook"] {
+        for name in ["summary", "description", "runbook_url"] {
             assert!(rule.annotations.get(name).is_some_and(|a| !a.is_empty()), "{} lacks {name}", rule.name);
         }
-        let (page, section) = rule.annotations["runbook"].split_once('#').unwrap();
+        let (page, section) = rule.annotations["runbook_url"].split_once('#').unwrap();
         let page = read(&root().join(page));
         let titles: Vec<String> = page.lines().filter_map(|l| l.strip_prefix("## ")).map(anchor).collect();
         assert!(titles.iter().any(|t| t == section), "{}: no section {section} among {titles:?}", rule.name);
@@ -514,7 +514,7 @@ fn records() -> BTreeMap<String, String> {
 fn queries_name_metrics_of_the_catalogue() {
     for query in queries() {
         let names = metrics_of(&query.text, &records());
-        assert!(!names.is_empty() || query.text.starts_with("up{"), "{}: {}", query.place, query.text);
+        assert!(!names.is_empty() || query.text.contains("up{"), "{}: {}", query.place, query.text);
         for name in names {
             let known = CATALOGUE.iter().any(|m| match m.kind {
                 Kind::Histogram => {

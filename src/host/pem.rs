@@ -50,6 +50,13 @@ pub fn identity(cert: (&str, &Path), key: (&str, &Path)) -> Result<(Vec<u8>, Vec
     Ok((chain_pem, key_pem))
 }
 
+/// When the first certificate of `pem` expires, in seconds since 1970.
+pub fn expires(pem: &[u8]) -> Option<u64> {
+    let chain = X509::stack_from_pem(pem).ok()?;
+    let since = Asn1Time::from_unix(0).ok()?.diff(chain.first()?.not_after()).ok()?;
+    u64::try_from(i64::from(since.days) * 86_400 + i64::from(since.secs)).ok()
+}
+
 /// Warns if the first certificate of `pem`, which a key of the configuration gave with its file, is no longer valid: to be
 /// called when it comes into use, not for each connection.
 pub fn warn_if_expired((key, path): (&str, &Path), pem: &[u8]) {

@@ -11,6 +11,7 @@ pub static COUNTS: Counts = Counts {
     failed: AtomicU64::new(0),
     refused: AtomicU64::new(0),
     certificates_refused: AtomicU64::new(0),
+    certificate_expires: AtomicU64::new(0),
 };
 
 /// Counts since the start.
@@ -20,6 +21,8 @@ pub struct Counts {
     failed: AtomicU64,
     refused: AtomicU64,
     certificates_refused: AtomicU64,
+    /// In seconds since 1970; 0 without one.
+    certificate_expires: AtomicU64,
 }
 
 /// How a call ends.
@@ -49,13 +52,20 @@ impl Counts {
         self.certificates_refused.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A certificate came into use, which expires then, in seconds since 1970.
+    pub fn certificate(&self, expires: u64) {
+        self.certificate_expires.store(expires, Ordering::Relaxed);
+    }
+
     /// The metrics.
-    pub fn families(&self) -> [Family; 2] {
+    pub fn families(&self) -> impl Iterator<Item = Family> {
         let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
         let calls = [("ok", get(&self.ok)), ("failed", get(&self.failed)), ("refused", get(&self.refused))];
-        [
+        let expires = Some(get(&self.certificate_expires)).filter(|n| *n > 0);
+        let own = [
             Family::labelled(&m::GRPC_CALLS, calls),
             Family::single(&m::CERTIFICATES_REFUSED, Value::Int(get(&self.certificates_refused))),
-        ]
+        ];
+        own.into_iter().chain(expires.map(|n| Family::single(&m::CERTIFICATE_EXPIRES, Value::Int(n))))
     }
 }

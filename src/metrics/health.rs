@@ -20,6 +20,12 @@ pub enum Status {
     Unhealthy,
 }
 
+impl Status {
+    /// All of them, with their names.
+    pub const ALL: [(Self, &str); 3] =
+        [(Self::Healthy, "healthy"), (Self::Degraded, "degraded"), (Self::Unhealthy, "unhealthy")];
+}
+
 /// The verdict on a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {

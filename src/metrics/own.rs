@@ -14,6 +14,9 @@ macro_rules! metrics {
     };
 }
 
+/// States of health, as in `ebpf_sidecar_health{state}`.
+const STATES: [&str; 3] = ["healthy", "degraded", "unhealthy"];
+
 /// What becomes of a gRPC call.
 const CALL_RESULTS: [&str; 3] = ["ok", "failed", "refused"];
 
@@ -34,6 +37,14 @@ pub const DROPS: [&str; 7] = ["queue_limit", "queue_bytes", "overrun", "schema",
 metrics! {
     BUILD_INFO = Gauge "ebpf_sidecar_build_info" ["version", "commit", "libbpf"] "":
         "Constant 1; the labels tell what runs.";
+    SCOPE_INFO = Gauge "ebpf_sidecar_scope_info" ["scope"] "":
+        "Constant 1; the label tells whose I/O is counted: host, cgroup:PATH or comm:NAME.";
+    INTERVAL = Gauge "ebpf_sidecar_collect_interval_seconds" [] "seconds":
+        "Time between collections.";
+    PAGE_SIZE = Gauge "ebpf_sidecar_page_size_bytes" [] "bytes":
+        "Size of the pages that are counted.";
+    HEALTH = Gauge "ebpf_sidecar_health" ["state" in STATES] "":
+        "1 for the state in which the last collection left the agent, 0 for the others; /health tells why.";
     PROBE_ATTACHED = Gauge "ebpf_sidecar_probe_attached" ["probe", "mode"] "":
         "1 if the probe is attached, in that mode; 0 with mode none if it could not be: its metrics are absent then.";
     SNAPSHOT_SEQUENCE = Gauge "ebpf_sidecar_snapshot_sequence" [] "":
@@ -55,6 +66,8 @@ metrics! {
         "gRPC calls that were answered, and streams that were opened; refused are those above a limit.";
     CERTIFICATES_REFUSED = Counter "ebpf_sidecar_grpc_certificates_refused_total" [] "changes":
         "Changes of the gRPC server's certificate files that could not be used: the certificates before stay in use.";
+    CERTIFICATE_EXPIRES = Gauge "ebpf_sidecar_grpc_certificate_expiry_timestamp_seconds" [] "seconds since 1970":
+        "When the certificate that the gRPC server uses expires; absent without TLS. Changed files are in use from the next connection on.";
 
     EXPORT_SENT = Counter "ebpf_sidecar_export_points_sent_total" [] "points":
         "Points that BanyanDB has acknowledged, each counted once; with export.type banyandb, as all of these.";

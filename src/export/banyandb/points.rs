@@ -201,7 +201,7 @@ impl Converter {
         let mut all: Vec<Gathered> = self.specs.iter().map(|_| Gathered::default()).collect();
         let base = [self.node.as_str(), snapshot.scope.as_str()];
         let mut put = |name: &str, labels: &[String], more: Option<&str>, value: f64| {
-            // Every metric of the catalogue is a measure.
+            // Every metric of the catalogue is a measure, but for that of the scope.
             let Some(&measure) = self.by_name.get(name) else { return };
             let labels = labels.iter().map(String::as_str);
             all[measure].push(base.iter().copied().chain(labels).chain(more), value);
@@ -398,7 +398,8 @@ mod tests {
         for line in prometheus::text(&snapshot).lines().filter(|l| !l.starts_with('#')) {
             let (series, value) = line.rsplit_once(' ').unwrap();
             let value: f64 = value.parse().unwrap();
-            if !value.is_nan() {
+            // The scope is told by each.
+            if !value.is_nan() && !series.starts_with("ebpf_sidecar_scope_info") {
                 samples.insert(series.into(), value);
             }
         }

@@ -32,7 +32,8 @@ pub fn specs() -> Vec<Spec> {
         Spec { name, tags }
     };
     let mut all = Vec::new();
-    for metric in CATALOGUE.iter() {
+    // What tells the scope alone is told by each of them.
+    for metric in CATALOGUE.iter().filter(|m| !m.labels.contains(&"scope")) {
         match metric.kind {
             Kind::Counter | Kind::Gauge => all.push(spec(metric.name.into(), metric.labels, None)),
             Kind::Histogram => {

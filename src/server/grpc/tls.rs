@@ -18,7 +18,7 @@ const CERT: &str = "server.grpc.tls.cert_file";
 /// The server's credentials, `None` without TLS. An error names the file.
 pub fn credentials(config: &Tls) -> Result<Option<ServerCredentials>, String> {
     let Some(files) = Files::of(config) else { return Ok(None) };
-    files.load()?.warn_if_expired(&files);
+    files.load()?.note_expiry(&files);
     let kind = match files.ca {
         Some(_) => CertificateRequestType::RequestAndRequireClientCertificateAndVerify,
         None => CertificateRequestType::DontRequestClientCertificate,
@@ -48,7 +48,9 @@ struct Pems {
 }
 
 impl Pems {
-    fn warn_if_expired(&self, files: &Files) {
+    /// They come into use.
+    fn note_expiry(&self, files: &Files) {
+        COUNTS.certificate(pem::expires(&self.cert).unwrap_or(0));
         pem::warn_if_expired((CERT, &files.cert), &self.cert);
     }
 }
@@ -102,7 +104,7 @@ impl Fetcher {
         }
         if state.in_use.is_some() {
             log::info!("gRPC: certificates changed, {} is in use now", self.files.cert.display());
-            new.warn_if_expired(&self.files);
+            new.note_expiry(&self.files);
         }
         let Pems { cert, key, ca } = new.clone();
         let mut builder = ServerCredentialsBuilder::new().add_cert(cert, key);
