@@ -79,8 +79,17 @@ fn the_watchdog_starves_while_the_collector_hangs() {
     let mut c = command();
     c.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "100000").env_remove("WATCHDOG_PID");
     let agent = Agent::start_with(c, &[("COLLECTOR_INTERVAL", "100ms")]);
-    let tasks = fs::read_dir(format!("/proc/{}/task", agent.child.id())).unwrap().map(|t| t.unwrap().path());
-    let collector = { tasks }.find(|t| fs::read_to_string(t.join("comm")).is_ok_and(|c| c == "collector\n")).unwrap();
+    // A thread names itself, which can be after HTTP answers.
+    let threads = PathBuf::from(format!("/proc/{}/task", agent.child.id()));
+    let named = |t: &PathBuf| fs::read_to_string(t.join("comm")).is_ok_and(|c| c == "collector\n");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let collector = loop {
+        if let Some(found) = fs::read_dir(&threads).unwrap().map(|t| t.unwrap().path()).find(named) {
+            break found;
+        }
+        assert!(Instant::now() < deadline, "no thread is called collector");
+        thread::sleep(Duration::from_millis(10));
+    };
     let tid = collector.file_name().unwrap().to_str().unwrap().parse().unwrap();
 
     // Only this one thread: the main thread lives and could go on feeding.
