@@ -239,7 +239,7 @@ fn kubernetes(file: &Path, services: usize, variables: &[&str]) {
     // The least that the agent needs.
     let expected: Result<Yaml, _> = serde_yaml::from_str(
         "{runAsUser: 0, runAsNonRoot: false, privileged: false, allowPrivilegeEscalation: false,
-          readOnlyRootFilesystem: true, capabilities: {drop: [ALL], add: [BPF, PERFMON]},
+          readOnlyRootFilesystem: true, capabilities: {drop: [ALL], add: [BPF, PERFMON, SYSLOG]},
           seccompProfile: {type: RuntimeDefault}}",
     );
     assert_eq!(container["securityContext"], expected.unwrap());

@@ -288,7 +288,7 @@ fn the_image_of_nothing_but_the_binary_works() {
         "--security-opt=no-new-privileges",
         "--security-opt=seccomp=unconfined",
         "--cap-drop=all",
-        "--cap-add=BPF,PERFMON",
+        "--cap-add=BPF,PERFMON,SYSLOG",
         "--volume=/sys/kernel/tracing:/sys/kernel/tracing:ro",
     ];
     let privileged = ["--privileged", "--pid=host"];

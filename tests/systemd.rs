@@ -319,7 +319,7 @@ fn it_works_under_a_real_systemd() {
             _ => {
                 let uid = state.lines().find_map(|l| l.strip_prefix("Uid:\t")?.split('\t').next()?.parse::<u32>().ok());
                 assert!(uid.is_some_and(|u| (61184..65520).contains(&u)), "no user of its own:\n{state}");
-                has("CapEff:\t000000c000000004"); // BPF, PERFMON, DAC_READ_SEARCH
+                has("CapEff:\t000000c400000004"); // BPF, PERFMON, SYSLOG, DAC_READ_SEARCH
             }
         }
         // With the sandbox around it, it attaches what it attaches without.
