@@ -43,7 +43,13 @@ fn it_counts_where_bpf_is_that_of_4_18() {
         return common::skipped("it_counts_where_bpf_is_that_of_4_18", "needs seccomp's notifications");
     }
     let scope = text(&cgroup.path);
-    let settings = [("COLLECTOR_INTERVAL", "100ms"), ("COLLECTOR_SCOPE_CGROUP", scope), ("COLLECTOR_EBPF_BTF", "off")];
+    // In whatever way there is without BTF, which fentry is not.
+    let settings = [
+        ("COLLECTOR_INTERVAL", "100ms"),
+        ("COLLECTOR_SCOPE_CGROUP", scope),
+        ("COLLECTOR_EBPF_BTF", "off"),
+        ("COLLECTOR_EBPF_ATTACH", "auto"),
+    ];
     let agent = Agent::start_with(command, &settings);
     cgroup.enter();
     let f = TestFile::cold("old", MIB);
