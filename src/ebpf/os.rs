@@ -550,6 +550,18 @@ pub fn raise_memlock() {
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &all) };
 }
 
+/// Lets this process have as many descriptors as it may, up to 4096: full of clients, the servers take nearly 1024, which is
+/// where most systems begin.
+pub fn raise_descriptors() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a live struct.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } == 0 && limit.rlim_cur < 4096 {
+        limit.rlim_cur = limit.rlim_max.min(4096);
+        // SAFETY: a live struct; a refusal leaves what there was.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+    }
+}
+
 /// Has glibc's allocator keep one heap for all threads: with one for each, what clients have freed stays in many places.
 /// To be called before there are threads. Other allocators are left as they are.
 pub fn share_heap() {

@@ -1,9 +1,10 @@
-//! What std does not offer and the HTTP front needs, as safe functions: poll(2) and two settings of a listener.
+//! What std does not offer and the servers need, as safe functions: poll(2), two settings of a listener, and a socket for gRPC.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 pub use libc::{POLLIN, POLLOUT, POLLRDHUP, pollfd as PollFd};
@@ -46,6 +47,12 @@ pub fn set_send_buffer(listener: &TcpListener, bytes: i32) -> io::Result<()> {
     check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, (&raw const bytes).cast(), size) })
 }
 
+/// Has `server` serve a client through a connected socket, which does not block.
+pub fn hand_over(server: &mut grpcio::Server, socket: UnixStream) {
+    // SAFETY: a connected stream socket that nobody else has from here on; gRPC closes it.
+    unsafe { server.add_channel_from_fd(socket.into_raw_fd()) };
+}
+
 fn check(result: i32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -54,7 +61,6 @@ fn check(result: i32) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::io::Write;
-    use std::os::unix::net::UnixStream;
     use std::time::Instant;
 
     #[test]

@@ -1,24 +1,27 @@
 //! The API over gRPC: services, limits, starting and stopping.
 //!
-//! A fixed number of threads (`grpc-0`, …) run every call. Calls answer at once from the newest snapshot; what takes
-//! time (streams, slow readers) is a task that one of these threads looks at when its client, or the ticker, wakes it.
-//! No panic may leave a callback: it would end the thread, and all calls on it.
+//! Clients reach it through [`guard`], or with TLS at its own port. A fixed number of threads (`grpc-0`, …) run every call.
+//! Calls answer at once from the newest snapshot; what takes time (streams, slow readers) is a task that one of these
+//! threads looks at when its client, or the ticker, wakes it. No panic may leave a callback: it would end the thread, and
+//! all calls on it.
 
 mod gate;
+mod guard;
 pub(crate) mod stream;
 pub mod stubs;
 mod ticker;
 pub mod tls;
 
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use grpcio::{
     ChannelBuilder, Environment, GrpcSlice, MethodType, ResourceQuota, RpcContext, RpcStatus, Server, ServerBuilder,
-    ServerCredentials, ServerStreamingSink, Service, ServiceBuilder,
+    ServerStreamingSink, Service, ServiceBuilder,
 };
 use protobuf::Message;
 
@@ -28,12 +31,13 @@ use crate::api::proto::health::{HealthCheckRequest, HealthCheckResponse};
 use crate::api::proto::rpc;
 use crate::api::{ANSWER_MAX, Api, Caller, Code, Failure};
 use crate::config;
-use crate::ebpf::os;
+use crate::ebpf::{os, poll};
 use crate::host::logging::clean;
 use crate::host::threads;
 use crate::metrics::grpc::{COUNTS, End};
 use crate::metrics::snapshot::Snapshot;
 use gate::{Gate, Permit};
+use guard::{Guard, Peers};
 use stream::{Answer, Guarded, Produce, Sending, Stream, later};
 use stubs::{SERVICE, name, served, served_unread};
 use ticker::Ticker;
@@ -42,6 +46,8 @@ use ticker::Ticker;
 const THREADS: usize = 2;
 /// Calls that gRPC holds ready for each thread before a client makes them.
 const SLOTS: usize = 128;
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 1024;
 /// How often Watch looks for a change.
 const WATCH: Duration = Duration::from_secs(1);
 /// Time for the calls of a connection that has reached its age.
@@ -52,16 +58,32 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const STREAM_ROOM: usize = 64 << 10;
 /// Bytes of an answer that are many: the heap is trimmed afterwards.
 const LARGE: usize = 256 << 10;
+/// Time for a TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Clients may probe this often; more often is a reason to hang up.
 const PINGS_APART: Duration = Duration::from_secs(10);
 
 /// The running server. Dropping it ends every call and stops it.
 pub struct GrpcServer {
     address: SocketAddr,
+    servers: Servers,
+    guard: Option<Guard>,
     // In this order: calls first, then what they wait for.
-    _server: Server,
     shared: Arc<Shared>,
     _environment: Arc<Environment>,
+}
+
+/// gRPC's servers: the one for clients of other hosts and the one for those of this host, behind the guard; or one that has
+/// a port of its own, with TLS. None any more when they are being stopped.
+type Servers = Arc<Mutex<Vec<Server>>>;
+
+impl Drop for GrpcServer {
+    fn drop(&mut self) {
+        // The guard still carries what they say last. A connection that comes now is let go.
+        let servers = std::mem::take(&mut *lock(&self.servers));
+        drop(servers);
+        self.guard = None;
+    }
 }
 
 /// What every call has.
@@ -74,6 +96,7 @@ struct Shared {
     answers: Gate,
     /// Whether there was a large one since the heap was trimmed.
     large: Arc<AtomicBool>,
+    peers: Peers,
     encoded: Mutex<Option<Arc<Encoded>>>,
 }
 
@@ -104,11 +127,12 @@ pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartEr
     let setup = |e| StartError::Setup("gRPC", e);
     let mut address = SocketAddr::new(config.address, config.port);
     let credentials = tls::credentials(&config.tls).map_err(StartError::Tls)?;
+    let listen = move |e| StartError::Listen { server: "gRPC", keys: "server.grpc", address, error: e };
     // gRPC tells only that it could not listen, not why.
-    let listen = |e| StartError::Listen { server: "gRPC", keys: "server.grpc", address, error: e };
-    drop(TcpListener::bind(address).map_err(listen)?);
+    let listener = Some(bind(address).map_err(listen)?).filter(|_| credentials.is_none());
 
     grpcio::redirect_log();
+    os::raise_descriptors();
     let limits = &config.limits;
     let (answers, large) = (Gate::new(limits.answer_bytes), Arc::new(AtomicBool::new(false)));
     let rest = {
@@ -119,6 +143,7 @@ pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartEr
             }
         }
     };
+    let peers = Peers::default();
     let shared = Arc::new(Shared {
         api,
         ticker: Ticker::start(rest).map_err(setup)?,
@@ -126,41 +151,86 @@ pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartEr
         streams: Gate::new(limits.streams),
         answers,
         large,
+        peers: peers.clone(),
         encoded: Mutex::new(None),
     });
     let environment = threads::grpc(THREADS, "grpc");
     let serve = || {
-        let mut server = ServerBuilder::new(Arc::clone(&environment))
-            .requests_slot_per_cq(SLOTS)
-            .channel_args(channel(limits, &environment).build_args())
-            .register_service(metrics_service(&shared))
-            .register_service(health_service(&shared))
-            .build()
-            .map_err(|e| setup(std::io::Error::other(e)))?;
-        let port = server
-            .add_listening_port(address.to_string(), credentials.unwrap_or_else(ServerCredentials::insecure))
-            .map_err(|_| listen(std::io::ErrorKind::AddrInUse.into()))?;
-        server.start();
-        Ok((server, port))
+        let quota = ResourceQuota::new(Some("ebpf-sidecar")).resize_memory(limits.memory_bytes);
+        let server = |local| {
+            ServerBuilder::new(Arc::clone(&environment))
+                .requests_slot_per_cq(SLOTS)
+                .channel_args(channel(limits, quota.clone(), &environment).build_args())
+                .register_service(metrics_service(&shared, local))
+                .register_service(health_service(&shared))
+                .build()
+                .map_err(|e| setup(io::Error::other(e)))
+        };
+        let mut servers = match credentials {
+            None => vec![server(Some(false))?, server(Some(true))?],
+            Some(credentials) => {
+                let mut server = server(None)?;
+                let port = server
+                    .add_listening_port(address.to_string(), credentials)
+                    .map_err(|_| listen(ErrorKind::AddrInUse.into()))?;
+                address.set_port(port);
+                vec![server]
+            }
+        };
+        servers.iter_mut().for_each(Server::start);
+        Ok(servers)
     };
-    let (server, port) = threads::named(threads::GRPC_CORE, serve).map_err(setup)??;
-    address.set_port(port);
-    Ok(GrpcServer { address, _server: server, shared, _environment: environment })
+    let servers = threads::named(threads::GRPC_CORE, serve).map_err(setup)??;
+    let servers: Servers = Arc::new(Mutex::new(servers));
+    let guard = match listener {
+        None => None,
+        Some(listener) => {
+            address.set_port(listener.local_addr().map_err(listen)?.port());
+            let of_guard = Arc::clone(&servers);
+            let attach = move |socket, peer: SocketAddr| {
+                let local = usize::from(peer.ip().to_canonical().is_loopback());
+                if let Some(server) = lock(&of_guard).get_mut(local) {
+                    poll::hand_over(server, socket);
+                }
+            };
+            Some(Guard::start(listener, peers, Box::new(attach)).map_err(setup)?)
+        }
+    };
+    Ok(GrpcServer { address, servers, guard, shared, _environment: environment })
+}
+
+fn lock(servers: &Servers) -> MutexGuard<'_, Vec<Server>> {
+    // What a panic would have left is still a list.
+    servers.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// A listener for the guard. As gRPC's own, that of every IPv4 interface is one of every interface where there is IPv6.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => {
+            let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port());
+            TcpListener::bind(any).or_else(|_| TcpListener::bind(address))?
+        }
+        _ => TcpListener::bind(address)?,
+    };
+    poll::set_backlog(&listener, BACKLOG)?;
+    Ok(listener)
 }
 
 /// What holds for each connection.
-fn channel(limits: &config::Limits, environment: &Arc<Environment>) -> ChannelBuilder {
+fn channel(limits: &config::Limits, quota: ResourceQuota, environment: &Arc<Environment>) -> ChannelBuilder {
     let bytes = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
     let millis = |d: Duration| i32::try_from(d.as_millis()).unwrap_or(i32::MAX);
     let mut channel = ChannelBuilder::new(Arc::clone(environment))
         .reuse_port(false) // or a second agent would share the port in silence
         .max_receive_message_len(bytes(limits.message_bytes))
         .max_concurrent_stream(bytes(limits.streams + limits.calls))
-        .set_resource_quota(ResourceQuota::new(Some("ebpf-sidecar")).resize_memory(limits.memory_bytes))
+        .set_resource_quota(quota)
         .keepalive_time(limits.keepalive)
         .keepalive_timeout(KEEPALIVE_TIMEOUT)
         .keepalive_permit_without_calls(true)
         .http2_min_recv_ping_interval_without_data(PINGS_APART)
+        .raw_cfg_int(c"grpc.server_handshake_timeout_ms".into(), millis(HANDSHAKE))
         .raw_cfg_int(c"grpc.max_connection_idle_ms".into(), millis(limits.connection_idle))
         // No compression: a small message could unfold to any size.
         .raw_cfg_int(c"grpc.compression_enabled_algorithms_bitset".into(), 1);
@@ -241,6 +311,22 @@ impl Shared {
         context.spawn(Guarded(Answer::new(Sending::new(sink, result), self.ticker.timer(), [permit, room])));
     }
 
+    /// Address of the client.
+    fn peer(&self, context: &RpcContext) -> String {
+        let name = context.peer();
+        match self.peers.address(&name) {
+            Some(address) => SocketAddr::new(address.ip().to_canonical(), address.port()).to_string(),
+            None => plain_address(&name),
+        }
+    }
+
+    /// Who calls; `local` tells whether those of this server are of this host, without it their address does.
+    fn caller(&self, context: &RpcContext, local: Option<bool>) -> Caller {
+        let authenticated = context.auth_context().is_some_and(|a| a.peer_is_authenticated());
+        let caller = Caller::new(self.peer(context), authenticated);
+        Caller { loopback: local.unwrap_or(caller.loopback), ..caller }
+    }
+
     /// Opens a stream, or refuses it.
     fn open(
         &self,
@@ -257,14 +343,14 @@ impl Shared {
             Ok((source, permit)) => {
                 count(None);
                 let (answers, timer) = (self.answers.clone(), self.ticker.timer());
-                context.spawn(Guarded(Stream::new(sink, source, answers, timer, peer(context), permit)));
+                context.spawn(Guarded(Stream::new(sink, source, answers, timer, self.peer(context), permit)));
             }
             Err(failure) => self.answer(context, sink, Err(failure), None),
         }
     }
 }
 
-fn metrics_service(shared: &Arc<Shared>) -> Service {
+fn metrics_service(shared: &Arc<Shared>, local: Option<bool>) -> Service {
     let builder = ServiceBuilder::new();
     let builder = unary(builder, shared, name::GET_METRICS, |s: &Shared, r| s.get_metrics(r));
     let builder = unary(builder, shared, name::GET_IO_STATS, |s, r| encode(&s.api.get_io_stats(r)?));
@@ -275,7 +361,7 @@ fn metrics_service(shared: &Arc<Shared>) -> Service {
     builder
         .add_server_streaming_handler(
             &served_unread(MethodType::ServerStreaming, name::CONFIGURE_MODULE),
-            move |context, request, sink| configure(&of_configure, &context, &request, sink),
+            move |context, request, sink| configure(&of_configure, local, &context, &request, sink),
         )
         .add_server_streaming_handler(
             &served(MethodType::ServerStreaming, name::STREAM_METRICS),
@@ -319,7 +405,13 @@ fn unary<Req: Message>(
     })
 }
 
-fn configure(shared: &Arc<Shared>, context: &RpcContext, request: &[u8], sink: ServerStreamingSink<GrpcSlice>) {
+fn configure(
+    shared: &Arc<Shared>,
+    local: Option<bool>,
+    context: &RpcContext,
+    request: &[u8],
+    sink: ServerStreamingSink<GrpcSlice>,
+) {
     let Some(permit) = shared.calls.enter() else {
         return shared.answer(context, sink, Err(too_many("calls")), None);
     };
@@ -329,7 +421,7 @@ fn configure(shared: &Arc<Shared>, context: &RpcContext, request: &[u8], sink: S
             rpc::ConfigureModuleRequest::parse_from_bytes(request)
                 .map_err(|e| Failure::new(Code::InvalidArgument, format!("no ConfigureModuleRequest: {}", clean(e))))
         };
-        shared.api.configure(&caller(context), request, |result| give.give(result));
+        shared.api.configure(&shared.caller(context, local), request, |result| give.give(result));
         Ok(())
     });
     if let Err(failure) = asked {
@@ -417,15 +509,7 @@ fn status(failure: &Failure) -> RpcStatus {
     RpcStatus::with_message(failure.code as i32, failure.message.clone())
 }
 
-fn caller(context: &RpcContext) -> Caller {
-    Caller::new(peer(context), context.auth_context().is_some_and(|a| a.peer_is_authenticated()))
-}
-
-/// Address of the client: gRPC calls it `ipv4:127.0.0.1:5` or `ipv6:%5B::1%5D:5`.
-fn peer(context: &RpcContext) -> String {
-    plain_address(&context.peer())
-}
-
+/// gRPC calls an address `ipv4:127.0.0.1:5` or `ipv6:%5B::1%5D:5`.
 fn plain_address(peer: &str) -> String {
     let address = peer.trim_start_matches("ipv4:").trim_start_matches("ipv6:").replace("%5B", "[").replace("%5D", "]");
     match address.parse::<SocketAddr>() {
