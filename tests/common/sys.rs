@@ -264,8 +264,11 @@ impl Call {
     /// Memory of that process.
     pub fn memory(&self, address: u64, len: u64) -> Vec<u8> {
         let mut bytes = vec![0; len as usize];
-        let memory = File::open(format!("/proc/{}/mem", self.thread)).unwrap();
-        memory.read_exact_at(&mut bytes, address).unwrap();
+        let read = File::open(format!("/proc/{}/mem", self.thread)).and_then(|m| m.read_exact_at(&mut bytes, address));
+        // One that was killed meanwhile.
+        if read.is_err() {
+            bytes.fill(0);
+        }
         bytes
     }
 }
