@@ -26,6 +26,13 @@ int fexit_fadvise(__u64 *ctx)
 	return scoped() ? fadvise_returned(ctx[3], (int)ctx[4]) : 0;
 }
 
+/* The system call's own function, which has the other inlined on some kernels: (regs). */
+SEC("fexit/__x64_sys_fadvise64")
+int fexit_fadvise_call(__u64 *ctx)
+{
+	return scoped() ? fadvise_returned(advice_asked(), (int)ctx[1]) : 0;
+}
+
 /*
  * filemap_read(iocb, iter, already_read), before 5.12 generic_file_buffered_read: returns the bytes copied and
  * those already read, and has moved iocb->ki_pos to the end.

@@ -39,7 +39,8 @@ enum eviction_cause { EVICT_RECLAIM, EVICT_FADVISE, EVICT_OTHER, EVICTION_CAUSES
 
 enum reclaimer { RECLAIM_KSWAPD, RECLAIM_DIRECT, RECLAIM_MEMCG, RECLAIMERS };
 
-enum scope { SCOPE_HOST, SCOPE_CGROUP, SCOPE_COMM };
+/* SCOPE_PROOF: nobody's; a program only tells that it ran for the thread of a name. */
+enum scope { SCOPE_HOST, SCOPE_CGROUP, SCOPE_COMM, SCOPE_PROOF };
 
 /* Functions of the kernel that tell why a page is filled, when one of them is under way (src/monitor/causes.rs). */
 #define FUNCTIONS 16
@@ -58,7 +59,8 @@ struct settings {
 	__u64 stack_size; /* of a task, in bytes; 0: not known yet, or of no use */
 	__u64 address; /* of this struct; 0: not known */
 	__u64 vmemmap; /* address of the struct page of page frame 0; 0: not known */
-	char comm[COMM_LEN]; /* SCOPE_COMM: NUL-padded */
+	__u64 proved; /* SCOPE_PROOF: how often a program ran for that thread */
+	char comm[COMM_LEN]; /* SCOPE_COMM, SCOPE_PROOF: NUL-padded */
 	__u8 comm_mask[COMM_LEN]; /* and all bits of those bytes of a name that are compared: it and its NUL */
 	__u64 functions_known; /* 0: none */
 	struct function functions[FUNCTIONS];

@@ -71,7 +71,9 @@ plain! {
         address: u64,
         /// Address of the `struct page` of page frame 0; 0 if it is not known.
         vmemmap: u64,
-        /// Name to match under [`SCOPE_COMM`], NUL-padded.
+        /// How often a program ran for the thread of that name, under [`SCOPE_PROOF`].
+        proved: u64,
+        /// Name to match under [`SCOPE_COMM`] and [`SCOPE_PROOF`], NUL-padded.
         comm: [u8; COMM_LEN],
         /// All bits of the bytes that are compared: the name and its NUL.
         comm_mask: [u8; COMM_LEN],
@@ -146,6 +148,8 @@ pub const SCOPE_HOST: u32 = 0;
 pub const SCOPE_CGROUP: u32 = 1;
 /// [`Settings::scope`]: processes with a given name.
 pub const SCOPE_COMM: u32 = 2;
+/// Nobody is: a program only tells that it ran for the thread of that name.
+pub const SCOPE_PROOF: u32 = 3;
 
 #[cfg(test)]
 mod tests {

@@ -2,6 +2,7 @@
 //! observed, which of them are tried on this kernel and in which order. Nothing here knows what is observed.
 
 use std::cell::LazyCell;
+use std::fs::File;
 use std::io;
 
 use super::object::{Error, KernelBtf, Link, Object, Program};
@@ -50,6 +51,17 @@ pub struct Way {
     pub programs: &'static [(&'static str, Hook)],
     /// Why it would attach on this kernel and yet tell nothing.
     pub ruled_out: fn() -> Option<&'static str>,
+    /// What makes its programs run, to prove that they do.
+    pub proof: Option<Act>,
+}
+
+/// Something that the agent can do itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Act {
+    /// Makes a file of its own ready for it; an error if there can be none here.
+    pub prepare: fn() -> io::Result<File>,
+    /// Does it.
+    pub act: fn(&mut File) -> io::Result<()>,
 }
 
 impl Way {
@@ -59,7 +71,7 @@ impl Way {
         choice: Option<AttachMode>,
         programs: &'static [(&'static str, Hook)],
     ) -> Self {
-        Self { mode, choice, programs, ruled_out: || None }
+        Self { mode, choice, programs, ruled_out: || None, proof: None }
     }
 
     fn misses_events(&self, kernel: Kernel) -> bool {
@@ -130,14 +142,18 @@ pub fn ladder(
     let asked = |w: &&Way| choice == AttachMode::Auto || w.choice.is_none_or(|c| c == choice);
     let (mut ways, others): (Vec<&Way>, Vec<&Way>) = ways.iter().partition(asked);
     if ways.is_empty() {
-        return (ways, others.iter().map(|w| (w.mode, "collector.ebpf.attach rules it out".into())).collect());
+        let mut others: Failures =
+            others.iter().map(|w| (w.mode, "collector.ebpf.attach rules it out".into())).collect();
+        others.dedup_by_key(|(mode, _)| *mode);
+        return (ways, others);
     }
     let misses = |w: &Way| w.choice != Some(choice) && w.misses_events(kernel);
     let passed_over = ways.iter().filter(|w| misses(w)).map(|w| {
         let force = w.choice.map_or("".into(), |c| format!("; force it with collector.ebpf.attach: {}", c.name()));
         (w.mode, format!("this kernel is preemptible: programs attached so would miss events{force}"))
     });
-    let passed_over = passed_over.collect();
+    let mut passed_over: Failures = passed_over.collect();
+    passed_over.dedup_by_key(|(mode, _)| *mode);
     ways.sort_by_key(|w| misses(w));
     if optional {
         ways.retain(|w| !misses(w));
@@ -152,36 +168,46 @@ pub struct Loader<'a> {
     no_btf: Option<&'static str>,
     btf: LazyCell<Result<KernelBtf, Error>>,
     before: &'a dyn Fn(&Hook) -> Result<(), Error>,
+    prove: &'a dyn Fn(&Way) -> Result<(), Error>,
 }
 
 impl<'a> Loader<'a> {
     /// A loader for `object`; `no_btf` tells why it was made without the kernel's BTF, if it was. `before` is called for
-    /// each hook before its program is loaded.
+    /// each hook before its program is loaded, and `prove` for each way that is attached: an error passes it over.
     pub fn new(
         object: &'a Object,
         no_btf: Option<&'static str>,
         before: &'a dyn Fn(&Hook) -> Result<(), Error>,
+        prove: &'a dyn Fn(&Way) -> Result<(), Error>,
     ) -> Self {
         os::FunctionEvent::clear_left_behind();
-        Self { object, no_btf, btf: LazyCell::new(KernelBtf::load), before }
+        Self { object, no_btf, btf: LazyCell::new(KernelBtf::load), before, prove }
     }
 
     /// Attaches the programs of the first way that works, and says which it was; `failures` has the ways passed over
     /// before, and gets those that fail.
     pub fn attach_first(&self, ways: &[&Way], failures: &mut Failures) -> Option<(&'static str, Vec<(Program, Link)>)> {
-        for way in ways {
+        let mut passed_over = std::mem::take(failures);
+        let found = ways.iter().find_map(|way| {
             // Tried after all.
-            failures.retain(|(mode, _)| *mode != way.mode);
+            passed_over.retain(|(mode, _)| *mode != way.mode);
             if let Some(why) = (way.ruled_out)() {
                 failures.push((way.mode, why.into()));
-                continue;
+                return None;
             }
-            match self.attach(way) {
-                Ok(attached) => return Some((way.mode, attached)),
-                Err(e) => failures.push((way.mode, e.to_string())),
+            match self.attach(way).and_then(|attached| (self.prove)(way).map(|()| attached)) {
+                Ok(attached) => Some((way.mode, attached)),
+                Err(e) => {
+                    // Of two of a kind the better one's reason.
+                    if failures.iter().all(|(mode, _)| *mode != way.mode) {
+                        failures.push((way.mode, e.to_string()));
+                    }
+                    None
+                }
             }
-        }
-        None
+        });
+        failures.splice(0..0, passed_over);
+        found
     }
 
     fn attach(&self, way: &Way) -> Result<Vec<(Program, Link)>, Error> {

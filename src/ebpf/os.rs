@@ -9,6 +9,7 @@ use std::io::{self, BufRead, Write};
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::str::FromStr;
@@ -519,13 +520,18 @@ pub fn has_btf() -> bool {
 
 /// Whether `path` lies in a cgroup v2 hierarchy.
 pub fn is_on_cgroup2(path: &Path) -> io::Result<bool> {
+    const CGROUP2_SUPER_MAGIC: u32 = 0x6367_7270;
+    Ok(magic_of(path)? == CGROUP2_SUPER_MAGIC)
+}
+
+/// The number of the kind of file system that `path` lies in.
+fn magic_of(path: &Path) -> io::Result<u32> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: all-zero is a valid statfs.
     let mut fs: libc::statfs = unsafe { mem::zeroed() };
     // SAFETY: a C string and a live struct.
     check(unsafe { libc::statfs(path.as_ptr(), &mut fs) })?;
-    const CGROUP2_SUPER_MAGIC: u32 = 0x6367_7270; // the type of f_type differs between C libraries
-    Ok(fs.f_type as u32 == CGROUP2_SUPER_MAGIC)
+    Ok(fs.f_type as u32) // its type differs between C libraries
 }
 
 /// Whether BPF maps count against RLIMIT_MEMLOCK on this kernel, and it is neither lifted nor can be.
@@ -673,6 +679,66 @@ pub fn memory_file(name: &CStr) -> io::Result<fs::File> {
     let fd = check(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })?;
     // SAFETY: a fresh descriptor, ours alone.
     Ok(unsafe { fs::File::from_raw_fd(fd) })
+}
+
+/// A file in the page cache, with no name and on no disk if the kernel lets us (from 5.2 on, with CAP_SYS_ADMIN), else in a
+/// folder for such files. Unlike those in memory it is read, filled and emptied as every other.
+pub fn cached_file() -> io::Result<fs::File> {
+    if let Ok(mount) = detached_mount(c"ramfs") {
+        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC;
+        // SAFETY: a live descriptor and a C string.
+        let fd = check(unsafe { libc::openat(mount.as_raw_fd(), c"file".as_ptr(), flags, 0o600) })?;
+        // SAFETY: a fresh descriptor, ours alone.
+        return Ok(unsafe { fs::File::from_raw_fd(fd) });
+    }
+    let in_folder = |path: &str| {
+        if is_in_memory(Path::new(path))? {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE | libc::O_CLOEXEC).open(path)
+    };
+    let first = ["/tmp", "/var/tmp", "."].into_iter().find_map(|path| in_folder(path).ok());
+    first.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no folder for a file of the agent's own"))
+}
+
+/// Whether files at `path` bypass the page cache's ways, as those of tmpfs do.
+pub fn is_in_memory(path: &Path) -> io::Result<bool> {
+    const TMPFS_MAGIC: u32 = 0x0102_1994;
+    Ok(magic_of(path)? == TMPFS_MAGIC)
+}
+
+/// A file system of this kind that is mounted nowhere, and goes with its last descriptor: 5.2+.
+pub fn detached_mount(kind: &CStr) -> io::Result<OwnedFd> {
+    // The same numbers on all architectures, and constants of linux/mount.h.
+    const FSOPEN: libc::c_long = 430;
+    const FSCONFIG: libc::c_long = 431;
+    const FSMOUNT: libc::c_long = 432;
+    const CLOEXEC: libc::c_int = 1;
+    const CREATE: libc::c_int = 6;
+    const NOSUID_NODEV_NOEXEC: libc::c_int = 2 | 4 | 8;
+    let opened = |code: libc::c_long| {
+        let fd = check(code as libc::c_int)?;
+        // SAFETY: a fresh descriptor, ours alone.
+        Ok::<_, io::Error>(unsafe { OwnedFd::from_raw_fd(fd) })
+    };
+    // SAFETY: a C string.
+    let context = opened(unsafe { libc::syscall(FSOPEN, kind.as_ptr(), CLOEXEC) })?;
+    let nothing = ptr::null::<libc::c_char>();
+    // SAFETY: a live descriptor; no key and no value for this command.
+    let code = unsafe { libc::syscall(FSCONFIG, context.as_raw_fd(), CREATE, nothing, nothing, 0) };
+    check(code as libc::c_int)?;
+    // SAFETY: a live descriptor.
+    opened(unsafe { libc::syscall(FSMOUNT, context.as_raw_fd(), CLOEXEC, NOSUID_NODEV_NOEXEC) })
+}
+
+/// Tells the kernel nothing about the use of a file (POSIX_FADV_NORMAL).
+pub fn advise_nothing(file: &fs::File) -> io::Result<()> {
+    // SAFETY: no pointers.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL) } {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
 }
 
 /// Flags of an open file, as open(2) takes them.

@@ -11,6 +11,7 @@ use super::counters::Counters;
 use super::hits::Hits;
 use super::probes::{CACHE_FILL, FADVISE, Running, reasons};
 use super::processes::{self, Processes};
+use super::proof::Prover;
 use super::reads::FILL_READ;
 use super::reclaim::stalled;
 use super::rows::Rows;
@@ -20,7 +21,7 @@ use super::stat::{self, View};
 use super::{Module, ModuleSettings, Sample};
 use crate::config::{self, Scope, Switch};
 use crate::ebpf::abi::{self, COMM_LEN, Plain, ProcKey, ProcRow, Settings};
-use crate::ebpf::attach::{Hook, Kernel, Loader};
+use crate::ebpf::attach::{Hook, Kernel, Loader, Way};
 use crate::ebpf::layout::Layout;
 use crate::ebpf::object::{Aligned, Error, Map, Object};
 use crate::ebpf::os;
@@ -268,7 +269,9 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     if config.probes.contains(&CACHE_FILL) {
         causes::tell(&mut settings);
     }
-    write_settings(&object, &settings)?;
+    let (real, settings) = (settings, Cell::new(settings));
+    let prover = Prover::new(object.map("settings")?, &settings);
+    write_settings(&object, &settings.get())?;
     let begin = Instant::now();
     let kernel = Kernel::running();
     let no_btf = layout.is_some().then_some(match config.ebpf.btf {
@@ -276,13 +279,15 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
         _ if os::has_btf() => "this kernel's cannot be used",
         _ => "this kernel has none",
     });
-    let settings = Cell::new(settings);
     let before = |hook: &Hook| match hook {
         // These name a page by its frame.
         Hook::Tracepoint("filemap", _) => tell_frames(&object, &settings),
         _ => Ok(()),
     };
-    let (running, probes) = Running::start(&Loader::new(&object, no_btf, &before), config, kernel);
+    let prove = |way: &Way| prover.prove(way);
+    let (running, probes) = Running::start(&Loader::new(&object, no_btf, &before, &prove), config, kernel);
+    // From here on it counts.
+    write_settings(&object, &Settings { vmemmap: settings.get().vmemmap, ..real })?;
     log::debug!("programs loaded and attached in {:.6} s", begin.elapsed().as_secs_f64());
     let attached = Attached {
         scope,

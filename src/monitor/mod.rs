@@ -13,6 +13,7 @@ mod hits;
 pub mod iomonitor;
 pub mod probes;
 pub mod processes;
+pub mod proof;
 pub mod reads;
 pub mod reclaim;
 pub mod rows;

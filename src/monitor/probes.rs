@@ -1,5 +1,6 @@
 //! The table of probes: what is observed, and the ways of attaching to it.
 
+use super::proof;
 use crate::config::{self, Switch};
 use crate::ebpf::attach::{self, AttachMode, Failures, Hook, Kernel, Loader, Way};
 use crate::ebpf::object::{Error, Link, Program};
@@ -25,17 +26,19 @@ impl Probe {
 /// The ways through tracepoints of one category: pairs of what its programs' names end in and tracepoint.
 macro_rules! tracepoints {
     ($category:literal, $($name:literal => $tracepoint:literal),+) => {
-        tracepoints!($category, || None, $($name => $tracepoint),+)
+        tracepoints!($category, || None, None, $($name => $tracepoint),+)
     };
-    ($category:literal, $ruled_out:expr, $($name:literal => $tracepoint:literal),+) => {
+    ($category:literal, $ruled_out:expr, $proof:expr, $($name:literal => $tracepoint:literal),+) => {
         &[
             // The cheaper one: no record is made.
             Way {
                 ruled_out: $ruled_out,
+                proof: $proof,
                 ..Way::new("raw_tracepoint", None, &[$((concat!("raw_", $name), Hook::RawTracepoint($tracepoint))),+])
             },
             Way {
                 ruled_out: $ruled_out,
+                proof: $proof,
                 ..Way::new("tracepoint", None, &[$((concat!("tp_", $name), Hook::Tracepoint($category, $tracepoint))),+])
             },
         ]
@@ -65,9 +68,11 @@ pub(super) static PROBES: &[Probe] = &[
     Probe::new(
         FADVISE,
         &[
-            Way::new("fexit", FENTRY, &[("fexit_fadvise", Hook::FunctionExit(FADVISE_FUNCTIONS))]),
-            Way::new("kprobe", KPROBE, &[("kret_fadvise", Hook::Kretprobe(FADVISE_FUNCTIONS))]),
-            Way::new("tracepoint", TRACEPOINT, &[("tp_fadvise", Hook::Tracepoint("syscalls", FADVISE_TRACEPOINT))]),
+            advised("fexit", FENTRY, &[("fexit_fadvise", Hook::FunctionExit(FADVISE_FUNCTIONS))]),
+            advised("fexit", FENTRY, &[("fexit_fadvise_call", Hook::FunctionExit(FADVISE_CALLS))]),
+            advised("kprobe", KPROBE, &[("kret_fadvise", Hook::Kretprobe(FADVISE_FUNCTIONS))]),
+            advised("kprobe", KPROBE, &[("kret_fadvise", Hook::Kretprobe(FADVISE_CALLS))]),
+            advised("tracepoint", TRACEPOINT, &[("tp_fadvise", Hook::Tracepoint("syscalls", FADVISE_TRACEPOINT))]),
         ],
     ),
     // The ends first: a wait whose beginning is seen must not miss its end.
@@ -75,7 +80,7 @@ pub(super) static PROBES: &[Probe] = &[
         switch: |config| config.read_latency,
         ..Probe::new(
             READ_LATENCY,
-            &[Way::new(
+            &[read(
                 "fexit",
                 FENTRY,
                 &[
@@ -95,7 +100,7 @@ pub(super) static PROBES: &[Probe] = &[
         ..Probe::new(
             CACHE_READ,
             &[
-                Way::new(
+                read(
                     "fexit",
                     FENTRY,
                     &[
@@ -103,7 +108,7 @@ pub(super) static PROBES: &[Probe] = &[
                         ("fexit_splice", Hook::IfThere(&Hook::FunctionExit(SPLICE_FUNCTIONS))),
                     ],
                 ),
-                Way::new(
+                read(
                     "kprobe",
                     KPROBE,
                     &[
@@ -111,7 +116,7 @@ pub(super) static PROBES: &[Probe] = &[
                         ("kprobe_splice", Hook::IfThere(&Hook::Kprobe(SPLICE_FUNCTIONS))),
                     ],
                 ),
-                Way::new("raw_tracepoint", TRACEPOINT, &[("raw_read", Hook::RawTracepoint("mm_filemap_get_pages"))]),
+                read("raw_tracepoint", TRACEPOINT, &[("raw_read", Hook::RawTracepoint("mm_filemap_get_pages"))]),
             ],
         )
     },
@@ -119,13 +124,16 @@ pub(super) static PROBES: &[Probe] = &[
         CACHE_FILL,
         &[
             // The cheaper one: no record is made.
-            Way::new("raw_tracepoint", None, &[("raw_fill", Hook::RawTracepoint(ADDED))]),
-            Way::new("tracepoint", None, &[("tp_fill", Hook::Tracepoint("filemap", ADDED))]),
-            Way::new("tracepoint", None, &[("tp_fill_stackless", Hook::Tracepoint("filemap", ADDED))]),
+            filled("raw_tracepoint", &[("raw_fill", Hook::RawTracepoint(ADDED))]),
+            filled("tracepoint", &[("tp_fill", Hook::Tracepoint("filemap", ADDED))]),
+            filled("tracepoint", &[("tp_fill_stackless", Hook::Tracepoint("filemap", ADDED))]),
         ],
     ),
-    Probe::new(CACHE_EVICT, tracepoints!("filemap", "evict" => "mm_filemap_delete_from_page_cache")),
-    Probe::new(RECLAIM_SCAN, tracepoints!("vmscan", silent_scans, "scan" => "mm_vmscan_lru_shrink_inactive")),
+    Probe::new(
+        CACHE_EVICT,
+        tracepoints!("filemap", || None, Some(proof::EVICT), "evict" => "mm_filemap_delete_from_page_cache"),
+    ),
+    Probe::new(RECLAIM_SCAN, tracepoints!("vmscan", silent_scans, None, "scan" => "mm_vmscan_lru_shrink_inactive")),
     // The end first: a stall whose begin is seen must not miss its end.
     Probe::new(
         DIRECT_RECLAIM,
@@ -146,6 +154,21 @@ pub(super) static PROBES: &[Probe] = &[
     Probe::new(KSWAPD, tracepoints!("vmscan", "kswapd" => "mm_vmscan_kswapd_wake")),
 ];
 
+/// A way of seeing fadvise calls.
+const fn advised(mode: &'static str, choice: Option<AttachMode>, programs: &'static [(&'static str, Hook)]) -> Way {
+    Way { proof: Some(proof::ADVISE), ..Way::new(mode, choice, programs) }
+}
+
+/// A way of seeing pages that come.
+const fn filled(mode: &'static str, programs: &'static [(&'static str, Hook)]) -> Way {
+    Way { proof: Some(proof::FILL), ..Way::new(mode, None, programs) }
+}
+
+/// A way of seeing reads.
+const fn read(mode: &'static str, choice: Option<AttachMode>, programs: &'static [(&'static str, Hook)]) -> Way {
+    Way { proof: Some(proof::READ), ..Way::new(mode, choice, programs) }
+}
+
 const FENTRY: Option<AttachMode> = Some(AttachMode::Fentry);
 const KPROBE: Option<AttachMode> = Some(AttachMode::Kprobe);
 const TRACEPOINT: Option<AttachMode> = Some(AttachMode::Tracepoint);
@@ -156,8 +179,13 @@ fn silent_scans() -> Option<&'static str> {
 
 const ADDED: &str = "mm_filemap_add_to_page_cache";
 
-/// What the system call does its work in.
+/// What the system call does its work in; that of 32-bit programs too.
 const FADVISE_FUNCTIONS: &[&str] = &["ksys_fadvise64_64"];
+/// Its own function, where the other is inlined or not there: now, and before 4.17.
+#[cfg(target_arch = "x86_64")]
+const FADVISE_CALLS: &[&str] = &["__x64_sys_fadvise64", "sys_fadvise64"];
+#[cfg(target_arch = "aarch64")]
+const FADVISE_CALLS: &[&str] = &["__arm64_sys_fadvise64_64", "sys_fadvise64_64"];
 /// The second was its name in 4.18 to 5.11.
 const READ_FUNCTIONS: &[&str] = &["filemap_read", "generic_file_buffered_read"];
 /// What has them inlined before 4.18.
@@ -283,18 +311,18 @@ mod tests {
         let kernel = |version, preemptible| Kernel { version, preemptible };
         let (auto, on) = (AttachMode::Auto, Switch::On);
         for calm in [kernel((7, 2), false), kernel((5, 10), true)] {
-            assert_eq!(modes(FADVISE, on, auto, calm), pair("fexit kprobe tracepoint", ""));
+            assert_eq!(modes(FADVISE, on, auto, calm), pair("fexit fexit kprobe kprobe tracepoint", ""));
             assert_eq!(modes(READ_LATENCY, Switch::Auto, auto, calm), pair("fexit", ""));
         }
         let (early, late) = (kernel((6, 12), true), kernel((7, 2), true));
-        assert_eq!(modes(FADVISE, on, auto, early), pair("kprobe tracepoint fexit", "fexit"));
-        assert_eq!(modes(FADVISE, on, auto, late), pair("kprobe fexit tracepoint", "fexit tracepoint"));
+        assert_eq!(modes(FADVISE, on, auto, early), pair("kprobe kprobe tracepoint fexit fexit", "fexit"));
+        assert_eq!(modes(FADVISE, on, auto, late), pair("kprobe kprobe fexit fexit tracepoint", "fexit tracepoint"));
         assert_eq!(modes(CACHE_READ, on, auto, early), pair("kprobe raw_tracepoint fexit", "fexit"));
         assert_eq!(modes(CACHE_READ, on, auto, late), pair("kprobe fexit raw_tracepoint", "fexit raw_tracepoint"));
         assert_eq!(modes(READ_LATENCY, Switch::Auto, auto, late), pair("", "fexit"));
         assert_eq!(modes(READ_LATENCY, on, auto, late), pair("fexit", "fexit"));
         // What the configuration names is taken.
-        assert_eq!(modes(FADVISE, on, AttachMode::Fentry, late), pair("fexit", ""));
+        assert_eq!(modes(FADVISE, on, AttachMode::Fentry, late), pair("fexit fexit", ""));
         assert_eq!(modes(READ_LATENCY, Switch::Auto, AttachMode::Fentry, late), pair("fexit", ""));
         assert_eq!(modes(READ_LATENCY, on, AttachMode::Kprobe, late), pair("", "fexit"));
     }

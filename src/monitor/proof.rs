@@ -1,0 +1,148 @@
+//! Proof that what is attached runs. A function that the kernel lists can be inlined where it is called: a program
+//! attaches to it, and never runs. So at start the agent does itself what is observed, on files of its own, and looks
+//! whether the program ran. Until all is attached nothing counts, so none of it does.
+
+use std::cell::Cell;
+use std::ffi::CString;
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::thread;
+
+use crate::ebpf::abi::{Plain, SCOPE_PROOF, Settings};
+use crate::ebpf::attach::{Act, Way};
+use crate::ebpf::object::{Error, Map};
+use crate::ebpf::os;
+
+/// A program can be skipped while another of its kind is preempted on the CPU.
+const ATTEMPTS: u32 = 5;
+
+/// Proves ways of attaching.
+pub struct Prover {
+    settings: Map,
+    name: CString,
+}
+
+impl Prover {
+    /// One whose programs have their settings in this map; what they are is set so that programs run for it alone.
+    pub fn new(map: Map, settings: &Cell<Settings>) -> Self {
+        // A random number that std makes for each of these, in as many digits as a name has.
+        let random = RandomState::new().hash_one(0);
+        let name = CString::new(&format!("{random:016x}")[1..]).unwrap_or_default();
+        let mut new = Settings { scope: SCOPE_PROOF, ..settings.get() };
+        new.comm = Default::default();
+        new.comm[..name.as_bytes().len()].copy_from_slice(name.as_bytes());
+        settings.set(new);
+        Self { settings: map, name }
+    }
+
+    /// Whether the programs of a way that was attached run; the error is that they do not.
+    pub fn prove(&self, way: &Way) -> Result<(), Error> {
+        let Some(proof) = way.proof else { return Ok(()) };
+        let before = self.proved()?;
+        for _ in 0..ATTEMPTS {
+            let done = (proof.prepare)().and_then(|mut file| {
+                // In a thread of its own, since it takes another name.
+                let act = || os::rename_thread(&self.name).and_then(|()| (proof.act)(&mut file));
+                thread::scope(|scope| {
+                    let acting = thread::Builder::new().spawn_scoped(scope, act)?;
+                    acting.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")))
+                })
+            });
+            if let Err(e) = done {
+                log::debug!("{} is not proved to run: {e}", way.programs.first().map_or("", |(name, _)| name));
+                return Ok(());
+            }
+            if self.proved()? > before {
+                return Ok(());
+            }
+        }
+        let programs: Vec<&str> = way.programs.iter().map(|(name, _)| *name).collect();
+        Err(Error {
+            what: format!("see {} run", programs.join(" or ")),
+            cause: io::Error::new(io::ErrorKind::NotFound, "it never ran"),
+            log: "it was attached, and what the agent did itself did not come there: this kernel has inlined the function"
+                .into(),
+        })
+    }
+
+    fn proved(&self) -> Result<u64, Error> {
+        let mut value = Vec::new();
+        self.settings.lookup(&0u32.to_ne_bytes(), &mut value)?;
+        Ok(Settings::read(&value).map_or(0, |s| s.proved))
+    }
+}
+
+// What makes programs run.
+
+/// A call of fadvise.
+pub const ADVISE: Act =
+    Act { prepare: || os::memory_file(c"ebpf-sidecar-proof"), act: |file| os::advise_nothing(file) };
+
+/// A buffered read.
+pub const READ: Act =
+    Act { prepare: || page_filled().or_else(|_| own_program()), act: |file| file.read_at(&mut [0; 64], 0).map(drop) };
+
+/// A page that comes into the page cache.
+pub const FILL: Act = Act { prepare: os::cached_file, act: |file| file.write_all(&[1; 64]) };
+
+/// One that leaves it.
+pub const EVICT: Act = Act { prepare: page_filled, act: |file| file.set_len(0) };
+
+fn page_filled() -> io::Result<File> {
+    let mut file = os::cached_file()?;
+    file.write_all(&[1; 64])?;
+    Ok(file)
+}
+
+fn own_program() -> io::Result<File> {
+    let path = Path::new("/proc/self/exe");
+    if os::is_in_memory(path)? { Err(io::ErrorKind::Unsupported.into()) } else { File::open(path) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ebpf::attach::{Hook, Loader};
+    use crate::ebpf::object::Object;
+    use crate::monitor::iomonitor::elf;
+
+    #[test]
+    fn a_program_at_what_never_happens_is_passed_over() {
+        const fn at(tracepoint: &'static [(&'static str, Hook)]) -> Way {
+            Way { proof: Some(FILL), ..Way::new("raw_tracepoint", None, tracepoint) }
+        }
+        static WAYS: [Way; 2] = [
+            at(&[("raw_fill", Hook::RawTracepoint("mm_vmscan_kswapd_sleep"))]),
+            at(&[("raw_fill", Hook::RawTracepoint("mm_filemap_add_to_page_cache"))]),
+        ];
+        let skipped = |why: String| println!("SKIPPED a_program_at_what_never_happens_is_passed_over: {why}");
+        if !os::has_btf() {
+            return skipped("needs BTF".into());
+        }
+        let object = match Object::prepare("proof", elf(), None) {
+            Ok(object) => object,
+            Err(e) => return skipped(e.to_string()),
+        };
+        if let Err(e) = os::cached_file() {
+            return skipped(e.to_string());
+        }
+        let (map, settings) = (object.map("settings").unwrap(), Cell::new(Settings::default()));
+        let prover = Prover::new(object.map("settings").unwrap(), &settings);
+        map.update(&0u32.to_ne_bytes(), settings.get().bytes()).unwrap();
+        let (before, prove) = (|_: &Hook| Ok(()), |way: &Way| prover.prove(way));
+        let loader = Loader::new(&object, None, &before, &prove);
+        let mut failures = Vec::new();
+        let attached = loader.attach_first(&[&WAYS[0], &WAYS[1]], &mut failures);
+        let Some((_, programs)) = attached else { return skipped(failures[0].1.clone()) };
+        assert_eq!((programs.len(), failures.len()), (1, 1), "{failures:?}");
+        assert!(failures[0].1.starts_with("see raw_fill run: it never ran"), "{failures:?}");
+        let (totals, mut value) = (object.map("totals").unwrap(), Vec::new());
+        totals.lookup(&0u32.to_ne_bytes(), &mut value).unwrap();
+        assert!(value.iter().all(|byte| *byte == 0), "none of that counts");
+        drop(programs);
+        assert_eq!(loader.attach_first(&[&WAYS[0]], &mut failures).map(|(mode, _)| mode), None);
+    }
+}
