@@ -46,7 +46,7 @@ test: deps deps-test ## run every test that this machine can run, also on other 
 	@sh .ci/test.sh
 
 test-full: deps deps-test deps-browser ## the same, and what takes long: overhead on every kernel, the page in Chromium, the static binary, measurements
-	@VM_OVERHEAD="5.10 6.1 6.12 7.2" VM_STATIC="5.10 6.1 6.12 7.2" sh .ci/test.sh
+	@VM_OVERHEAD="5.10 6.1 6.12 7.2" VM_STATIC="5.10 6.1 6.12 7.2" VM_ARM64="5.10 6.1 6.12 7.2" VM_FULL=1 sh .ci/test.sh
 	@sh .ci/static.sh test --no-fail-fast -- --test-threads=1 --ignored --nocapture
 	@$(MAKE) --no-print-directory test-static
 
@@ -64,9 +64,10 @@ deps-browser: ## install Chromium for the tests of the page
 
 deps-vm: ## install what the tests on other kernels need besides (Debian, Ubuntu)
 	@sh .ci/deps.sh vm
+	@sh .ci/deps.sh vm-arm64 || echo "no emulator of arm64: its machines will be skipped" >&2
 
-test-vm: deps deps-vm ## run the ground truth tests on other kernels, emulated (KERNELS="5.10 6.1 6.12 7.2")
-	@bash tests/vm/run.sh $(KERNELS)
+test-vm: deps deps-vm ## run the ground truth tests on other kernels, emulated (KERNELS="5.10 6.12:arm64", or KERNEL_IMAGE=path)
+	@KERNEL_IMAGE=$(KERNEL_IMAGE) KERNEL_MODULES=$(KERNEL_MODULES) VM_ARCH=$(VM_ARCH) bash tests/vm/run.sh $(KERNELS)
 
 test-banyandb: deps ## compare what a BanyanDB server stores with /metrics (BANYANDB=host:port, TEST_BANYANDB_SECONDS=300)
 	@test -n "$(BANYANDB)" || { echo "which server? make test-banyandb BANYANDB=host:port" >&2; exit 2; }

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs the packages that are missing: `deps.sh build` those for building, `deps.sh test` those that the
-# tests need besides, `deps.sh vm` those for the tests on other kernels, `deps.sh browser` those for the page's,
+# tests need besides, `deps.sh vm` and `deps.sh vm-arm64` those for the tests on other kernels, `deps.sh browser` those for
+# the page's,
 # `deps.sh image` those for the image's, `deps.sh static` and `deps.sh std` what .ci/static.sh asks for. Quiet when
 # nothing is missing.
 set -eu
@@ -26,6 +27,10 @@ vm) # an emulator, and what goes into the machine
     debian="qemu-system-x86 busybox-static cpio e2fsprogs util-linux debian-archive-keyring"
     alpine="qemu-system-x86_64 busybox-static cpio e2fsprogs"
     ;;
+vm-arm64) # the emulator of the other architecture
+    debian="qemu-system-arm"
+    alpine="qemu-system-aarch64"
+    ;;
 static) # zig comes from Python's registry
     debian="python3 python3-venv"
     alpine=""
@@ -42,7 +47,7 @@ browser) # Chromium, what drives it, and letters for its pictures
     debian="chromium chromium-driver fonts-dejavu-core"
     alpine="chromium chromium-chromedriver font-dejavu"
     ;;
-*) fail "usage: $0 build|test|vm|browser|image|static|std" ;;
+*) fail "usage: $0 build|test|vm|vm-arm64|browser|image|static|std" ;;
 esac
 
 check_rust() {

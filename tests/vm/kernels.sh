@@ -1,52 +1,59 @@
 #!/bin/bash
-# Fetches Debian's cloud kernels into the cache, `kernels.sh 5.10 6.1 6.12 7.2`, and prints the image of each.
+# Fetches Debian's cloud kernels into the cache, `kernels.sh 5.10 6.1 6.12 7.2 6.12:arm64`, and prints the image of each.
+# `kernels.sh busybox:arm64` is the shell of that architecture's machines.
 # Modules are not needed: these kernels have ext4 and NVMe built in. The mirror is the one of this machine's own
 # apt, which may stand still at a date; apt keeps a state of its own, so that nothing of the machine changes.
 set -euo pipefail
 
 cache=${VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ebpf-sidecar-vm}
+apt_state=$cache/apt.$$ work=$cache/work.$$
+trap 'rm -rf "$apt_state" "$work"' EXIT # the lists of four releases take 250 MB
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
-# Release of Debian and pattern of the package that has a kernel of this version.
+# Pattern of the package that has a kernel of this version, for this architecture.
 package_of() {
     case $1 in
-    5.10) echo bullseye 'linux-image-5\.10\.0-[0-9]+-cloud-amd64' ;;
-    6.1) echo bookworm 'linux-image-6\.1\.0-[0-9]+-cloud-amd64' ;;
-    6.12) echo trixie 'linux-image-6\.12\.[0-9+.a-z]*-cloud-amd64' ;;
-    7.2) echo sid 'linux-binary-7\.2\.[0-9+.a-z~-]*-cloud-amd64' ;;
+    5.10) echo "linux-image-5\.10\.0-[0-9]+-cloud-$2" ;;
+    6.1) echo "linux-image-6\.1\.0-[0-9]+-cloud-$2" ;;
+    6.12) echo "linux-image-6\.12\.[0-9+.a-z]*-cloud-$2" ;;
+    7.2) echo "linux-binary-7\.2\.[0-9+.a-z~-]*-cloud-$2" ;;
+    busybox) echo busybox-static ;;
     *) echo "no kernel $1: 5.10, 6.1, 6.12 and 7.2 are known" >&2 && return 1 ;;
     esac
 }
 
-prepare_apt() {
-    [ -n "${apt:-}" ] && return
+prepare_apt() { # ARCHITECTURE
+    [ "${prepared:-}" = "$1" ] && return
+    prepared=$1
     local mirror
     mirror=$(apt-get indextargets --format '$(REPO_URI)' | grep -v security | sort -u | head -n 1)
     [ -n "$mirror" ] || { echo "apt has no mirror: run apt-get update" >&2 && return 1; }
-    mkdir -p "$cache/apt/lists/partial" "$cache/apt/cache/archives/partial"
+    rm -rf "$apt_state"
+    mkdir -p "$apt_state/lists/partial" "$apt_state/cache/archives/partial"
     for release in bullseye bookworm trixie sid; do
         echo "deb [signed-by=$keyring] $mirror $release main"
-    done >"$cache/apt/sources.list"
-    apt="-oDir::Etc::sourcelist=$cache/apt/sources.list -oDir::Etc::sourceparts=/dev/null
-        -oDir::State::lists=$cache/apt/lists -oDir::Cache=$cache/apt/cache -oAPT::Architecture=amd64
+    done >"$apt_state/sources.list"
+    apt="-oDir::Etc::sourcelist=$apt_state/sources.list -oDir::Etc::sourceparts=/dev/null
+        -oDir::State::lists=$apt_state/lists -oDir::Cache=$apt_state/cache -oAPT::Architecture=$1 -oAPT::Architectures=$1
         -oAcquire::Languages=none -oAcquire::Check-Valid-Until=false -oAPT::Sandbox::User=root -oDir::State::status=/dev/null"
     apt-get $apt update -qq >&2
 }
 
-for version in "$@"; do
-    image=$cache/vmlinuz-$version
+for kernel in "$@"; do
+    version=${kernel%:*} architecture=amd64 suffix=
+    case $kernel in *:*) architecture=${kernel#*:} suffix=-$architecture ;; esac
+    image=$cache/vmlinuz-$version$suffix
+    [ "$version" != busybox ] || image=$cache/busybox$suffix
     if [ ! -e "$image" ]; then
-        read -r _ pattern <<<"$(package_of "$version")"
-        prepare_apt
+        pattern=$(package_of "$version" "$architecture")
+        prepare_apt "$architecture"
         name=$(apt-cache $apt pkgnames | grep -xE "$pattern" | grep -v unsigned | sort -V | tail -n 1)
         [ -n "$name" ] || { echo "the mirror has no package $pattern" >&2 && exit 1; }
         echo "fetching $name" >&2
-        work=$cache/work
         rm -rf "$work" && mkdir -p "$work/unpacked"
         (cd "$work" && apt-get $apt download -qq "$name" >&2 && dpkg -x ./*.deb unpacked)
-        mv "$(find "$work/unpacked" -name 'vmlinuz*' -type f | head -n 1)" "$image"
+        mv "$(find "$work/unpacked" \( -name 'vmlinuz*' -o -path '*/bin/busybox' \) -type f | head -n 1)" "$image"
         rm -rf "$work"
     fi
     echo "$image"
 done
-rm -rf "$cache/apt" # the lists of four releases take 250 MB

@@ -1,6 +1,9 @@
 #!/bin/bash
 # The tests of the kernel on other kernels, in emulated machines, and one table of them:
-#   run.sh [KERNEL...]        5.10, 6.1, 6.12 and 7.2 without arguments
+#   run.sh [KERNEL...]        5.10, 6.1, 6.12 and 7.2 without arguments, and 5.10:arm64 and 6.12:arm64
+# VM_ARM64 names the arm64 kernels instead (none: ""), whose tests are linked without gRPC (.ci/static.sh).
+# KERNEL_IMAGE=path boots that kernel instead of all those, with KERNEL_MODULES=path, its lib/modules/RELEASE, if the disk
+# needs modules (NVMe, ext4); VM_ARCH=arm64 if it is one.
 # TEST_STATIC names the static binary (make static): it is then the agent in all of them, and those in VM_STATIC (5.10 and
 # 7.2) run it in an empty root with the defaults, in the place of the way that these choose.
 # Each kernel boots once for each mode (see modes_of), three machines at a time or VM_PARALLEL, since they wait now and
@@ -10,7 +13,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PATH=$PATH:/usr/sbin:/sbin # mkfs.ext4
-kernels=${*:-5.10 6.1 6.12 7.2}
+arm64=${VM_ARM64-5.10 6.12}
+kernels=${*:-5.10 6.1 6.12 7.2$(printf ' %s:arm64' $arm64)}
+[ -n "${*:-$arm64}" ] || kernels="5.10 6.1 6.12 7.2"
+[ -z "${KERNEL_IMAGE:-}" ] || kernels=own${VM_ARCH:+:$VM_ARCH}
 out=${CARGO_TARGET_DIR:-target}/vm
 last_start=${VM_LAST_START:-1800}    # seconds after which no machine is started any more
 export VM_TIMEOUT=${VM_TIMEOUT:-480} # and that each may take
@@ -20,6 +26,34 @@ mkdir -p "$out/bin"
 for tool in qemu-system-x86_64 busybox cpio mkfs.ext4 dpkg apt-get setpriv; do
     command -v $tool >/dev/null || { echo "SKIPPED tests/vm: $tool is missing (make deps-vm)" && exit 0; }
 done
+
+# Those for arm64, or why there are none; they are tried in a shell of their own.
+build_arm64() {
+    command -v qemu-system-aarch64 >/dev/null || { echo "qemu-system-aarch64 is missing (make deps-vm)" && return 3; }
+    VM_BUSYBOX=$(bash tests/vm/kernels.sh busybox:arm64 2>"$out/arm64.log") || { tail -n 1 "$out/arm64.log" && return 3; }
+    local built code=0 program
+    built=$(TEST_ARCH=aarch64 sh .ci/static.sh test --no-run --lib --test truth --message-format json 2>"$out/arm64.log") || code=$?
+    # One line for what is skipped.
+    [ $code = 0 ] || { tail -n $((code == 3 ? 1 : 20)) "$out/arm64.log" && return $code; }
+    mkdir -p "$out/bin/arm64"
+    for program in $(grep -o '"executable":"[^"]*"' <<<"$built" | cut -d '"' -f 4 | sort -u); do
+        cp "$program" "$out/bin/arm64/$(basename "$program" | sed 's/-[0-9a-f]\{16\}$//')"
+    done
+    [ -z "${TEST_STATIC_ARM64:-}" ] || cp "$TEST_STATIC_ARM64" "$out/bin/arm64/ebpf-sidecar"
+    cp "$VM_BUSYBOX" "$out/bin/arm64/busybox"
+}
+if [[ $kernels = *:arm64* ]]; then
+    code=0
+    said=$(build_arm64) || code=$?
+    case $code in
+    0) ;;
+    3)
+        echo "SKIPPED tests/vm arm64: $said"
+        kernels=$(printf '%s\n' $kernels | grep -v :arm64) || exit 0
+        ;;
+    *) echo "$said" >&2 && exit 1 ;;
+    esac
+fi
 
 tests="--lib --test truth --test agent --test grpc --test standalone"
 # shellcheck disable=SC2086
@@ -39,6 +73,18 @@ done
 # privileges. lru_gen: reclaim under the multi-generational LRU, which is on in Debian's later kernels anyway.
 modes_of() {
     local modes="fentry kprobe tracepoint auto" mode
+    case $1 in
+    # All of them if VM_FULL is set, else one way each. arm64 has fentry from about 6.4 on.
+    5.10:arm64) modes="kprobe${VM_FULL:+ tracepoint nobtf}" ;;
+    6.1:arm64) modes="kprobe${VM_FULL:+ tracepoint}" ;;
+    *:arm64) modes="fentry${VM_FULL:+ kprobe tracepoint}" ;;
+    own) modes="${VM_MODES:-kprobe tracepoint auto nobtf}" ;;
+    esac
+    case $1 in *:arm64 | own)
+        for mode in ${VM_MODES:-$modes}; do echo "$mode"; done
+        return
+        ;;
+    esac
     [[ $1 != 5.10 && " ${VM_MODES:-} " != *" nobtf "* ]] || modes+=" nobtf"
     [ "$1" != 6.1 ] || modes+=" lru_gen"
     if [[ -n ${TEST_STATIC:-} && " ${VM_STATIC:-5.10 7.2} " = *" $1 "* ]]; then
@@ -59,8 +105,11 @@ once+=" layout::fields_found_without_btf_are_those_of_btf"
 once+=" preemption::by_default_what_misses_least_watches_a_preemptible_kernel"
 not_once=$(printf ' --skip %s' $once)
 
-# The job for a mode, to be run in the machine.
+# The job for a mode, to be run in the machine: job_of KERNEL MODE.
 job_of() {
+    local grpc=1
+    [[ $1 != *:arm64 ]] || grpc=
+    shift
     # Starting gRPC's C core takes half a second of emulated CPU.
     echo 'export TEST_AGENT=/bin/ebpf-sidecar TEST_DISK=/disk TEST_EMULATED=1 TEST_GRPC=false RUST_BACKTRACE=0'
     case $1 in
@@ -92,26 +141,33 @@ END
     *)
         echo "export TEST_ATTACH=$1"
         echo "truth --test-threads=1 --show-output$not_once || failed=1"
-        echo 'killall ebpf-sidecar # which the tests shared'
-        echo 'TEST_GRPC=true grpc --show-output disabled_it_costs_nothing_and_enabled_it_goes_on_counting || failed=1'
+        [ -z "$grpc" ] || echo 'killall ebpf-sidecar # which the tests shared
+TEST_GRPC=true grpc --show-output disabled_it_costs_nothing_and_enabled_it_goes_on_counting || failed=1'
         echo '[ -z "$failed" ]'
         ;;
     esac
 }
 
 # The programs in a machine: no more than its job needs, since it has to unpack them.
-programs_of() {
-    case $1 in
+programs_of() { # KERNEL MODE
+    [[ $1 != *:arm64 ]] || { echo "$out"/bin/arm64/{truth,ebpf-sidecar} && return; }
+    case $2 in
     auto) echo "$out"/bin/{agent,truth,ebpf_sidecar,ebpf-sidecar,setpriv} ;;
     static) echo "$out"/bin/{truth,grpc,standalone,ebpf-sidecar} ;;
     *) echo "$out"/bin/{truth,grpc,ebpf-sidecar} ;;
     esac
 }
 
+image_of() { # KERNEL
+    case $1 in
+    own*) ls "$KERNEL_IMAGE" ;;
+    *) bash tests/vm/kernels.sh "$1" ;;
+    esac
+}
 # The images one after the other, since they share the cache.
 found=
 for kernel in $kernels; do
-    if said=$(bash tests/vm/kernels.sh "$kernel" 2>&1 >/dev/null); then
+    if said=$(image_of "$kernel" 2>&1 >/dev/null); then
         found+=" $kernel"
     else
         echo "SKIPPED tests/vm $kernel: no image: $(tail -n 1 <<<"$said")"
@@ -121,14 +177,21 @@ done
 # What fails has a second machine, since an emulated one on a busy host now and then misses a moment: the table tells.
 boot() {
     local log=$out/$1-$2.log image
-    VM_PROGRAMS=$(programs_of "$2")
-    export VM_PROGRAMS
-    image=$(bash tests/vm/kernels.sh "$1")
-    job_of "$2" >"$out/$1-$2.job"
-    bash tests/vm/boot.sh "$image" "$out/$1-$2.job" -nic none >"$log" 2>&1 || :
+    local options="-nic none"
+    VM_PROGRAMS=$(programs_of "$1" "$2")
+    VM_ARCH=${VM_ARCH:-}
+    [[ $1 != *:arm64 ]] || VM_ARCH=arm64 VM_BUSYBOX=$out/bin/arm64/busybox
+    # Without it, old kernels have no random numbers for minutes.
+    [[ $1 != own* ]] || { options+=" -device virtio-rng-pci" VM_MODULES=${KERNEL_MODULES:-}; }
+    export VM_PROGRAMS VM_ARCH VM_BUSYBOX VM_MODULES
+    image=$(image_of "$1")
+    job_of "$1" "$2" >"$out/$1-$2.job"
+    # shellcheck disable=SC2086
+    bash tests/vm/boot.sh "$image" "$out/$1-$2.job" $options >"$log" 2>&1 || :
     if [ $SECONDS -lt $last_start ] && ! awk -f tests/vm/table.awk "$log" >/dev/null; then
         mv "$log" "$out/$1-$2.first"
-        bash tests/vm/boot.sh "$image" "$out/$1-$2.job" -nic none >"$log" 2>&1 || :
+        # shellcheck disable=SC2086
+        bash tests/vm/boot.sh "$image" "$out/$1-$2.job" $options >"$log" 2>&1 || :
     fi
 }
 

@@ -63,12 +63,14 @@ words > 0 { fail($0); words-- }
 END {
     short["fentry"] = "fe"; short["kprobe"] = "kp"; short["tracepoint"] = "tp"; short["auto"] = "au"
     short["lru_gen"] = "lr"; short["nobtf"] = "nb"; short["static"] = "st"
-    print "fe fentry, kp kprobe, tp tracepoint, nb no BTF, st static binary, lr lru_gen=7, au auto: defaults and privileges"
+    print "fe fentry, kp kprobe, tp tracepoint, nb no BTF, st static binary, lr lru_gen=7, au auto: defaults and privileges; 6.12a 6.12 on arm64"
     head = sprintf("%-42s", "")
     for (c = 1; c <= n; c++) {
         if (kernel[c] != kernel[c - 1]) {
             head = head "  "
-            top = sprintf("%-*s%s", length(head), top, kernel[c])
+            label = kernel[c]
+            sub(/:arm64$/, "a", label)
+            top = sprintf("%-*s%s", length(head), top, label)
         }
         head = head sprintf("%-4s", short[mode[c]])
     }
