@@ -14,8 +14,12 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PATH=$PATH:/usr/sbin:/sbin # mkfs.ext4
 arm64=${VM_ARM64-5.10 6.12}
-kernels=${*:-5.10 6.1 6.12 7.2$(printf ' %s:arm64' $arm64)}
-[ -n "${*:-$arm64}" ] || kernels="5.10 6.1 6.12 7.2"
+kernels=$*
+if [ -z "$kernels" ]; then
+    # Those that take longest first.
+    for kernel in $arm64; do kernels+="$kernel:arm64 "; done
+    kernels+="5.10 6.1 6.12 7.2"
+fi
 [ -z "${KERNEL_IMAGE:-}" ] || kernels=own${VM_ARCH:+:$VM_ARCH}
 out=${CARGO_TARGET_DIR:-target}/vm
 last_start=${VM_LAST_START:-1800}    # seconds after which no machine is started any more
@@ -180,7 +184,8 @@ boot() {
     local options="-nic none"
     VM_PROGRAMS=$(programs_of "$1" "$2")
     VM_ARCH=${VM_ARCH:-}
-    [[ $1 != *:arm64 ]] || VM_ARCH=arm64 VM_BUSYBOX=$out/bin/arm64/busybox
+    # Without the host's own instructions all takes twice as long.
+    [[ $1 != *:arm64 ]] || VM_ARCH=arm64 VM_BUSYBOX=$out/bin/arm64/busybox VM_TIMEOUT=$((2 * VM_TIMEOUT))
     # Without it, old kernels have no random numbers for minutes.
     [[ $1 != own* ]] || { options+=" -device virtio-rng-pci" VM_MODULES=${KERNEL_MODULES:-}; }
     export VM_PROGRAMS VM_ARCH VM_BUSYBOX VM_MODULES
