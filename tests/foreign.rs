@@ -83,7 +83,7 @@ fn grpcio_of_python_calls_everything() {
     protoc.args([format!("--python_out={out}"), format!("--grpc_python_out={out}")]).args(PROTOS);
     run(&mut protoc, Duration::from_secs(60)).unwrap();
 
-    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "1h")]);
+    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "1h"), ("SERVER_ALLOW_CONFIGURE", "loopback")]);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/grpc/client.py");
     let address = format!("localhost:{}", agent.grpc_port);
     let (metrics, stats) = (agent.metrics(), agent.stats());
@@ -136,7 +136,7 @@ fn grpcurl_calls_everything() {
         Ok(grpcurl) => grpcurl,
         Err(why) => return skipped("grpcurl_calls_everything", &why),
     };
-    let agent = Agent::start(&[]);
+    let agent = Agent::start(&[("SERVER_ALLOW_CONFIGURE", "loopback")]);
     let call = |method: &str, json: &str| -> Result<Value, String> {
         let mut c = Command::new(&grpcurl);
         c.args(["-plaintext", "-max-time", "3", "-import-path", text(&proto())]);
