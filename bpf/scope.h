@@ -94,11 +94,11 @@ static __always_inline bool proves(struct settings *set)
 
 static __always_inline bool in_scope(struct settings *set)
 {
-	__u64 comm[COMM_LEN / 8] = {};
+	__u64 comm[COMM_LEN / 8];
 	struct task_struct *task;
 	const __u64 *want, *mask;
 
-	if (set->scope == SCOPE_HOST)
+	if (__builtin_expect(set->scope == SCOPE_HOST, true))
 		return true;
 	if (set->scope == SCOPE_CGROUP)
 		return bpf_current_task_under_cgroup(&scope_cgroup, 0) == 1;
