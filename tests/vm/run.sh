@@ -22,7 +22,7 @@ if [ -z "$kernels" ]; then
 fi
 [ -z "${KERNEL_IMAGE:-}" ] || kernels=own${VM_ARCH:+:$VM_ARCH}
 out=${CARGO_TARGET_DIR:-target}/vm
-last_start=${VM_LAST_START:-1800}    # seconds after which no machine is started any more
+last_start=${VM_LAST_START:-2400}    # seconds after which no machine is started any more
 export VM_TIMEOUT=${VM_TIMEOUT:-480} # and that each may take
 rm -rf "$out/bin" "$out/table.txt" "$out"/*.first
 mkdir -p "$out/bin"
