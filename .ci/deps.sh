@@ -1,9 +1,8 @@
 #!/bin/sh
 # Installs the packages that are missing: `deps.sh build` those for building, `deps.sh test` those that the
 # tests need besides, `deps.sh vm` and `deps.sh vm-arm64` those for the tests on other kernels, `deps.sh browser` those for
-# the page's,
-# `deps.sh image` those for the image's, `deps.sh static` and `deps.sh std` what .ci/static.sh asks for. Quiet when
-# nothing is missing.
+# the page's, `deps.sh image` those for the image's, `deps.sh static` and `deps.sh std` what .ci/static.sh asks for. Quiet
+# when nothing is missing.
 set -eu
 
 fail() {

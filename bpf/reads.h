@@ -62,19 +62,6 @@ struct pages {
 	__u64 first, last;
 };
 
-/* The open file behind a descriptor of the current task. */
-static __always_inline struct file *file_of_fd(struct task_struct *task, unsigned int fd)
-{
-	struct fdtable *fdt = task->files->fdt;
-	struct hlist_head *slot;
-
-	if (fd >= fdt->max_fds)
-		return 0;
-	/* Any type that is one pointer will do: this is a load from the table without a helper call. */
-	slot = bpf_rdonly_cast(&fdt->fd[fd], bpf_core_type_id_kernel(struct hlist_head));
-	return bpf_rdonly_cast(slot->first, bpf_core_type_id_kernel(struct file));
-}
-
 /* A pointer as a number, by a helper: few verifiers let one be made otherwise. */
 static __always_inline __u64 number(const void *pointer)
 {
@@ -152,7 +139,7 @@ static __always_inline bool pages_asked(struct task_struct *task, const struct p
 	if (nr != NR_pread64 && nr != NR_read && nr != NR_readv && nr != NR_preadv && nr != NR_preadv2)
 		return false;
 	if (nr != NR_pread64) {
-		file = file_of_fd(task, regs->SYSCALL_ARG0);
+		file = open_file(task, regs->SYSCALL_ARG0);
 		if (!file)
 			return false;
 	}

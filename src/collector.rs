@@ -14,10 +14,11 @@ use crate::ebpf::object::{self, Error};
 use crate::ebpf::os;
 use crate::host::process::{self, Usage};
 use crate::host::version;
+use crate::metrics::cell::SnapshotCell;
 use crate::metrics::health::{self, Status};
 use crate::metrics::histogram::Histogram;
 use crate::metrics::own as m;
-use crate::metrics::snapshot::{Family, ModuleStatus, Series, Snapshot, SnapshotCell, Value};
+use crate::metrics::snapshot::{Family, ModuleStatus, Series, Snapshot, Value};
 use crate::metrics::{export, grpc};
 use crate::monitor::{Module, ModuleSettings};
 

@@ -67,4 +67,38 @@ mod tests {
         }
         assert_eq!(seen, [true; FLOORS.len()], "a floor without a room");
     }
+
+    /// Which of the files and folders beside a file it uses.
+    fn beside(path: &Path) -> Vec<String> {
+        let text = fs::read_to_string(path).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap().lines().filter(|l| !l.trim_start().starts_with("//"));
+        let code: Vec<&str> = code.collect();
+        let code = code.join("\n");
+        let folder = path.parent().unwrap();
+        let words = code.split("super::").skip(1).flat_map(|used| {
+            let end = if used.starts_with('{') { used.find("};") } else { used.find("::") };
+            used[..end.unwrap_or(0)].split(|c: char| !c.is_alphanumeric() && c != '_')
+        });
+        let there = |word: &&str| folder.join(format!("{word}.rs")).exists() || folder.join(word).is_dir();
+        words.filter(|word| !word.is_empty()).filter(there).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn of_two_files_side_by_side_one_at_most_uses_the_other() {
+        let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        for path in sources(&src).iter().filter(|p| p.extension().is_some_and(|e| e == "rs") && !p.ends_with("mod.rs"))
+        {
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            for other in beside(path) {
+                let back = path.with_file_name(format!("{other}.rs"));
+                if other != name && back.exists() {
+                    assert!(
+                        !beside(&back).iter().any(|used| used == name),
+                        "{} and {other} use each other",
+                        path.display()
+                    );
+                }
+            }
+        }
+    }
 }

@@ -18,8 +18,9 @@ use ebpf_sidecar::export::banyandb::proto::measure::{QueryRequest, QueryResponse
 use ebpf_sidecar::export::banyandb::proto::model::{Status, TagProjection, TimeRange, tag_projection};
 use ebpf_sidecar::export::banyandb::{self, Exporter, method};
 use ebpf_sidecar::export::prometheus;
+use ebpf_sidecar::metrics::cell::SnapshotCell;
 use ebpf_sidecar::metrics::export::STATE;
-use ebpf_sidecar::metrics::snapshot::{Family, Series, Snapshot, SnapshotCell, Value};
+use ebpf_sidecar::metrics::snapshot::{Family, Series, Snapshot, Value};
 use ebpf_sidecar::monitor::example;
 use ebpf_sidecar::server::grpc::stubs::called;
 use grpcio::RpcStatusCode;

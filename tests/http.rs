@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use ebpf_sidecar::metrics::snapshot::{Snapshot, SnapshotCell};
+use ebpf_sidecar::metrics::cell::SnapshotCell;
+use ebpf_sidecar::metrics::snapshot::Snapshot;
 use ebpf_sidecar::server::http::{self, HttpServer, Page, Render, Rendered};
 
 const METRICS_BYTES: usize = 20 << 10;

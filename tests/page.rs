@@ -15,8 +15,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ebpf_sidecar::export::json;
+use ebpf_sidecar::metrics::cell::SnapshotCell;
 use ebpf_sidecar::metrics::histogram::Histogram;
-use ebpf_sidecar::metrics::snapshot::{ProbeStatus, Snapshot, SnapshotCell, Value as Metric};
+use ebpf_sidecar::metrics::snapshot::{ProbeStatus, Snapshot, Value as Metric};
 use ebpf_sidecar::monitor::example;
 use ebpf_sidecar::server::http::{self, HttpServer, Page, Render};
 use serde_json::{Value, json};

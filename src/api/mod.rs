@@ -19,8 +19,9 @@ use crate::ebpf::os;
 use crate::host::logging::clean;
 use crate::host::time::timestamp_parts;
 use crate::host::version;
+use crate::metrics::cell::SnapshotCell;
 use crate::metrics::health::{self, Status};
-use crate::metrics::snapshot::{ModuleStatus, Snapshot, SnapshotCell};
+use crate::metrics::snapshot::{ModuleStatus, Snapshot};
 
 pub use configure::Caller;
 

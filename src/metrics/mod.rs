@@ -1,5 +1,7 @@
-//! What the agent knows, as values: a [metric] is declared once, a [snapshot] holds one collection of all. Data flows one way: kernel maps → collector → snapshot → outputs.
+//! What the agent knows, as values: a [metric] is declared once, a [snapshot] holds one collection of all, and a [cell] the
+//! newest of them and the past. Data flows one way: kernel maps → collector → snapshot → outputs.
 
+pub mod cell;
 pub mod export;
 pub mod grpc;
 pub mod health;

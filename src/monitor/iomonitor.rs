@@ -256,15 +256,18 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
         Scope::Cgroup(path) => Some(CgroupScope::new(object.map("scope_cgroup")?, path)),
         Scope::Host | Scope::Comm(_) => None,
     };
-    if let Some(layout) = &layout {
+    let mut learn = |layout: &Layout| {
         settings.regs_offset = layout.regs_offset;
         settings.vmemmap = layout.vmemmap().unwrap_or(0); // asked for again by what needs it
-    } else if os::kernel_version() < (5, 15) {
+    };
+    match &layout {
+        Some(layout) => learn(layout),
         // There programs have no helper that tells where the registers are saved.
-        match Layout::find() {
-            Ok(layout) => settings.regs_offset = layout.regs_offset,
+        None if os::kernel_version() < (5, 15) => match Layout::find() {
+            Ok(layout) => learn(&layout),
             Err(e) => log::debug!("the saved registers are taken to be at the top of a stack of the usual size: {e}"),
-        }
+        },
+        None => {}
     }
     if config.probes.contains(&CACHE_FILL) {
         causes::tell(&mut settings);

@@ -26,7 +26,7 @@ use super::engine::link::Link;
 use super::engine::meter::Meter;
 use super::engine::{self, Again, Chunk, Converter, Encoding, End, Intake, Limits, Settings};
 use crate::config::BanyanDb as Config;
-use crate::metrics::snapshot::SnapshotCell;
+use crate::metrics::cell::SnapshotCell;
 use points::Columns;
 use schema::Spec;
 

@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{self, Receiver, Sender};
 
 use crate::host::logging::clean;
+use crate::metrics::cell::SnapshotCell;
 use crate::metrics::export::STATE;
-use crate::metrics::snapshot::SnapshotCell;
 use backoff::backoff;
 use meter::Meter;
 use queue::Queue;

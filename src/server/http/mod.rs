@@ -23,7 +23,8 @@ use self::inner::Inner;
 use self::request::PEER;
 use crate::api::{Code, Failure};
 use crate::ebpf::poll;
-use crate::metrics::snapshot::{Snapshot, SnapshotCell};
+use crate::metrics::cell::SnapshotCell;
+use crate::metrics::snapshot::Snapshot;
 use crate::server::listen::StartError;
 use crate::server::page;
 
