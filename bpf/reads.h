@@ -142,6 +142,8 @@ static __always_inline bool pages_asked(struct task_struct *task, const struct p
 		file = open_file(task, regs->SYSCALL_ARG0);
 		if (!file)
 			return false;
+		/* It was loaded as whatever is one pointer, which is all that the verifier knows of it. */
+		file = bpf_rdonly_cast(file, bpf_core_type_id_kernel(struct file));
 	}
 	pos = regs->SYSCALL_ARG3;
 	if (file && (nr == NR_read || nr == NR_readv || (nr == NR_preadv2 && pos == -1ULL)))
