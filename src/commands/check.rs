@@ -1,7 +1,7 @@
 //! What the agent needs of the machine, said in words: for `ebpf-sidecar check`, and beside an error at start.
 
 use std::fmt::Write as _;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 
 use crate::config::{self, Config, Switch};
 use crate::ebpf::os;
@@ -9,6 +9,7 @@ use crate::host::{cgroup, scope};
 use crate::monitor::Module;
 use crate::monitor::iomonitor::IoMonitor;
 use crate::server::grpc::tls;
+use crate::server::listen;
 
 /// A capability as the agent may lack it: the name behind `CAP_`, its bit (linux/capability.h), and what for.
 struct Capability(&'static str, u32, &'static str);
@@ -96,8 +97,9 @@ pub fn check(config: &Config) -> (String, bool) {
     let grpc_port = grpc.enabled.then_some(("gRPC port", grpc.address, grpc.port));
     for (what, address, port) in [("HTTP port", http.address, http.port)].into_iter().chain(grpc_port) {
         let address = SocketAddr::new(address, port);
-        match TcpListener::bind(address) {
-            Ok(_) => report.line(true, what, format!("{address} is free")),
+        match listen::bind(address).and_then(|listener| listener.local_addr()) {
+            // The port that 0 stands for is another each time.
+            Ok(found) => report.line(true, what, format!("{} is free", SocketAddr::new(found.ip(), port))),
             Err(e) => report.line(false, what, format!("{address}: {e}")),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -23,8 +23,8 @@ struct Answer {
 /// Where a server with this configuration can be asked from the same network namespace.
 pub fn local(address: IpAddr, port: u16) -> SocketAddr {
     let ip = match address.to_canonical() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        // Of both families, this is always there.
+        ip if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         ip => ip,
     };
     SocketAddr::new(ip, port)
@@ -179,7 +179,8 @@ mod tests {
     fn all_addresses_are_asked_on_loopback() {
         for (configured, asked) in [
             ("0.0.0.0", "127.0.0.1:8080"),
-            ("::", "[::1]:8080"),
+            ("::", "127.0.0.1:8080"),
+            ("::1", "[::1]:8080"),
             ("::ffff:0.0.0.0", "127.0.0.1:8080"),
             ("10.1.2.3", "10.1.2.3:8080"),
         ] {

@@ -56,6 +56,7 @@ pub fn run(config: &Config, read: Read, level: Option<log::LevelFilter>) -> Resu
     let gateway = Gateway::new(Arc::clone(&api), hosts.clone());
     let http = http::start(address, path, collector.snapshots(), Box::new(render), Some(gateway))
         .map_err(|e| e.to_string())?;
+    let address = http.address();
     log::info!("HTTP: http://{address}/ {} /health /api/v1/stats", config.server.http.metrics_path);
     let grpc = match &config.server.grpc {
         config if config.enabled => {

@@ -15,7 +15,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -351,7 +351,7 @@ pub struct ClientTls {
 
 impl Default for Config {
     fn default() -> Self {
-        // Not `::`, which hosts without IPv6 do not have.
+        // Of both families, as `::` is.
         let all_interfaces = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         Config {
             log: Log { level: log::LevelFilter::Info },
@@ -592,9 +592,7 @@ impl Sources<'_> {
     /// Checks what no single key can tell.
     fn check(&self, config: &Config) -> Result<(), ConfigError> {
         let Server { grpc, http, allow_configure } = &config.server;
-        // gRPC takes IPv6 as well at 0.0.0.0.
-        let any = |a: IpAddr| if a.is_unspecified() { Ipv6Addr::UNSPECIFIED.into() } else { a };
-        if grpc.enabled && grpc.port == http.port && overlap(any(grpc.address), http.address) {
+        if grpc.enabled && grpc.port == http.port && overlap(grpc.address, http.address) {
             // A key that was given comes first: it is the one to change.
             let (mut a, mut b) = ("server.http.port", "server.grpc.port");
             if self.text(a).is_none() {
@@ -690,11 +688,10 @@ impl Sources<'_> {
     }
 }
 
-/// Whether two servers on the same port would meet. `::` takes IPv4 as well.
+/// Whether two servers on the same port would meet. Every interface is that of both families.
 fn overlap(a: IpAddr, b: IpAddr) -> bool {
     let (a, b) = (a.to_canonical(), b.to_canonical());
-    let takes = |x: IpAddr, y: IpAddr| x == Ipv6Addr::UNSPECIFIED || x == Ipv4Addr::UNSPECIFIED && y.is_ipv4();
-    a == b || takes(a, b) || takes(b, a)
+    a == b || a.is_unspecified() || b.is_unspecified()
 }
 
 /// The environment variable of the key with this path. Names are made from the table and looked up in it,

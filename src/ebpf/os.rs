@@ -456,9 +456,26 @@ pub fn page_size() -> u64 {
     u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
+/// One of the texts of uname(2), which needs no /proc.
+fn uname(field: fn(&libc::utsname) -> &[libc::c_char]) -> String {
+    // SAFETY: all-zero is a valid utsname, and the call writes to a live one; a failure leaves it empty.
+    let names = unsafe {
+        let mut names: libc::utsname = mem::zeroed();
+        libc::uname(&mut names);
+        names
+    };
+    let bytes: Vec<u8> = field(&names).iter().map(|c| *c as u8).take_while(|c| *c != 0).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// `uname -r`.
 pub fn kernel_release() -> String {
-    fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|_| "unknown".into(), |s| s.trim().to_owned())
+    uname(|names| &names.release)
+}
+
+/// `uname -n`; empty where there is no name.
+pub fn host_name() -> String {
+    uname(|names| &names.nodename)
 }
 
 /// Major and minor number of a release such as `6.12.3-amd64`; zeros for what is not a number.
@@ -492,7 +509,7 @@ pub fn is_preemptible() -> bool {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     preemptible(
         &read("/sys/kernel/debug/sched/preempt"),
-        &read("/proc/sys/kernel/version"),
+        &uname(|names| &names.version),
         kernel_version(),
         &read("/proc/cmdline"),
     )
@@ -649,11 +666,14 @@ impl Drop for Directory {
     }
 }
 
-/// Effective capabilities of this process, as the bits of `CapEff`.
+/// Effective capabilities of this process, a bit each; none where the kernel does not tell.
 pub fn capabilities() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let hex = status.lines().find_map(|l| l.strip_prefix("CapEff:")).unwrap_or("0");
-    u64::from_str_radix(hex.trim(), 16).unwrap_or(0)
+    // Version 3 of linux/capability.h: this thread, and two sets of effective, permitted and inheritable bits.
+    let header: [u32; 2] = [0x2008_0522, 0];
+    let mut sets = [0u32; 6];
+    // SAFETY: both are live, of the sizes that this version has.
+    let code = unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) };
+    if code == 0 { u64::from(sets[3]) << 32 | u64::from(sets[0]) } else { 0 }
 }
 
 /// Other processes that hold a BPF program, as `NAME (PID)`: the first few that this one sees.
@@ -777,6 +797,12 @@ mod tests {
     fn the_kernel_is_known() {
         assert!(kernel_release().contains('.'));
         assert!(page_size().is_power_of_two());
+        for (file, said) in [("osrelease", kernel_release()), ("hostname", host_name())] {
+            assert_eq!(fs::read_to_string(format!("/proc/sys/kernel/{file}")).unwrap().trim_end(), said);
+        }
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:")).unwrap();
+        assert_eq!(capabilities(), u64::from_str_radix(effective.trim(), 16).unwrap());
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! What std does not offer and the servers need, as safe functions: poll(2), two settings of a listener, and a socket for gRPC.
+//! What std does not offer and the servers need, as safe functions: poll(2), a listener for both families, settings of a
+//! listener, and a socket for gRPC.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -30,6 +31,34 @@ pub fn poll(entries: &mut [PollFd], timeout: Option<Duration>) -> io::Result<()>
         e if e.kind() == io::ErrorKind::Interrupted => Ok(()),
         e => Err(e),
     }
+}
+
+/// A socket of IPv6 that takes IPv4 as well, at every interface, whatever net.ipv6.bindv6only says; an error of kind
+/// `Unsupported` where there is no IPv6. It does not listen yet.
+pub fn both_families(port: u16) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::socket(libc::AF_INET6, kind, 0) };
+    if fd < 0 {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, io::Error::last_os_error()));
+    }
+    // SAFETY: a fresh descriptor, ours alone.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let set = |level, option, value: i32| {
+        let size = size_of::<i32>() as libc::socklen_t;
+        // SAFETY: the pointer and the size describe one i32 that lives through the call, which only reads it.
+        check(unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), size) })
+    };
+    set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
+    set(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?; // as std does
+    // SAFETY: all-zero is a valid address, that of every interface.
+    let mut address: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
+    address.sin6_family = libc::AF_INET6 as libc::sa_family_t;
+    address.sin6_port = port.to_be();
+    let size = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: a live address of that size.
+    check(unsafe { libc::bind(fd, (&raw const address).cast(), size) })?;
+    Ok(socket)
 }
 
 /// Sets how many connections may wait to be accepted. std's 128 overflow in a burst, and a client whose SYN was

@@ -1,8 +1,38 @@
-//! Why a server could not start, in words that help.
+//! Where a server listens, and why it could not start, in words that help.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+
+use crate::ebpf::poll;
+
+/// Connections that may wait where nothing else is said.
+const BACKLOG: i32 = 128;
+
+/// A listener at `address`. Every interface, in either way of writing it, is that of both families, and of IPv4 alone where
+/// there is no IPv6.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    if !address.ip().to_canonical().is_unspecified() {
+        return TcpListener::bind(address);
+    }
+    match poll::both_families(address.port()) {
+        Ok(socket) => {
+            let listener = TcpListener::from(socket);
+            poll::set_backlog(&listener, BACKLOG)?;
+            Ok(listener)
+        }
+        // No such family, or no address of it: another's port is none of these.
+        Err(e) if matches!(e.kind(), ErrorKind::Unsupported | ErrorKind::AddrNotAvailable) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port()))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// The address of a client as it has it: through a listener of both families, IPv4's come in the dress of IPv6.
+pub fn plain(peer: SocketAddr) -> SocketAddr {
+    SocketAddr::new(peer.ip().to_canonical(), peer.port())
+}
 
 /// Why a server could not start.
 #[derive(Debug)]

@@ -376,6 +376,38 @@ pub fn judge(command: &mut Command, judge: impl Fn(&Call) -> Option<i32> + Send 
     true
 }
 
+/// Has these calls of what `command` runs fail: their numbers, the first argument for which alone (or `None`), and the
+/// errno. As a sandbox does it, or a kernel that does not know them.
+pub fn refuse(command: &mut Command, calls: &[(i64, Option<i32>, i32)]) {
+    const ALLOW: u32 = 0x7fff_0000;
+    const ERRNO: u32 = 0x0005_0000;
+    let op = |code: u16, k: u32, jt, jf| libc::sock_filter { code, jt, jf, k };
+    let mut filter = vec![];
+    for (number, first, errno) in calls {
+        // The number; if it is this one, the lower half of the first argument.
+        filter.push(op(0x20, 0, 0, 0));
+        filter.push(op(0x15, *number as u32, 0, if first.is_some() { 3 } else { 1 }));
+        if let Some(first) = first {
+            filter.push(op(0x20, 16, 0, 0));
+            filter.push(op(0x15, *first as u32, 0, 1));
+        }
+        filter.push(op(0x06, ERRNO | *errno as u32, 0, 0));
+    }
+    filter.push(op(0x06, ALLOW, 0, 0));
+    let install = move || {
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+        // SAFETY: a live filter of that length; the kernel reads it only.
+        match unsafe {
+            libc::syscall(libc::SYS_seccomp, 1 /* SET_MODE_FILTER */, 0, &program)
+        } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: between fork and exec it makes one system call, and allocates nothing.
+    unsafe { command.pre_exec(install) };
+}
+
 // ---- processes ----
 
 pub fn kill(pid: u32, signal: i32) {
@@ -400,6 +432,22 @@ pub fn new_pid_namespace() {
     // SAFETY: no pointers.
     let code = unsafe { libc::unshare(libc::CLONE_NEWPID) };
     assert_eq!(code, 0, "unshare: {}", std::io::Error::last_os_error());
+}
+
+/// This thread, and what it starts from now on, has a network of its own with nothing but loopback; false where that
+/// cannot be.
+pub fn new_network() -> bool {
+    // SAFETY: no pointers; a zeroed request with a name that is shorter than its room; the socket is live.
+    unsafe {
+        if libc::unshare(libc::CLONE_NEWNET) != 0 {
+            return false;
+        }
+        let Ok(socket) = std::net::UdpSocket::bind("0.0.0.0:0") else { return false };
+        let mut request: libc::ifreq = std::mem::zeroed();
+        (request.ifr_name[0], request.ifr_name[1]) = (b'l' as _, b'o' as _);
+        request.ifr_ifru.ifru_flags = libc::IFF_UP as _;
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request) == 0
+    }
 }
 
 pub fn is_root() -> bool {

@@ -26,6 +26,7 @@ use super::engine::link::Link;
 use super::engine::meter::Meter;
 use super::engine::{self, Again, Chunk, Converter, Encoding, End, Intake, Limits, Settings};
 use crate::config::BanyanDb as Config;
+use crate::ebpf::os;
 use crate::metrics::cell::SnapshotCell;
 use points::Columns;
 use schema::Spec;
@@ -60,14 +61,13 @@ pub fn start(config: &Config, cell: &SnapshotCell) -> io::Result<Exporter> {
 fn is_loopback(endpoint: &str) -> bool {
     let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 /// The name of this host, or of the pod, in which it is the host's.
 fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = name.trim();
-    if name.is_empty() { "localhost".into() } else { name.into() }
+    let name = os::host_name();
+    if name.is_empty() { "localhost".into() } else { name }
 }
 
 /// A connection to a server that has our schema.
@@ -169,9 +169,14 @@ mod tests {
 
     #[test]
     fn loopback_endpoints() {
-        for (endpoint, loopback) in
-            [("localhost:1", true), ("127.0.0.9:1", true), ("[::1]:1", true), ("db:1", false), ("10.0.0.1:1", false)]
-        {
+        for (endpoint, loopback) in [
+            ("localhost:1", true),
+            ("127.0.0.9:1", true),
+            ("[::1]:1", true),
+            ("[::ffff:127.0.0.1]:1", true),
+            ("db:1", false),
+            ("10.0.0.1:1", false),
+        ] {
             assert_eq!(is_loopback(endpoint), loopback, "{endpoint}");
         }
     }

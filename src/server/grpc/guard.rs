@@ -20,6 +20,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::ebpf::poll::{self, POLLIN, POLLOUT, PollFd};
+use crate::server::listen;
 
 /// Most client connections; a further one takes the place of one that has been quiet for longest.
 const CLIENTS_MAX: usize = 256;
@@ -474,10 +475,7 @@ impl Client {
 
     /// Ends a connection that makes too much work, and says so where a frame may begin.
     fn calm(&mut self, now: Instant) -> Step {
-        log::warn!(
-            "gRPC: {} resets or pings more than it has answered: its connection is ended",
-            SocketAddr::new(self.peer.ip().to_canonical(), self.peer.port())
-        );
+        log::warn!("gRPC: {} resets or pings more than it has answered: its connection is ended", self.peer);
         if self.down_head.is_empty() && self.down_frames.payload == 0 {
             let reason = b"too_many_resets";
             // GOAWAY, ENHANCE_YOUR_CALM
@@ -644,7 +642,7 @@ impl<'a> Rounds<'a> {
                         self.evict();
                     }
                     self.last += 1;
-                    self.clients.insert(self.last, Client::new(outer, peer, now));
+                    self.clients.insert(self.last, Client::new(outer, listen::plain(peer), now));
                     // At once: a client that has said hello is not in the way of those that come after it.
                     if self.look(self.last, POLLIN, 0, now) == Step::Close {
                         self.remove(self.last);

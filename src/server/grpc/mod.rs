@@ -13,7 +13,7 @@ mod ticker;
 pub mod tls;
 
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -25,7 +25,7 @@ use grpcio::{
 };
 use protobuf::Message;
 
-use super::listen::StartError;
+use super::listen::{self, StartError};
 use crate::api::proto::health::health_check_response::ServingStatus;
 use crate::api::proto::health::{HealthCheckRequest, HealthCheckResponse};
 use crate::api::proto::rpc;
@@ -129,7 +129,9 @@ pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartEr
     let credentials = tls::credentials(&config.tls).map_err(StartError::Tls)?;
     let listen = move |e| StartError::Listen { server: "gRPC", keys: "server.grpc", address, error: e };
     // gRPC tells only that it could not listen, not why.
-    let listener = Some(bind(address).map_err(listen)?).filter(|_| credentials.is_none());
+    let listener = listen::bind(address).map_err(listen)?;
+    address.set_ip(listener.local_addr().map_err(listen)?.ip());
+    let listener = Some(listener).filter(|_| credentials.is_none());
 
     grpcio::redirect_log();
     os::raise_descriptors();
@@ -185,10 +187,11 @@ pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartEr
     let guard = match listener {
         None => None,
         Some(listener) => {
+            poll::set_backlog(&listener, BACKLOG).map_err(listen)?;
             address.set_port(listener.local_addr().map_err(listen)?.port());
             let of_guard = Arc::clone(&servers);
             let attach = move |socket, peer: SocketAddr| {
-                let local = usize::from(peer.ip().to_canonical().is_loopback());
+                let local = usize::from(peer.ip().is_loopback());
                 if let Some(server) = lock(&of_guard).get_mut(local) {
                     poll::hand_over(server, socket);
                 }
@@ -202,19 +205,6 @@ pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartEr
 fn lock(servers: &Servers) -> MutexGuard<'_, Vec<Server>> {
     // What a panic would have left is still a list.
     servers.lock().unwrap_or_else(|e| e.into_inner())
-}
-
-/// A listener for the guard. As gRPC's own, that of every IPv4 interface is one of every interface where there is IPv6.
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => {
-            let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port());
-            TcpListener::bind(any).or_else(|_| TcpListener::bind(address))?
-        }
-        _ => TcpListener::bind(address)?,
-    };
-    poll::set_backlog(&listener, BACKLOG)?;
-    Ok(listener)
 }
 
 /// What holds for each connection.
@@ -315,7 +305,7 @@ impl Shared {
     fn peer(&self, context: &RpcContext) -> String {
         let name = context.peer();
         match self.peers.address(&name) {
-            Some(address) => SocketAddr::new(address.ip().to_canonical(), address.port()).to_string(),
+            Some(address) => address.to_string(),
             None => plain_address(&name),
         }
     }
@@ -513,7 +503,7 @@ fn status(failure: &Failure) -> RpcStatus {
 fn plain_address(peer: &str) -> String {
     let address = peer.trim_start_matches("ipv4:").trim_start_matches("ipv6:").replace("%5B", "[").replace("%5D", "]");
     match address.parse::<SocketAddr>() {
-        Ok(a) => SocketAddr::new(IpAddr::to_canonical(&a.ip()), a.port()).to_string(),
+        Ok(address) => listen::plain(address).to_string(),
         Err(_) => address,
     }
 }

@@ -32,6 +32,7 @@ use super::hosts::Hosts;
 use super::inner::{Answer, Inner, Lane};
 use super::request::{self, HEAD_MAX, Head, Reply};
 use crate::ebpf::poll::{self, POLLIN, POLLOUT, POLLRDHUP, PollFd};
+use crate::server::listen;
 
 /// Most client connections.
 const CLIENTS_MAX: usize = 128;
@@ -638,7 +639,7 @@ impl<'a> Front<'a> {
             }
             let error = match self.listener.accept() {
                 Ok((stream, peer)) => {
-                    self.admit(stream, peer);
+                    self.admit(stream, listen::plain(peer));
                     continue;
                 }
                 Err(e) => e,

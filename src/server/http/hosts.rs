@@ -1,9 +1,10 @@
 //! Under which names the agent may be asked. A page of a foreign site can have its own name point here (DNS rebinding), and
 //! a browser then takes our answers for that site's: but it sends that name.
 
-use std::fs;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
+
+use crate::ebpf::os;
 
 /// The names, shared by all that check.
 #[derive(Debug, Clone)]
@@ -16,8 +17,7 @@ pub struct Hosts {
 impl Hosts {
     /// localhost, every address, this host's own name, and those of the configuration.
     pub fn new(named: Vec<String>) -> Self {
-        let own = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        Self { own: own.trim().to_ascii_lowercase().into(), named: Arc::new(Mutex::new(named)) }
+        Self { own: os::host_name().to_ascii_lowercase().into(), named: Arc::new(Mutex::new(named)) }
     }
 
     /// Others than those of the configuration before.

@@ -4,7 +4,7 @@
 //! read the newest snapshot only; neither waits for the collector.
 
 use std::io::Cursor;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
@@ -25,7 +25,7 @@ use crate::api::{Code, Failure};
 use crate::ebpf::poll;
 use crate::metrics::cell::SnapshotCell;
 use crate::metrics::snapshot::Snapshot;
-use crate::server::listen::StartError;
+use crate::server::listen::{self, StartError};
 use crate::server::page;
 
 /// Connections that may wait to be accepted: as many as the kernel allows by default (net.core.somaxconn). One more,
@@ -121,7 +121,7 @@ pub fn start(
 ) -> Result<HttpServer, StartError> {
     let listen = |e| StartError::Listen { server: "HTTP", keys: "server.http", address, error: e };
     let setup = |e| StartError::Setup("HTTP", e);
-    let listener = TcpListener::bind(address).map_err(listen)?;
+    let listener = listen::bind(address).map_err(listen)?;
     poll::set_backlog(&listener, BACKLOG).map_err(listen)?;
     poll::set_send_buffer(&listener, SEND_BUFFER).map_err(listen)?;
     listener.set_nonblocking(true).map_err(listen)?;
