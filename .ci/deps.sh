@@ -1,8 +1,8 @@
 #!/bin/sh
 # Installs the packages that are missing: `deps.sh build` those for building, `deps.sh test` those that the
 # tests need besides, `deps.sh vm` and `deps.sh vm-arm64` those for the tests on other kernels, `deps.sh browser` those for
-# the page's, `deps.sh image` those for the image's, `deps.sh static` and `deps.sh std` what .ci/static.sh asks for. Quiet
-# when nothing is missing.
+# the page's, `deps.sh image` those for the image's, `deps.sh static` and `deps.sh std` what .ci/static.sh asks for,
+# `deps.sh fuzz` and `deps.sh dist` what .ci/fuzz.sh and .ci/dist.sh do. Quiet when nothing is missing.
 set -eu
 
 fail() {
@@ -42,11 +42,19 @@ std) # Rust's library as source, and the compiler that it belongs to
     debian="rustc-web rust-web-src"
     alpine=""
     ;;
+fuzz) # an OpenSSL for the fuzz targets to be linked with, a loader of wheels, and what reads cargo's answers
+    debian="libssl-dev python3 python3-venv jq"
+    alpine="openssl-dev python3 jq"
+    ;;
+dist) # what reads cargo's answers, and a tar that sorts
+    debian="jq tar gzip"
+    alpine="jq tar gzip"
+    ;;
 browser) # Chromium, what drives it, and letters for its pictures
     debian="chromium chromium-driver fonts-dejavu-core"
     alpine="chromium chromium-chromedriver font-dejavu"
     ;;
-*) fail "usage: $0 build|test|vm|vm-arm64|browser|image|static|std" ;;
+*) fail "usage: $0 build|test|vm|vm-arm64|fuzz|dist|browser|image|static|std" ;;
 esac
 
 check_rust() {

@@ -61,7 +61,7 @@ else
     # returns -1 for EBADF). No -Os when linking, which is when zig builds both: they would copy byte by byte.
     [ -x "$tools/bin/cargo-zigbuild" ] || {
         python3 -m venv "$tools" &&
-            "$tools/bin/pip" install --quiet --disable-pip-version-check ziglang==0.14.1 cargo-zigbuild==0.24.0
+            "$tools/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r .ci/requirements/static.txt
     } || exit 3
     export PATH="$tools/bin:$PATH"
     # It would start zig through Python, some 2,500 times.

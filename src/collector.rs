@@ -67,6 +67,12 @@ pub type Reply = Box<dyn FnOnce(Outcome) + Send>;
 pub struct Control(Sender<(Change, Reply)>);
 
 impl Control {
+    /// One whose collector has ended.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn nobody() -> Self {
+        Self(channel::bounded(1).0)
+    }
+
     /// Has the collector make `change` and call `reply`, which is dropped uncalled if the collector ends before.
     pub fn request(&self, change: Change, reply: Reply) {
         if let Err(e) = self.0.try_send((change, reply)) {

@@ -10,6 +10,8 @@ pub mod commands;
 pub mod config;
 pub mod ebpf;
 pub mod export;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod host;
 pub mod metrics;
 pub mod monitor;
@@ -22,7 +24,7 @@ mod tests {
 
     /// The map of the house, from the ground up: what is on a floor uses those below it and none above. Unit tests may
     /// look anywhere.
-    const FLOORS: [(&str, &str); 10] = [
+    const FLOORS: [(&str, &str); 11] = [
         ("metrics", "what is known, as values: the catalogue, a snapshot, a verdict"),
         ("config", "what the agent is told"),
         ("ebpf", "the kernel: system calls, objects, attaching; all of the unsafe code"),
@@ -33,6 +35,7 @@ mod tests {
         ("server", "HTTP, gRPC and the page, which carry them"),
         ("export", "snapshots as text, and sent to a store"),
         ("commands", "what the binary does"),
+        ("fuzzing", "what the fuzzer feeds; not in the binary"),
     ];
 
     fn sources(dir: &Path) -> Vec<PathBuf> {
@@ -66,6 +69,16 @@ mod tests {
             }
         }
         assert_eq!(seen, [true; FLOORS.len()], "a floor without a room");
+    }
+
+    /// CVE-2024-11407, which is in gRPC's core: docs/security.md.
+    #[test]
+    fn nothing_asks_grpc_for_zero_copy() {
+        let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        for path in sources(&src).iter().filter(|p| !p.ends_with("lib.rs")) {
+            let text = String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
+            assert!(!text.contains("tcp_tx_zerocopy"), "{}", path.display());
+        }
     }
 
     /// Which of the files and folders beside a file it uses.

@@ -52,7 +52,8 @@ fn python() -> Result<PathBuf, String> {
         run(Command::new("python3").args(["-m", "venv", text(&venv)]), Duration::from_secs(120))?;
         let mut pip = Command::new(&python);
         pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1"]);
-        run(pip.args(["--only-binary=:all:", "grpcio", "grpcio-tools"]), Duration::from_secs(300))?;
+        let locked = concat!(env!("CARGO_MANIFEST_DIR"), "/.ci/requirements/foreign.txt");
+        run(pip.args(["--only-binary=:all:", "--require-hashes", "-r", locked]), Duration::from_secs(300))?;
         fs::write(&complete, "").unwrap();
     }
     Ok(python)

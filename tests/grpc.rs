@@ -1061,6 +1061,114 @@ fn garbage_on_the_port_does_no_harm() {
     assert!(!agent.log().contains("panic"), "{}", agent.log());
 }
 
+/// Whether this call is answered; not if it alone or the whole connection is ended.
+fn is_answered(stream: &mut TcpStream, call: u32) -> bool {
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut head = [0; 9];
+    while stream.read_exact(&mut head).is_ok() {
+        let [.., kind, flags, a, b, c, d] = head;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        if std::io::copy(&mut stream.take(length.into()), &mut std::io::sink()).is_err() {
+            return false;
+        }
+        match kind {
+            0 if u32::from_be_bytes([a, b, c, d]) == call => return true,
+            1 if u32::from_be_bytes([a, b, c, d]) == call && flags & 1 != 0 => return false,
+            RST_STREAM if u32::from_be_bytes([a, b, c, d]) == call => return false,
+            _ => {}
+        }
+    }
+    false
+}
+
+/// What was published of gRPC's reader of compressed headers, HPACK: docs/security.md.
+#[test]
+fn published_attacks_by_headers_do_no_harm() {
+    need_bpf!("published_attacks_by_headers_do_no_harm");
+    let agent = Agent::start(&[]);
+    let port = agent.grpc_port;
+    let client = Client::new(port);
+    assert_eq!(get_metrics(&client).metric_sets.len(), 1);
+    let block = || grpc::header_block(name::GET_HEALTH);
+    // A literal, of the given kind; short.
+    let literal = |kind: u8, name: &str, value: &str| {
+        let text = |t: &str| [&[t.len() as u8][..], t.as_bytes()].concat();
+        [&[kind][..], &text(name), &text(value)].concat()
+    };
+    let (kept, not_kept) = (0x40, 0);
+    let body = |bytes: &mut Vec<u8>, stream| grpc::frame(bytes, 0, 1, stream, &[0; 5]);
+    let send = |bytes: &[u8]| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let _ = stream.write_all(bytes); // it may be ended before the end
+        stream
+    };
+
+    // CVE-2023-32732: no base64 in a binary header, and a call after it on the same connection.
+    let mut bytes = grpc::hello(65_535);
+    grpc::frame(&mut bytes, 1, 4, 1, &[block(), literal(not_kept, "x-bin", "!")].concat());
+    body(&mut bytes, 1);
+    grpc::call(&mut bytes, 3, name::GET_HEALTH, &rpc::GetHealthRequest::default());
+    assert!(is_answered(&mut send(&bytes), 3), "{}", agent.log());
+
+    // CVE-2024-7246: what comes after it is put into the table of this connection as if it were broken too.
+    let mut bytes = grpc::hello(65_535);
+    let poison = [literal(kept, "x-bin", "!"), literal(kept, "y", "z")].concat();
+    grpc::frame(&mut bytes, 1, 4, 1, &[block(), poison].concat());
+    body(&mut bytes, 1);
+    grpc::frame(&mut bytes, 1, 4, 3, &[block(), vec![0x80 | 62]].concat()); // the last one of the table
+    body(&mut bytes, 3);
+    let mut poisoned = send(&bytes);
+    assert!(!is_answered(&mut poisoned, 3), "gRPC has mended it: so has docs/security.md to say");
+    let mut honest = grpc::hello(65_535);
+    grpc::frame(&mut honest, 1, 4, 1, &[block(), literal(kept, "y", "z")].concat());
+    body(&mut honest, 1);
+    grpc::frame(&mut honest, 1, 4, 3, &[block(), vec![0x80 | 62]].concat());
+    body(&mut honest, 3);
+    assert!(is_answered(&mut send(&honest), 3), "the table of another connection is its own");
+
+    // CVE-2023-32731: what comes after too many headers is in the table nevertheless.
+    let mut bytes = grpc::hello(65_535);
+    let long = literal(not_kept, "x", &"y".repeat(100)).repeat(120);
+    grpc::frame(&mut bytes, 1, 0, 1, &[block(), long.clone()].concat());
+    grpc::frame(&mut bytes, 9, 4, 1, &[long.clone(), literal(kept, "y", "z")].concat()); // CONTINUATION, END_HEADERS
+    body(&mut bytes, 1);
+    grpc::frame(&mut bytes, 1, 4, 3, &[block(), vec![0x80 | 62]].concat());
+    body(&mut bytes, 3);
+    assert!(is_answered(&mut send(&bytes), 3), "{}", agent.log());
+
+    // CVE-2023-1428: odd values, and more than 8 KiB of headers.
+    for (name, value) in [("te", "x"), (":scheme", "x"), ("grpclb_client_stats", "x")] {
+        let mut bytes = grpc::hello(65_535);
+        grpc::frame(&mut bytes, 1, 4, 1, &[block(), literal(kept, name, value), long.clone()].concat());
+        body(&mut bytes, 1);
+        is_answered(&mut send(&bytes), 1);
+    }
+
+    // CVE-2023-33953: a string of 4 GiB, a number with zeros before it, and a header that goes on and on.
+    let before = agent.rss_kib();
+    let begin = |bytes: &mut Vec<u8>, end: &[u8]| grpc::frame(bytes, 1, 0, 1, &[&block()[..], end].concat());
+    for attack in 0..3 {
+        let mut bytes = grpc::hello(65_535);
+        match attack {
+            0 => begin(&mut bytes, &[0, 1, b'x', 0x7f, 0xff, 0xff, 0xff, 0xff, 0x0e]),
+            1 => begin(&mut bytes, &[0, 1, b'x', 0x7f]),
+            _ => begin(&mut bytes, b""),
+        }
+        let more = match attack {
+            0 => vec![b'y'; 16_384],
+            1 => vec![0x80; 16_384],
+            _ => literal(kept, "x", &"y".repeat(100)).repeat(150),
+        };
+        (0..2000).for_each(|_| grpc::frame(&mut bytes, 9, 0, 1, &more)); // CONTINUATION
+        let mut stream = send(&bytes);
+        assert!(!is_answered(&mut stream, 1) && is_ended(&mut stream), "attack {attack}");
+        assert_eq!(get_metrics(&client).metric_sets.len(), 1);
+    }
+    let after = agent.rss_kib();
+    assert!(after <= before + (8 << 10), "{before} KiB before, {after} after");
+    assert_eq!(agent.get("/health").status, 200);
+}
+
 #[test]
 fn it_stops_at_once_with_streams_open() {
     need_bpf!("it_stops_at_once_with_streams_open");

@@ -72,16 +72,7 @@ impl Agent {
         let request = rpc::GetIOStatsRequest { include_process_stats: true, ..Default::default() };
         let io: rpc::GetIOStatsResponse = self.call(name::GET_IO_STATS, &request)?;
         let health: rpc::GetHealthResponse = self.call(name::GET_HEALTH, &rpc::GetHealthRequest::default())?;
-        let sequence = metrics.metric_sets.iter().map(|s| s.sequence).max().unwrap_or(0);
-        let at = metrics.timestamp.as_ref().map_or(0.0, |t| t.seconds as f64 + f64::from(t.nanos) / 1e9);
-        let mut sample = Sample { sequence, at, health: clean(health.message), ..Default::default() };
-        for metric in metrics.metric_sets.into_iter().flat_map(|s| s.metrics) {
-            sample.add(metric);
-        }
-        for row in &io.stats.fadvise.process_stats {
-            sample.processes.insert((row.pid, clean(&row.comm)), row.call_count);
-        }
-        Ok(sample)
+        Ok(Sample::new(metrics, io, health))
     }
 }
 
@@ -102,6 +93,19 @@ struct Sample {
 
 impl Sample {
     /// Nothing that an agent says reaches the terminal as it is: see [`clean`].
+    fn new(metrics: rpc::GetMetricsResponse, io: rpc::GetIOStatsResponse, health: rpc::GetHealthResponse) -> Self {
+        let sequence = metrics.metric_sets.iter().map(|s| s.sequence).max().unwrap_or(0);
+        let at = metrics.timestamp.as_ref().map_or(0.0, |t| t.seconds as f64 + f64::from(t.nanos) / 1e9);
+        let mut sample = Sample { sequence, at, health: clean(health.message), ..Default::default() };
+        for metric in metrics.metric_sets.into_iter().flat_map(|s| s.metrics) {
+            sample.add(metric);
+        }
+        for row in &io.stats.fadvise.process_stats {
+            sample.processes.insert((row.pid, clean(&row.comm)), row.call_count);
+        }
+        sample
+    }
+
     fn add(&mut self, metric: Metric) {
         let bound = metric.labels.get("le").and_then(|le| le.parse().ok());
         match (metric.name.strip_suffix("_bucket"), bound) {
@@ -188,6 +192,25 @@ fn time(seconds: f64) -> String {
         s if s < 1e-3 => format!("{:.0} µs", s * 1e6),
         s if s < 1.0 => format!("{:.1} ms", s * 1e3),
         s => format!("{s:.1} s"),
+    }
+}
+
+/// Whatever two agents answer, one after the other: a table of lines that a terminal only shows.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let mut answers = data.split(|b| *b == 0xff);
+    let mut sample = || {
+        // One that cannot be read at all is an error before.
+        fn read<M: Message>(bytes: Option<&[u8]>) -> M {
+            M::parse_from_bytes(bytes.unwrap_or_default()).unwrap_or_default()
+        }
+        Sample::new(read(answers.next()), read(answers.next()), read(answers.next()))
+    };
+    let (first, second) = (sample(), sample());
+    for table in [table(&first, &second), table(&second, &first), table(&first, &first)] {
+        assert!(!table.chars().any(|c| c.is_control() && c != '\n'), "{table:?}");
+        let lines = 15 + PROCESSES + first.histograms.len().max(second.histograms.len());
+        assert!(table.lines().count() <= lines, "{table}");
     }
 }
 

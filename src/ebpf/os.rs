@@ -371,6 +371,23 @@ fn perf_event(mut attr: libbpf_sys::perf_event_attr, prog: &OwnedFd) -> io::Resu
     Ok(event)
 }
 
+/// Any text in the place of what the kernel writes.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    for field in fields_of(&text) {
+        assert!(!field.name.contains(char::is_whitespace), "{field:?}");
+    }
+    // What is in memory is read without an error.
+    for (start, length) in functions_in(data, &["vfs_read", "x"]).unwrap_or_default().into_iter().flatten() {
+        assert!(start > 0 && length > 0 && start.checked_add(length).is_some());
+    }
+    assert!(first_cpu(&text) >= 0);
+    version_of(&text);
+    stat_field::<u64>(&text, 22);
+    preemptible(&text, &text, (6, 12), &text);
+}
+
 /// The first of a list of CPUs such as `2-3,5`; 0 where nothing is told.
 fn first_cpu(list: &str) -> libc::c_int {
     list.split(['-', ',']).next().and_then(|n| n.trim().parse().ok()).unwrap_or(0)

@@ -70,7 +70,7 @@ fn uid_in(name: &str) -> Option<String> {
 
 /// The uid of the own pod: of the files that kubelet mounts into each container, and else of the own cgroup, which
 /// shows only without a cgroup namespace.
-fn own_uid(mountinfo: &str, cgroup: &str) -> Option<String> {
+pub(crate) fn own_uid(mountinfo: &str, cgroup: &str) -> Option<String> {
     // `ID PARENT MAJOR:MINOR ROOT MOUNTPOINT …`, ROOT being `/var/lib/kubelet/pods/<uid>/etc-hosts` or the like
     let mounted = mountinfo.lines().find_map(|line| {
         let mut fields = line.split(' ').skip(3);

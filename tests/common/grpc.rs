@@ -153,6 +153,11 @@ pub fn call(bytes: &mut Vec<u8>, stream: u32, path: &str, request: &impl Message
 
 /// The head of a call.
 pub fn headers(bytes: &mut Vec<u8>, stream: u32, path: &str) {
+    frame(bytes, 1, 4, stream, &header_block(path)); // HEADERS, END_HEADERS
+}
+
+/// What is in it, to which more can be added.
+pub fn header_block(path: &str) -> Vec<u8> {
     let mut head = Vec::new();
     for (name, value) in [
         (":method", "POST"),
@@ -171,7 +176,7 @@ pub fn headers(bytes: &mut Vec<u8>, stream: u32, path: &str) {
             head.extend_from_slice(text.as_bytes());
         }
     }
-    frame(bytes, 1, 4, stream, &head); // HEADERS, END_HEADERS
+    head
 }
 
 pub fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {

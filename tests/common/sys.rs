@@ -410,6 +410,29 @@ pub fn refuse(command: &mut Command, calls: &[(i64, Option<i32>, i32)]) {
 
 // ---- processes ----
 
+/// Sets the clock of the machine forth, or back.
+pub fn set_clock(seconds: i64) {
+    // SAFETY: all-zero is a valid timespec; both calls take a live one.
+    let code = unsafe {
+        let mut now: libc::timespec = std::mem::zeroed();
+        libc::clock_gettime(libc::CLOCK_REALTIME, &mut now);
+        now.tv_sec += seconds;
+        libc::clock_settime(libc::CLOCK_REALTIME, &now)
+    };
+    assert_eq!(code, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Keeps this thread on one CPU.
+pub fn run_on(cpu: usize) {
+    // SAFETY: all-zero is an empty set; the call reads a live one of the size that is given.
+    let code = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &set)
+    };
+    assert_eq!(code, 0, "CPU {cpu}: {}", std::io::Error::last_os_error());
+}
+
 pub fn kill(pid: u32, signal: i32) {
     // SAFETY: no pointers.
     unsafe { libc::kill(pid as i32, signal) };

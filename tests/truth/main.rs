@@ -9,6 +9,7 @@ mod evictions;
 mod fadvise;
 mod fills;
 mod layout;
+mod machine;
 mod old;
 mod preemption;
 mod processes;

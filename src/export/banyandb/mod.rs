@@ -163,6 +163,44 @@ impl Encoding for BanyanDb {
     }
 }
 
+/// Every point of the snapshot is a message that the server can read.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_points(snapshot: &crate::metrics::snapshot::Snapshot) {
+    let mut converter = points::Converter::new("node".into(), schema::specs().into(), 500, Meter::default());
+    let mut encoded = points::Encoded::default();
+    for chunk in converter.chunks(snapshot) {
+        for (column, row) in chunk.places() {
+            encoded.push(&chunk, &chunk.columns[column], row, None);
+        }
+    }
+    let mut messages = 0;
+    for message in encoded.messages() {
+        proto::measure::WriteRequest::parse_from_bytes(message).expect("a point");
+        messages += 1;
+    }
+    assert!(messages > 0);
+}
+
+/// What the server says of its schema.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_answer(kind: u8, bytes: &[u8]) {
+    use crate::host::logging::clean;
+    use proto::database::{GroupRegistryServiceGetResponse, MeasureRegistryServiceGetResponse};
+    let difference = match kind % 4 {
+        0 => GroupRegistryServiceGetResponse::parse_from_bytes(bytes).ok().and_then(|found| {
+            schema::group_difference(&schema::group(&crate::config::Config::default().export.banyandb), &found.group)
+        }),
+        1 => MeasureRegistryServiceGetResponse::parse_from_bytes(bytes)
+            .ok()
+            .and_then(|found| schema::measure_difference(&schema::measure("g", &schema::specs()[0]), &found.measure)),
+        2 => proto::measure::WriteResponse::parse_from_bytes(bytes).ok().map(|answer| answer.status),
+        _ => {
+            proto::schema::AwaitSchemaAppliedResponse::parse_from_bytes(bytes).ok().map(|a| format!("{:?}", a.laggards))
+        }
+    };
+    assert!(difference.is_none_or(|text| clean(text).chars().count() <= 256));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -696,3 +696,57 @@ fn read(from: &mut impl Read, to: &mut [u8]) -> Option<usize> {
         }
     }
 }
+
+/// Bytes of a client and of gRPC, in pieces: what passes is what came, and the verdict is the same however it is cut.
+/// The first byte is the length of a piece.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    static SOCKET: std::sync::LazyLock<(TcpListener, TcpStream)> = std::sync::LazyLock::new(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
+        let client = TcpStream::connect(listener.local_addr().expect("its address")).expect("a connection to it");
+        (listener, client)
+    });
+    let Some((&piece, bytes)) = data.split_first() else { return };
+    let now = Instant::now();
+    let run = |piece: usize| {
+        let peer = SocketAddr::from(([127, 0, 0, 1], 7));
+        let mut client = Client::new(SOCKET.1.try_clone().expect("a descriptor"), peer, now);
+        let mut pool = Bucket::new(i64::MAX / 4, 0, now);
+        let mut passed = Vec::new();
+        let mut calm = true;
+        for piece in bytes.chunks(piece.max(1)) {
+            client.up.extend_from_slice(piece);
+            if client.state == State::New {
+                match client.hello() {
+                    None => return (passed, false),
+                    Some(false) => continue,
+                    Some(true) => (client.state, client.passed) = (State::Open, PREFACE.len()),
+                }
+            }
+            calm = client.pass(&mut pool, now);
+            if !calm {
+                break;
+            }
+            assert!(client.passed <= client.up.len());
+            passed.extend(client.up.drain(..client.passed));
+            client.passed = 0;
+            // Less than a head is held back.
+            assert!(client.up.len() < HEAD);
+        }
+        assert!(bytes.starts_with(&passed));
+        (passed, calm)
+    };
+    let (whole, cut) = (run(bytes.len()), run(piece.into()));
+    assert_eq!(whole.1, cut.1);
+    if whole.1 {
+        assert_eq!(whole.0, cut.0);
+    }
+    let heard = |piece: usize| {
+        let peer = SocketAddr::from(([127, 0, 0, 1], 7));
+        let mut client = Client::new(SOCKET.1.try_clone().expect("a descriptor"), peer, now);
+        bytes.chunks(piece.max(1)).for_each(|piece| client.observe(piece));
+        assert!(client.down_head.len() < HEAD);
+        (client.credit.left, client.own.left, client.calls, client.down_frames.payload, client.down_head)
+    };
+    assert_eq!(heard(bytes.len()), heard(piece.into()));
+}

@@ -6,7 +6,7 @@
 //! all calls on it.
 
 mod gate;
-mod guard;
+pub(crate) mod guard;
 pub(crate) mod stream;
 pub mod stubs;
 mod ticker;

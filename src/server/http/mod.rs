@@ -16,7 +16,7 @@ mod front;
 pub mod gateway;
 pub mod hosts;
 mod inner;
-mod request;
+pub(crate) mod request;
 
 use self::gateway::{CONFIGURE_PATH, Configure, Gateway};
 use self::inner::Inner;
