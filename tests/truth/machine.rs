@@ -80,7 +80,7 @@ fn cpus_come_and_go_and_nothing_is_lost() {
             let more = AtomicBool::new(true);
             thread::scope(|scope| {
                 let workers = [(); 2].map(|()| scope.spawn(|| work(&f, 100, &more)));
-                for _ in 0..3 {
+                for _ in 0..2 {
                     for cpu in &cpus {
                         cpu.switch(false);
                         // It collects while that is off.
