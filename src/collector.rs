@@ -117,7 +117,7 @@ impl Collector {
         let thread = thread::Builder::new()
             .name("collector".into())
             .spawn(move || state.run(&publish, &stopped, &changes))
-            .map_err(|cause| Error { what: "start the collector thread".into(), cause, log: String::new() })?;
+            .map_err(|cause| Error::new("start the collector thread", cause))?;
         Ok(Self { stop, thread, cell, control: Control(control) })
     }
 
@@ -419,7 +419,7 @@ mod tests {
         fn collect(&mut self) -> Result<Sample, Error> {
             self.calls += 1;
             match self.calls {
-                2 => Err(Error { what: "read map x".into(), cause: io::ErrorKind::Other.into(), log: String::new() }),
+                2 => Err(Error::new("read map x", io::ErrorKind::Other.into())),
                 3 => panic!("a bug"),
                 n => Ok(Sample {
                     processes: None,
@@ -486,7 +486,7 @@ mod tests {
         }
         fn start(&mut self) -> Result<(), Error> {
             self.attached = self.scope != Scope::Comm("bad".into());
-            let refused = Error { what: "attach".into(), cause: io::ErrorKind::NotFound.into(), log: String::new() };
+            let refused = Error::new("attach", io::ErrorKind::NotFound.into());
             if self.attached { Ok(()) } else { Err(refused) }
         }
         fn stop(&mut self) {

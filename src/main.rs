@@ -11,7 +11,7 @@ use ebpf_sidecar::commands::{check, health, man, run, top};
 use ebpf_sidecar::config::{self, Config};
 use ebpf_sidecar::ebpf::object;
 use ebpf_sidecar::host::time::rfc3339;
-use ebpf_sidecar::host::{scope, version};
+use ebpf_sidecar::host::{logging, scope, version};
 
 /// How long `health` waits: less than probes of containers usually do.
 const HEALTH_LIMIT: Duration = Duration::from_secs(3);
@@ -72,6 +72,10 @@ fn dispatch() -> Result<(), u8> {
             top::run(address, cli.once).map_err(|e| fail(FAILED, e))
         }
         Command::Check => {
+            // At debug level it tells the long reasons too.
+            if let Some(level) = cli.log_level {
+                logging::start(level);
+            }
             let (report, would_run) = check::check(&load(&cli)?);
             say(&report)?;
             if would_run { Ok(()) } else { Err(FAILED) }

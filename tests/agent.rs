@@ -60,11 +60,11 @@ fn check_examines_everything_and_leaves_nothing() {
     assert_nothing_left_since(&before);
     let lines = report(&o);
     assert!(o.status.success() && o.stderr.is_empty(), "{o:?}");
-    assert!(lines.iter().all(|l| l.0 == "ok" || l.0 == "warn"), "{lines:?}");
+    assert!(lines.iter().all(|l| ["ok", "warn", ""].contains(&l.0.as_str())), "{lines:?}");
     let words = |what: &str| &lines.iter().find(|l| l.1 == what).unwrap_or_else(|| panic!("{what}: {lines:?}")).2;
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     assert_eq!(words("kernel"), release.trim());
-    for what in ["BTF", "tracefs", "capabilities", "cgroup v2", "scope"] {
+    for what in ["BTF", "tracefs", "lockdown", "capabilities", "cgroup v2", "scope"] {
         assert!(!words(what).is_empty());
     }
     assert!(words("HTTP port").contains(&port) && words("gRPC port").contains(&grpc_port));
@@ -76,7 +76,7 @@ fn check_examines_everything_and_leaves_nothing() {
             Some(mode) => assert_eq!(words(&name), &format!("would attach as {mode}")),
             None => assert!(words(&name).starts_with("would not attach")),
         }
-        assert_eq!(lines.iter().filter(|l| l.1 == name).count(), 1);
+        assert!(lines.iter().filter(|l| l.1 == name).skip(1).all(|l| l.2.starts_with("not by ")), "{lines:?}");
     }
 }
 
@@ -305,7 +305,11 @@ fn a_refused_program_is_explained_wherever_one_looks() {
     need_bpf!("a_refused_program_is_explained_wherever_one_looks");
     let _alone = alone();
     let port = free_port().to_string();
-    let settings = [("COLLECTOR_EBPF_ATTACH", "tracepoint"), ("COLLECTOR_PROBES", "cache_read,cache_fill")];
+    let settings = [
+        ("COLLECTOR_EBPF_ATTACH", "tracepoint"),
+        ("COLLECTOR_PROBES", "cache_read,cache_fill"),
+        ("LOG_LEVEL", "debug"),
+    ];
     let agent = Agent::start(&settings);
     let said = health(&agent);
     let read = said["modules"][0]["probes"].as_array().unwrap().iter().find(|p| p["name"] == "cache_read").unwrap();
@@ -314,22 +318,28 @@ fn a_refused_program_is_explained_wherever_one_looks() {
         return common::skipped("a_refused_program_is_explained_wherever_one_looks", why);
     }
     let reason = read["failures"][0]["reason"].as_str().unwrap();
-    let checked = report(&output(&["check"], &[&settings[..], &[("SERVER_HTTP_PORT", &port)]].concat()));
-    let checked = &checked.iter().find(|l| l.1 == "cache_read").unwrap().2;
+    let mut check = command();
+    check.args(["check", "--log-level", "debug"]);
+    let checked = output_of(check, &[&settings[..], &[("SERVER_HTTP_PORT", &port)]].concat());
+    let (at_length, lines) = (String::from_utf8(checked.stderr.clone()).unwrap(), report(&checked));
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let program = format!("load program raw_read on Linux {}", release.trim());
-    for part in
-        [&program, "the kernel's verifier refused it: ", "nothing to do if the probe is attached in another way"]
-    {
-        assert!(reason.contains(part), "{part} is not in {reason}");
-    }
-    for dump in ["\n", "R10=", "processed"] {
-        assert!(!reason.contains(dump), "{dump} is in {reason}");
+    for log in [at_length, agent.log()] {
+        let refused = log.lines().find(|l| l.contains("DEBUG not by raw_tracepoint: ")).unwrap();
+        let meaning = "nothing to do if the probe is attached in another way";
+        for part in [&program, "the kernel's verifier refused it: ", meaning] {
+            assert!(refused.contains(part), "{part} is not in {refused}");
+        }
+        for dump in ["R10=", "processed"] {
+            assert!(!refused.contains(dump), "{dump} is in {refused}");
+        }
     }
     println!("{reason}");
-    assert!(checked.contains(reason), "{checked}");
+    assert!(reason.starts_with("refused by the verifier: ") && reason.chars().count() <= 84, "{reason}");
+    let line = format!("not by raw_tracepoint: {reason}");
+    assert!(lines.iter().any(|l| l.1 == "cache_read" && l.2 == line), "{lines:?}");
     assert!(said["message"].as_str().unwrap().contains(reason), "{said}");
-    assert!(agent.log().contains(reason), "{}", agent.log());
+    assert!(agent.log().contains(&format!("WARN  probe cache_read: {line}")), "{}", agent.log());
 }
 
 // ---- privileges ----

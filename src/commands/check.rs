@@ -33,6 +33,11 @@ struct Needs {
 /// The capabilities that this kernel wants for BPF tracing and the agent lacks, with the way to grant them;
 /// `None` if it has them. `attached`: whether every probe is.
 pub fn missing_privilege(attached: bool) -> Option<String> {
+    if os::is_in_user_namespace() {
+        return Some(
+            "the capabilities are those of a user namespace, which do not count for this: run it in the host's".into(),
+        );
+    }
     let needs = Needs { tracefs: !attached && os::tracefs_is_refused(), memlock: os::memlock_is_limited() };
     missing_of(os::capabilities(), &os::kernel_release(), needs)
 }
@@ -87,6 +92,12 @@ pub fn check(config: &Config) -> (String, bool) {
         (None, Ok(_)) => report.line(true, "tracefs", "not mounted; the agent mounts it for itself"),
         (None, Err(e)) => report.note("tracefs", e),
     }
+    match os::lockdown() {
+        Some(mode) if mode == "confidentiality" => report
+            .note("lockdown", format!("{mode}: no kprobes, no tracefs, and programs may not read the kernel's memory")),
+        Some(mode) => report.line(true, "lockdown", mode),
+        None => report.line(true, "lockdown", "none that could be seen (/sys/kernel/security/lockdown)"),
+    }
     match cgroup::root() {
         Some(path) => report.line(true, "cgroup v2", path.display()),
         None => {
@@ -125,14 +136,17 @@ pub fn check(config: &Config) -> (String, bool) {
     for p in monitor.probes() {
         match p.mode {
             Some(mode) => report.line(true, p.name, format!("would attach as {mode}")),
-            None => {
-                let why: Vec<String> = p.failures.iter().map(|(mode, why)| format!("{mode}: {why}")).collect();
-                report.note(p.name, format!("would not attach, its metrics would be absent: {}", why.join("; ")));
-            }
+            None => report.note(p.name, "would not attach, its metrics would be absent"),
+        }
+        for (mode, why) in &p.failures {
+            report.write("", p.name, format!("not by {mode}: {why}"));
         }
     }
     if let Err(e) = started {
-        report.line(false, "BPF", e);
+        match &e.short {
+            none if none.is_empty() => report.line(false, "BPF", e),
+            short => report.line(false, "BPF", format!("{}: {short}", e.what)),
+        }
     }
     (report.text, !report.failed)
 }

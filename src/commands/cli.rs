@@ -71,7 +71,10 @@ pub(crate) const OPTIONS: &[OptionInfo] = &[
         long: "log-level",
         value: Some("LEVEL"),
         values: &LEVELS,
-        help: &["off, error, warn, info (the default), debug or trace"],
+        help: &[
+            "off, error, warn, info (the default), debug or trace;",
+            "check: debug has the kernel's reasons at length",
+        ],
     },
     OptionInfo {
         short: None,

@@ -8,7 +8,7 @@ use std::io;
 use super::object::{Error, KernelBtf, Link, Object, Program};
 use super::os;
 
-/// Ways not taken, each with the reason.
+/// Ways not taken, each with the reason in one short line; the long one is logged at debug level.
 pub type Failures = Vec<(&'static str, String)>;
 
 /// How programs are attached, where there is a choice.
@@ -149,8 +149,8 @@ pub fn ladder(
     }
     let misses = |w: &Way| w.choice != Some(choice) && w.misses_events(kernel);
     let passed_over = ways.iter().filter(|w| misses(w)).map(|w| {
-        let force = w.choice.map_or("".into(), |c| format!("; force it with collector.ebpf.attach: {}", c.name()));
-        (w.mode, format!("this kernel is preemptible: programs attached so would miss events{force}"))
+        let force = w.choice.map_or("".into(), |c| format!(" (collector.ebpf.attach: {} forces it)", c.name()));
+        (w.mode, format!("this kernel is preemptible: events would be missed{force}"))
     });
     let mut passed_over: Failures = passed_over.collect();
     passed_over.dedup_by_key(|(mode, _)| *mode);
@@ -198,9 +198,10 @@ impl<'a> Loader<'a> {
             match self.attach(way).and_then(|attached| (self.prove)(way).map(|()| attached)) {
                 Ok(attached) => Some((way.mode, attached)),
                 Err(e) => {
+                    log::debug!("not by {}: {e}", way.mode);
                     // Of two of a kind the better one's reason.
                     if failures.iter().all(|(mode, _)| *mode != way.mode) {
-                        failures.push((way.mode, e.to_string()));
+                        failures.push((way.mode, e.brief()));
                     }
                     None
                 }
@@ -220,7 +221,8 @@ impl<'a> Loader<'a> {
             && !self.object.has_program(name)
         {
             let log = format!("it needs the kernel's BTF: {why}");
-            return Err(Error { what: format!("load program {name}"), cause: io::ErrorKind::Unsupported.into(), log });
+            let error = Error::new(format!("load program {name}"), io::ErrorKind::Unsupported.into());
+            return Err(error.in_short(&log).because(log));
         }
         (self.before)(hook)?;
         let at_symbol = |functions: &[&str], attach: fn(&Program, &str) -> Result<Link, Error>| {
@@ -274,18 +276,16 @@ impl<'a> Loader<'a> {
 }
 
 fn no_function(functions: &[&str]) -> Error {
-    Error {
-        what: format!("find function {}", functions.join(" or ")),
-        cause: io::ErrorKind::NotFound.into(),
-        log: "this kernel does not have it, or has inlined it".into(),
-    }
+    let error = Error::new(format!("find function {}", functions.join(" or ")), io::ErrorKind::NotFound.into());
+    let short = format!("no function {}, or it is inlined", functions.join(" or "));
+    error.because("this kernel does not have it, or has inlined it").in_short(short)
 }
 
 /// Symbol of the first of these functions that the kernel has.
 fn kernel_function(functions: &[&str]) -> Result<String, Error> {
     for name in functions {
         let found = os::kernel_symbol(name);
-        let found = found.map_err(|cause| Error { what: "read /proc/kallsyms".into(), cause, log: String::new() })?;
+        let found = found.map_err(|cause| Error::new("read /proc/kallsyms", cause))?;
         if let Some(symbol) = found {
             return Ok(symbol);
         }

@@ -209,7 +209,8 @@ impl Layout {
             task.places(&ids(tid), 4).find_map(leader_after).ok_or("task_struct.group_leader")?;
 
         // In hundredths of a second; of the two clocks with the same time the later one goes on in suspend.
-        let start: u64 = stat_field("/proc/self/stat", 22).ok_or("the process's start time")?;
+        let start: u64 =
+            stat_field("/proc/self/stat", 22).ok_or("/proc/self/stat, for which /proc has to be mounted,")?;
         let leader = kernel.read(leader, TASK).ok_or("the main task")?;
         let started = leader.words(pid..comm).filter(|(_, ns)| ns / 10_000_000 == start).last();
         let (start, _) = started.ok_or("task_struct.start_boottime")?;

@@ -37,7 +37,12 @@ pub struct Error {
     pub cause: io::Error,
     /// What it means and what to do, the verifier's reason, or libbpf's own words; may be empty.
     pub log: String,
+    /// All of it in a few words; empty where the first line is no more.
+    pub short: String,
 }
+
+/// Most characters of [`Error::brief`].
+const BRIEF: usize = 84; // with a time, a probe and a way before it, a line has 160
 
 impl Clone for Error {
     /// The cause keeps its errno or kind, and its words.
@@ -46,7 +51,7 @@ impl Clone for Error {
             Some(errno) => io::Error::from_raw_os_error(errno),
             None => io::Error::new(self.cause.kind(), self.cause.to_string()),
         };
-        Self { what: self.what.clone(), cause, log: self.log.clone() }
+        Self { what: self.what.clone(), cause, log: self.log.clone(), short: self.short.clone() }
     }
 }
 
@@ -65,34 +70,65 @@ impl std::error::Error for Error {}
 impl Error {
     /// What was tried, and why it failed.
     pub fn new(what: impl Into<String>, cause: io::Error) -> Self {
-        Self { what: what.into(), cause, log: String::new() }
+        Self { what: what.into(), cause, log: String::new(), short: String::new() }
+    }
+
+    /// The same with what it means.
+    pub fn because(self, log: impl Into<String>) -> Self {
+        Self { log: log.into(), ..self }
+    }
+
+    /// The same with all of it in a few words.
+    pub fn in_short(self, short: impl Into<String>) -> Self {
+        Self { short: short.into(), ..self }
+    }
+
+    /// It in one short line, for where many of them stand together.
+    pub fn brief(&self) -> String {
+        let whole = self.to_string();
+        let text = if self.short.is_empty() { &whole } else { &self.short };
+        let line = text.lines().next().unwrap_or_default();
+        match line.char_indices().nth(BRIEF) {
+            None => line.to_owned(),
+            Some(_) => line.chars().take(BRIEF - 1).chain(['…']).collect(),
+        }
     }
 }
 
 /// The same for what the kernel was asked to do with a program: with its release, and what the answer means.
 fn refusal(what: &str, cause: io::Error) -> Error {
-    let log;
     let words = match cause.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
-            "a capability is missing, or lockdown or a seccomp filter forbids it \
-             (`ebpf-sidecar check`, cat /sys/kernel/security/lockdown)"
+            let by = os::what_forbids();
+            let log = format!("what may forbid it: {by}");
+            return on_this_kernel(what, cause).because(log).in_short(format!("not permitted: {by}"));
         }
+        Some(libc::ENOSYS) => return on_this_kernel(what, cause).because(NO_CALL).in_short(NO_CALL),
         Some(libc::ENOENT) => "this kernel does not have it",
         Some(libc::EEXIST) => {
             let by = match os::program_holders().join(", ") {
                 none if none.is_empty() => String::new(),
                 some => format!(" (programs are loaded by {some})"),
             };
-            log = format!("another tracer's program is there{by}: before Linux 4.15 a tracepoint has room for one");
-            &log
+            let short = format!("another tracer's program is there{by}");
+            let log = format!("{short}: before Linux 4.15 a tracepoint has room for one");
+            return on_this_kernel(what, cause).because(log).in_short(short);
         }
         Some(libc::EBUSY) => "something else holds this place: another tracer, or live patching",
         Some(libc::ENOTSUP | ENOTSUPP) => "this kernel cannot attach programs in this way",
         Some(libc::ENOMEM) => "the kernel has no memory for it",
         _ => "",
     };
-    Error { what: format!("{what} on Linux {}", os::kernel_release()), cause, log: words.into() }
+    let short = if words.is_empty() { cause.to_string() } else { words.to_owned() };
+    on_this_kernel(what, cause).because(words).in_short(short)
 }
+
+fn on_this_kernel(what: &str, cause: io::Error) -> Error {
+    Error::new(format!("{what} on Linux {}", os::kernel_release()), cause)
+}
+
+/// What it means that a call is not there which every kernel of ours has.
+const NO_CALL: &str = "a seccomp filter or a sandbox, such as gVisor or Fargate, leaves this call out";
 
 /// The kernel's own errno for what is not supported; it has no name in user space.
 const ENOTSUPP: i32 = 524;
@@ -153,7 +189,10 @@ pub fn libbpf_version() -> String {
 pub fn possible_cpus() -> Result<usize, Error> {
     // SAFETY: no arguments; reads /sys.
     let n = unsafe { sys::libbpf_num_possible_cpus() };
-    usize::try_from(n).map_err(|_| Error::new("count the possible CPUs", errno(n)))
+    usize::try_from(n).map_err(|_| {
+        Error::new("count the possible CPUs", errno(n))
+            .because("/sys/devices/system/cpu/possible tells them: /sys has to be mounted")
+    })
 }
 
 // ---- objects and programs ----
@@ -197,7 +236,16 @@ impl Object {
         if code == 0 {
             return Ok(object);
         }
-        Err(Error { what: format!("prepare BPF object {name}"), cause: errno(code), log: take_warnings() })
+        let (what, cause, words) = (format!("prepare BPF object {name}"), errno(code), take_warnings());
+        match cause.raw_os_error() {
+            // libbpf blames RLIMIT_MEMLOCK for all of these.
+            Some(libc::EPERM) if os::memlock_is_limited() => Err(Error::new(what, cause).because(words)),
+            Some(libc::EPERM | libc::EACCES | libc::ENOSYS) => {
+                log::debug!("{what}: {words}");
+                Err(refusal(&what, cause))
+            }
+            _ => Err(Error::new(what, cause).because(words)),
+        }
     }
 
     /// Opens the ELF image `elf`; its maps and programs are not there yet.
@@ -216,10 +264,8 @@ impl Object {
         unsafe { sys::libbpf_set_print(Some(print)) };
         // SAFETY: image and options are live for the call; libbpf copies what it keeps.
         let raw = unsafe { sys::bpf_object__open_mem(elf.as_ptr().cast(), elf.len() as _, &opts) };
-        NonNull::new(raw).map(|raw| Self { raw, quotes: Cell::new(true) }).ok_or_else(|| Error {
-            what: format!("open BPF object {name}"),
-            cause: io::Error::last_os_error(),
-            log: take_warnings(),
+        NonNull::new(raw).map(|raw| Self { raw, quotes: Cell::new(true) }).ok_or_else(|| {
+            Error::new(format!("open BPF object {name}"), io::Error::last_os_error()).because(take_warnings())
         })
     }
 
@@ -400,7 +446,8 @@ impl Object {
         let log = String::from_utf8_lossy(&log[..log.iter().position(|b| *b == 0).unwrap_or(log.len())]).into_owned();
         log::debug!("the verifier's log of {name} ends:");
         last_lines(&log).for_each(|line| log::debug!("  {line}"));
-        Err(Error { log: verifier::explain(&log), ..refusal(&what(), errno(code)) })
+        let (short, explained) = verifier::explain(&log, os::is_confidential());
+        Err(on_this_kernel(&what(), errno(code)).because(explained).in_short(short))
     }
 }
 
@@ -429,11 +476,9 @@ impl KernelBtf {
         take_warnings();
         // SAFETY: no arguments.
         let btf = unsafe { sys::btf__load_vmlinux_btf() };
-        NonNull::new(btf).map(Self).ok_or_else(|| Error {
-            what: "read the kernel's BTF".into(),
-            cause: io::Error::last_os_error(),
-            log: take_warnings(),
-        })
+        NonNull::new(btf)
+            .map(Self)
+            .ok_or_else(|| Error::new("read the kernel's BTF", io::Error::last_os_error()).because(take_warnings()))
     }
 
     /// The function `name`, if the kernel has it (and has not inlined every call of it).
@@ -1042,7 +1087,7 @@ mod tests {
                 Err(e) => return println!("SKIPPED the_refusals_of_this_kernel_are_explained: needs CAP_BPF: {e}"),
             };
             println!("{log}");
-            let said = verifier::explain(&log);
+            let (_, said) = verifier::explain(&log, false);
             println!("=> {said}\n");
             assert!(reasons.iter().any(|r| said.contains(r)) && said.contains(meaning), "{said}");
             assert!(!said.contains("R10=") && !said.contains("processed") && !said.contains('\n'), "{said}");

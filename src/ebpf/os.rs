@@ -5,7 +5,7 @@ use std::ffi::{CStr, CString};
 use std::fmt;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -13,6 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::str::FromStr;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// 0, or the errno of the call that returned -1.
@@ -120,25 +121,78 @@ fn no_tracefs() -> io::Error {
     let refused =
         |p: &str| fs::metadata(Path::new(p).join("events")).is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied);
     let (kind, words) = match mounted && TRACEFS.into_iter().any(refused) {
+        _ if is_confidential() => (io::ErrorKind::PermissionDenied, "lockdown=confidentiality forbids to read tracefs"),
         true => (io::ErrorKind::PermissionDenied, "it may not be read: that takes root, or CAP_DAC_READ_SEARCH"),
         false => (io::ErrorKind::NotFound, "it is not mounted (mount -t tracefs tracefs /sys/kernel/tracing)"),
     };
     io::Error::new(kind, words)
 }
 
-/// Mounts tracefs where it is missing, in a mount namespace of this process alone: nothing of it shows on
-/// the host, and nothing stays. To be called before the first thread is started, since a namespace belongs
-/// to a thread. `Ok(false)`: it was there already.
+/// A mount of tracefs that nobody else has.
+static OWN_TRACEFS: OnceLock<OwnedFd> = OnceLock::new();
+
+/// Sees to it that tracefs can be read where it is not mounted: by a mount of this process alone, which nothing shows on
+/// the host and which goes with the process. From 5.2 on it has no place; before, it is in a mount namespace of this
+/// process: so it is to be called before the first thread is started. `Ok(false)`: it was there already.
 pub fn mount_tracefs_privately() -> io::Result<bool> {
     if tracefs().is_some() {
         return Ok(false);
     }
+    if OWN_TRACEFS.get().is_some() {
+        return Ok(true);
+    }
     let why = no_tracefs();
+    // With confidentiality nothing in it may be read, and 6.12 dies of mounting it.
     if why.kind() == io::ErrorKind::PermissionDenied {
         return Err(why);
     }
-    mount_tracefs().map_err(|e| io::Error::new(e.kind(), format!("{why}, and mounting it privately failed: {e}")))?;
+    let mounted = detached_mount(c"tracefs").and_then(|mount| open_at(&mount, "events", libc::O_PATH).map(|_| mount));
+    match mounted {
+        Ok(mount) => drop(OWN_TRACEFS.set(mount)), // another one is as good
+        Err(e) => {
+            log::debug!("tracefs cannot be mounted without a place: {e}");
+            mount_tracefs().map_err(|e| {
+                log::debug!("tracefs cannot be mounted in a namespace: {e}");
+                io::Error::new(e.kind(), format!("{why}, nor can the agent mount it: {}", e.kind()))
+            })?;
+        }
+    }
     Ok(true)
+}
+
+fn has_tracefs() -> bool {
+    tracefs().is_some() || OWN_TRACEFS.get().is_some()
+}
+
+/// Opens what lies at `path` below an open folder.
+fn open_at(folder: &OwnedFd, path: &str, flags: libc::c_int) -> io::Result<fs::File> {
+    let path = CString::new(path)?;
+    // SAFETY: a live descriptor and a C string; nothing is created.
+    let fd = check(unsafe { libc::openat(folder.as_raw_fd(), path.as_ptr(), flags | libc::O_CLOEXEC) })?;
+    // SAFETY: a fresh descriptor, ours alone.
+    Ok(unsafe { fs::File::from_raw_fd(fd) })
+}
+
+/// Opens a file of tracefs, wherever that is: to be read, or to have lines added.
+fn open_in_tracefs(path: &str, adds: bool) -> io::Result<fs::File> {
+    let (opened, name) = match (tracefs(), OWN_TRACEFS.get()) {
+        (Some(mounted), _) => {
+            let path = mounted.join(path);
+            (fs::OpenOptions::new().read(!adds).append(adds).open(&path), path.display().to_string())
+        }
+        (None, Some(own)) => {
+            let flags = if adds { libc::O_WRONLY | libc::O_APPEND } else { libc::O_RDONLY };
+            (open_at(own, path, flags), format!("tracefs: {path}"))
+        }
+        (None, None) => {
+            let why = no_tracefs();
+            return Err(io::Error::new(why.kind(), format!("no tracefs: {why}")));
+        }
+    };
+    opened.map_err(|e| match e.kind() {
+        io::ErrorKind::PermissionDenied if is_confidential() => no_tracefs(),
+        kind => io::Error::new(kind, format!("{name}: {e}")),
+    })
 }
 
 fn mount_tracefs() -> io::Result<()> {
@@ -168,12 +222,13 @@ pub fn tracepoint_id(category: &str, name: &str) -> io::Result<u64> {
 }
 
 fn tracepoint_file(category: &str, name: &str, file: &str) -> io::Result<String> {
-    let dir = tracefs().ok_or_else(|| {
-        let why = no_tracefs();
-        io::Error::new(why.kind(), format!("no tracefs: {why}"))
-    })?;
-    let path = dir.join("events").join(category).join(name).join(file);
-    fs::read_to_string(&path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+    read_tracefs(&format!("events/{category}/{name}/{file}"))
+}
+
+fn read_tracefs(path: &str) -> io::Result<String> {
+    let mut text = String::new();
+    open_in_tracefs(path, false)?.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// A field of what a tracepoint hands over.
@@ -289,38 +344,36 @@ impl FunctionEvent {
     }
 
     fn is_there(&self) -> bool {
-        Self::names().contains(&self.name)
+        Self::names().is_ok_and(|names| names.contains(&self.name))
     }
 
-    /// Those of all agents.
-    fn names() -> Vec<String> {
-        let list = Self::list().and_then(fs::read_to_string).unwrap_or_default();
+    /// Those of all agents; an error where there is no such list.
+    pub fn names() -> io::Result<Vec<String>> {
+        let list = read_tracefs(Self::LIST)?;
         // `r1024:ebpf_sidecar/r_NAME_NUMBER FUNCTION`
         let group = format!(":{EVENT_GROUP}/");
-        list.lines().filter_map(|l| l.split_once(&group)?.1.split(' ').next()).map(str::to_owned).collect()
+        Ok(list.lines().filter_map(|l| l.split_once(&group)?.1.split(' ').next()).map(str::to_owned).collect())
     }
 
     /// Removes those that killed agents left behind.
     pub fn clear_left_behind() {
-        for name in Self::names() {
+        for name in Self::names().unwrap_or_default() {
             // Refused (EBUSY) for one that is in use.
             let _ = Self::write(&format!("-:{EVENT_GROUP}/{name}"));
         }
     }
 
-    fn list() -> io::Result<PathBuf> {
-        let list = tracefs().ok_or_else(no_tracefs)?.join("kprobe_events");
-        let none = "no kprobes in this kernel: neither perf nor tracefs (kprobe_events) has them";
-        let unsupported = || io::Error::new(io::ErrorKind::Unsupported, none);
-        if list.exists() { Ok(list) } else { Err(unsupported()) }
-    }
+    const LIST: &str = "kprobe_events";
 
     fn write(line: &str) -> io::Result<()> {
-        let list = Self::list()?;
-        let mut file = fs::OpenOptions::new().append(true).open(&list).map_err(|e| match e.kind() {
-            io::ErrorKind::PermissionDenied => {
-                let words = format!("{} may not be written: that takes root, or CAP_DAC_OVERRIDE", list.display());
-                io::Error::new(e.kind(), words)
+        let opened = open_in_tracefs(Self::LIST, true);
+        let mut file = opened.map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound if has_tracefs() => {
+                let none = "no kprobes in this kernel: neither perf nor tracefs (kprobe_events) has them";
+                io::Error::new(io::ErrorKind::Unsupported, none)
+            }
+            io::ErrorKind::PermissionDenied if has_tracefs() && !is_confidential() => {
+                io::Error::new(e.kind(), "kprobe_events may not be written: that takes root, or CAP_DAC_OVERRIDE")
             }
             _ => e,
         })?;
@@ -346,8 +399,8 @@ fn forbidden(e: io::Error) -> io::Error {
     if e.kind() != io::ErrorKind::PermissionDenied || level < 3 {
         return e;
     }
-    let words = "that takes CAP_SYS_ADMIN, or sysctl kernel.perf_event_paranoid=2 and CAP_PERFMON";
-    io::Error::new(e.kind(), format!("{e}: kernel.perf_event_paranoid is {level}: {words}"))
+    let words = "it takes CAP_SYS_ADMIN, or 2 there and CAP_PERFMON";
+    io::Error::new(e.kind(), format!("kernel.perf_event_paranoid is {level}: {words}"))
 }
 
 /// Opens an event and hangs a program on it.
@@ -454,6 +507,70 @@ fn functions_in(mut lines: impl BufRead, names: &[&str]) -> io::Result<Vec<Optio
         }
     }
     Ok(found)
+}
+
+// ---- what may forbid ----
+
+/// How far the kernel is locked down: `none`, `integrity` or `confidentiality`. `None` where it does not tell: it has no
+/// lockdown, or /sys/kernel/security is not mounted and may not be by this process.
+pub fn lockdown() -> Option<String> {
+    let read = || {
+        let mut text = String::new();
+        let mount = detached_mount(c"securityfs")?;
+        open_at(&mount, "lockdown", libc::O_RDONLY)?.read_to_string(&mut text)?;
+        Ok::<_, io::Error>(text)
+    };
+    let text = fs::read_to_string("/sys/kernel/security/lockdown").or_else(|_| read()).ok()?;
+    mode_of(&text)
+}
+
+/// Whether the kernel's memory may not be read, by BPF programs either.
+pub fn is_confidential() -> bool {
+    lockdown().as_deref() == Some("confidentiality")
+}
+
+/// The one in brackets of `none [integrity] confidentiality`.
+fn mode_of(text: &str) -> Option<String> {
+    Some(text.split_once('[')?.1.split_once(']')?.0.to_owned())
+}
+
+/// What may be behind a call that was refused with EPERM, as far as this process can tell, in a few words.
+pub fn what_forbids() -> String {
+    const SYS_ADMIN: u64 = 1 << 21;
+    const SPLIT_OFF: [(&str, u64); 2] = [("CAP_BPF", 1 << 39), ("CAP_PERFMON", 1 << 38)]; // of it, in 5.8
+    let have = capabilities();
+    let lacking: Vec<&str> = match kernel_version() {
+        _ if have & SYS_ADMIN != 0 => vec![],
+        old if old < (5, 8) => vec!["CAP_SYS_ADMIN"],
+        _ => SPLIT_OFF.iter().filter(|(_, bit)| have & bit == 0).map(|(name, _)| *name).collect(),
+    };
+    if !lacking.is_empty() {
+        return format!("{} missing", lacking.join(" and "));
+    }
+    if is_in_user_namespace() {
+        return "a user namespace, whose capabilities are none of the host's".into();
+    }
+    let mut found = Vec::new();
+    match lockdown() {
+        Some(mode) if mode == "none" => {}
+        Some(mode) => found.push(format!("lockdown={mode}")),
+        None => found.push("lockdown".into()), // it may be there unseen
+    }
+    found.push(if has_seccomp_filter() { "a seccomp filter" } else { "a sandbox" }.into());
+    found.join(" or ")
+}
+
+/// Whether this process is in a user namespace other than the first; false where /proc does not tell.
+pub fn is_in_user_namespace() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    // Every id is itself, unless they are mapped to others.
+    !map.is_empty() && !map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// Whether a seccomp filter decides what this thread may call.
+fn has_seccomp_filter() -> bool {
+    // SAFETY: no pointers.
+    unsafe { libc::prctl(libc::PR_GET_SECCOMP) == 2 }
 }
 
 // ---- the kernel and this process ----
@@ -579,7 +696,7 @@ pub fn memlock_is_limited() -> bool {
 
 /// Whether tracefs is mounted and this process may not read it.
 pub fn tracefs_is_refused() -> bool {
-    tracefs().is_none() && no_tracefs().kind() == io::ErrorKind::PermissionDenied
+    !has_tracefs() && !is_confidential() && no_tracefs().kind() == io::ErrorKind::PermissionDenied
 }
 
 /// Lets this process lock as much memory as BPF maps take; before 5.11 they count against the limit. A
@@ -902,7 +1019,7 @@ mod tests {
 
     #[test]
     fn a_missing_tracepoint_is_an_error_with_its_path() {
-        if tracefs().is_none() {
+        if !has_tracefs() {
             let e = tracepoint_id("syscalls", "none").unwrap_err();
             assert!(e.to_string().contains("mount -t tracefs"), "{e}");
         } else {

@@ -39,11 +39,15 @@ const MEANINGS: &[(&[&str], &str)] = &[
 ];
 const OTHERWISE: &str = "a bug of the agent or of the kernel; please report it";
 
-/// One line: the verifier's own reason, the line of our source, what it means and what to do.
-pub fn explain(log: &str) -> String {
+/// What its refusal of a helper means where the kernel's memory may not be read.
+const CONFIDENTIAL: &str = "lockdown=confidentiality forbids programs to read the kernel's memory";
+
+/// The verifier's own reason in a few words; and one line with it, the line of our source, what it means and what to do.
+pub fn explain(log: &str, confidential: bool) -> (String, String) {
     let lines: Vec<&str> = log.lines().map(str::trim).collect();
     let Some(last) = lines.iter().rposition(|l| is_reason(l)) else {
-        return "the kernel's verifier refused it without a word: see the kernel's log (dmesg)".into();
+        let words = "the kernel's verifier refused it without a word: see the kernel's log (dmesg)";
+        return (words.into(), words.into());
     };
     // Some reasons take two lines.
     let first = last - usize::from(last > 0 && is_reason(lines[last - 1]));
@@ -51,8 +55,14 @@ pub fn explain(log: &str) -> String {
     let source = lines[..first].iter().rev().find_map(|l| l.strip_prefix(';'));
     let at = source.map(|s| format!(" at `{}`", s.trim())).unwrap_or_default();
     let lower = reason.to_lowercase();
-    let meaning = MEANINGS.iter().find(|(words, _)| words.iter().any(|w| lower.contains(w)));
-    format!("the kernel's verifier refused it: {reason}{at}: {}", meaning.map_or(OTHERWISE, |(_, m)| m))
+    let hides_memory =
+        confidential && ["bpf_probe_read", "bpf_get_stack", "unknown func"].iter().any(|w| lower.contains(w));
+    let meaning = match MEANINGS.iter().find(|(words, _)| words.iter().any(|w| lower.contains(w))) {
+        _ if hides_memory => CONFIDENTIAL,
+        found => found.map_or(OTHERWISE, |(_, m)| m),
+    };
+    let short = if hides_memory { CONFIDENTIAL.to_owned() } else { format!("refused by the verifier: {reason}") };
+    (short, format!("the kernel's verifier refused it: {reason}{at}: {meaning}"))
 }
 
 /// Whether a line is the verifier's own words, rather than an instruction, the state of registers, our source or
@@ -137,10 +147,26 @@ mod tests {
     #[test]
     fn a_log_becomes_its_reason_and_a_meaning() {
         for (log, reason, meaning) in LOGS {
-            let said = explain(log);
+            let (short, said) = explain(log, false);
+            assert_eq!(short, format!("refused by the verifier: {}", reason.split(" at `").next().unwrap()));
             let begin = format!("the kernel's verifier refused it: {reason}: ");
             assert!(said.starts_with(&begin) && said.contains(meaning), "{said}");
         }
+    }
+
+    #[test]
+    fn where_memory_is_hidden_a_newer_kernel_is_no_help() {
+        for helper in [
+            "unknown func bpf_probe_read_kernel#113",
+            "program of this type cannot use helper bpf_probe_read_kernel#113",
+        ] {
+            let log = format!("; read\n7: (85) call bpf_probe_read_kernel#113\n{helper}\nprocessed 8 insns\n");
+            let (short, said) = explain(&log, true);
+            assert!(short == CONFIDENTIAL && said.ends_with(CONFIDENTIAL) && said.contains(helper), "{said}");
+            assert!(explain(&log, false).1.contains("a newer kernel"));
+        }
+        let (_, said) = explain("R1 invalid mem access 'inv'\n", true);
+        assert!(said.contains("to be safe"), "{said}");
     }
 
     #[test]
@@ -148,15 +174,16 @@ mod tests {
         let log = "; counters->pages += n;\n9: (79) r1 = *(u64 *)(r0 +64)\n R0=map_value(ks=4,vs=64)\n\
                    invalid access to map value, value_size=64 off=64 size=8\n\
                    R0 max value is outside of the allowed memory range\nprocessed 9 insns\n";
-        let said = explain(log);
+        let (_, said) = explain(log, false);
         let reason = "invalid access to map value, value_size=64 off=64 size=8; R0 max value is outside of the allowed \
                       memory range at `counters->pages += n;`: ";
         assert!(said.contains(reason) && said.contains("to be safe"), "{said}");
         for log in ["", "0: (95) exit\nprocessed 1 insns\n"] {
-            assert!(explain(log).ends_with("without a word: see the kernel's log (dmesg)"), "{}", explain(log));
+            assert!(explain(log, false).1.ends_with("without a word: see the kernel's log (dmesg)"));
         }
         assert!(
-            explain("never seen before")
+            explain("never seen before", false)
+                .1
                 .ends_with("never seen before: a bug of the agent or of the kernel; please report it")
         );
     }

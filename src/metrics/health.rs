@@ -62,7 +62,10 @@ fn judge(snapshot: &Snapshot, export: Option<String>, now: Instant) -> Health {
     if probes.is_empty() && blind {
         wrong.push("no module is running".to_string());
     } else if blind {
-        wrong.push(format!("no probe is attached: {}", with_reasons(&missing)));
+        let reasons = reasons(&missing);
+        let first = reasons.first().map_or("", |(reason, _)| reason);
+        let others = if reasons.len() > 1 { ", and other reasons" } else { "" };
+        wrong.push(format!("no probe is attached: {first}{others}"));
     } else if !missing.is_empty() {
         wrong.push(format!("{} of {} probes not attached: {}", missing.len(), probes.len(), with_reasons(&missing)));
     }
@@ -90,9 +93,25 @@ fn judge(snapshot: &Snapshot, export: Option<String>, now: Instant) -> Health {
     Health { status, message, age }
 }
 
+/// Characters after which further reasons are left to the list of probes.
+const LONG: usize = 100;
+
 /// Names of probes, those that failed for the same reason together: `a, b (EPERM), c (no such tracepoint)`.
-/// The reason is the first line of the last way's.
 fn with_reasons(probes: &[&ProbeStatus]) -> String {
+    let mut text = String::new();
+    for (reason, names) in reasons(probes) {
+        let room = text.len() < LONG;
+        text += if text.is_empty() { "" } else { ", " };
+        text += &names.join(", ");
+        if room {
+            text += &format!(" ({reason})");
+        }
+    }
+    text
+}
+
+/// Why they are not attached, with the names of those of which it is true: the last way's first line.
+fn reasons<'a>(probes: &[&'a ProbeStatus]) -> Vec<(String, Vec<&'a str>)> {
     let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
     for probe in probes {
         let reason = match probe.failures.last() {
@@ -104,8 +123,7 @@ fn with_reasons(probes: &[&ProbeStatus]) -> String {
             None => groups.push((reason, vec![probe.name])),
         }
     }
-    let groups: Vec<String> = groups.iter().map(|(reason, names)| format!("{} ({reason})", names.join(", "))).collect();
-    groups.join(", ")
+    groups
 }
 
 #[cfg(test)]
@@ -160,7 +178,19 @@ mod tests {
         probes[0].failures = probes[1].failures.clone();
         let health = after(&snapshot, Duration::ZERO);
         assert_eq!(health.status, Status::Unhealthy);
-        assert_eq!(health.message, "no probe is attached: fadvise, cache_fill (tracepoint: no such file)");
+        assert_eq!(health.message, "no probe is attached: tracepoint: no such file");
+        snapshot.modules[0].probes[1].failures = vec![("fentry", "EPERM".into())];
+        let message = after(&snapshot, Duration::ZERO).message;
+        assert_eq!(message, "no probe is attached: tracepoint: no such file, and other reasons");
+    }
+
+    #[test]
+    fn a_message_has_as_many_reasons_as_it_has_room_for() {
+        let probe =
+            |name, reason: &str| ProbeStatus { name, mode: None, failures: vec![("kprobe", reason.repeat(90))] };
+        let probes = [probe("a", "x"), probe("b", "y"), probe("c", "z"), probe("d", "x")];
+        let said = with_reasons(&probes.iter().collect::<Vec<_>>());
+        assert_eq!(said, format!("a, d (kprobe: {}), b, c", "x".repeat(90)));
     }
 
     #[test]

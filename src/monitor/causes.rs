@@ -37,7 +37,7 @@ const DECIDING: [(&str, u64); FUNCTIONS] = [
 /// Tells the programs where they lie. Takes as long as the kernel needs to list its symbols: some tens of milliseconds.
 pub fn tell(settings: &mut Settings) {
     let found = os::kernel_functions(&DECIDING.map(|(name, _)| name)).unwrap_or_else(|e| {
-        log::warn!("/proc/kallsyms: {e}");
+        log::debug!("/proc/kallsyms: {e}");
         Vec::new()
     });
     for ((place, (_, cause)), slot) in found.iter().zip(DECIDING).zip(&mut settings.functions) {
@@ -47,10 +47,8 @@ pub fn tell(settings: &mut Settings) {
         }
     }
     if settings.functions_known == 0 {
-        log::info!(
-            "the kernel does not tell where its functions lie (that takes CAP_SYSLOG): reads by threads of the kernel, by \
-             io_uring and AIO, of programs being executed and in 32-bit calls are left out"
-        );
+        log::info!("/proc/kallsyms does not tell where functions lie (that takes CAP_SYSLOG): some reads are left out");
+        log::debug!("those by threads of the kernel, io_uring and AIO, of programs being executed and in 32-bit calls");
     }
 }
 

@@ -12,7 +12,7 @@ pub static SUBJECT: Subject =
 
 stats! {
     PAGE_CACHE_EVICTIONS = Counter "ebpf_page_cache_evictions_total" ["cause" in EVICTION_CAUSES] "pages":
-        "Pages removed from the page cache; other is unlink, truncate and the like. kswapd has no owner: its share of reclaim is host-wide even in a scope.",
+        "Pages removed from the page cache; other is unlink, truncate, drop_caches, RWF_DONTCACHE and the like. kswapd has no owner: its share of reclaim is host-wide even in a scope.",
         How::each("evictions").needs(&[CACHE_EVICT])
             .json_sum_and_by("cache", "pages_evicted", "pages_evicted_by_cause").row("pages");
 }

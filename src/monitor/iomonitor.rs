@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::Instant;
 
+use log::Level;
+
 use super::catalogue::SUBJECTS;
 use super::causes;
 use super::counters::Counters;
 use super::hits::Hits;
-use super::probes::{CACHE_FILL, FADVISE, Running, reasons};
+use super::probes::{CACHE_FILL, FADVISE, Running, tell_refused};
 use super::processes::{self, Processes};
 use super::proof::Prover;
 use super::reads::FILL_READ;
@@ -132,18 +134,16 @@ impl Module for IoMonitor {
         let (attached, probes) = attach(&self.config)?;
         for p in &probes {
             match p.mode {
-                Some(mode) if p.failures.is_empty() => log::info!("probe {} attached: {mode}", p.name),
-                Some(mode) => log::info!("probe {} attached: {mode}, not by {}", p.name, reasons(p)),
-                None => log::warn!("probe {} could not be attached, its metrics are absent: {}", p.name, reasons(p)),
+                Some(mode) => log::info!("probe {} attached: {mode}", p.name),
+                None => log::warn!("probe {} could not be attached, its metrics are absent", p.name),
             }
+            tell_refused(p, if p.mode.is_some() { Level::Info } else { Level::Warn });
         }
         self.probes = probes;
         if self.probes.iter().all(|p| p.mode.is_none()) {
-            return Err(Error {
-                what: "attach any probe".into(),
-                cause: io::ErrorKind::Unsupported.into(),
-                log: self.probes.iter().map(|p| format!("\n  {}: {}", p.name, reasons(p))).collect(),
-            });
+            let last = |p: &ProbeStatus| p.failures.last().map(|(mode, why)| format!("\n  {}: {mode}: {why}", p.name));
+            let why: String = self.probes.iter().filter_map(last).collect();
+            return Err(Error::new("attach any probe", io::ErrorKind::Unsupported.into()).because(why));
         }
         self.attached = Some(attached);
         Ok(())
@@ -324,7 +324,8 @@ fn prepare(btf: Switch, with_btf: impl FnOnce() -> Result<Object, Error>) -> Res
         (Err(_), Some(first)) => Err(first),
         (found, unusable) => {
             if let Some(why) = unusable {
-                log::warn!("the kernel's BTF cannot be used, so the agent does without: {why}");
+                log::warn!("the kernel's BTF cannot be used, so the agent does without: {}", why.brief());
+                log::debug!("{why}");
             }
             found.map(|(object, layout)| (object, Some(layout)))
         }

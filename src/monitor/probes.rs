@@ -1,5 +1,7 @@
 //! The table of probes: what is observed, and the ways of attaching to it.
 
+use log::Level;
+
 use super::proof;
 use crate::config::{self, Switch};
 use crate::ebpf::attach::{self, AttachMode, Failures, Hook, Kernel, Loader, Way};
@@ -232,7 +234,8 @@ impl Running {
             let (ways, passed_over) = attach::ladder(probe.ways, switch == Switch::Auto, config.ebpf.attach, kernel);
             let status = running.add(loader, probe, &ways, passed_over);
             if status.mode.is_none() && switch == Switch::Auto {
-                log::info!("probe {} is left out, its metrics are absent: {}", probe.name, reasons(&status));
+                log::info!("probe {} is left out, its metrics are absent", probe.name);
+                tell_refused(&status, Level::Info);
             } else {
                 probes.push(status);
             }
@@ -275,10 +278,11 @@ impl Running {
     }
 }
 
-/// The failed ways of a probe, as a text.
-pub fn reasons(probe: &ProbeStatus) -> String {
-    let all: Vec<String> = probe.failures.iter().map(|(mode, why)| format!("{mode}: {why}")).collect();
-    all.join("; ")
+/// Tells the refused ways of a probe, each in a line.
+pub fn tell_refused(probe: &ProbeStatus, level: Level) {
+    for (mode, why) in &probe.failures {
+        log::log!(level, "probe {}: not by {mode}: {why}", probe.name);
+    }
 }
 
 #[cfg(test)]

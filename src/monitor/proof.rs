@@ -60,12 +60,14 @@ impl Prover {
             }
         }
         let programs: Vec<&str> = way.programs.iter().map(|(name, _)| *name).collect();
-        Err(Error {
-            what: format!("see {} run", programs.join(" or ")),
-            cause: io::Error::new(io::ErrorKind::NotFound, "it never ran"),
-            log: "it was attached, and what the agent did itself did not come there: this kernel has inlined the function"
-                .into(),
-        })
+        let error = Error::new(
+            format!("see {} run", programs.join(" or ")),
+            io::Error::new(io::ErrorKind::NotFound, "it never ran"),
+        );
+        let meaning = "this kernel has inlined the function";
+        Err(error
+            .because(format!("it was attached, and what the agent did itself did not come there: {meaning}"))
+            .in_short(format!("it never ran when the agent tried: {meaning}")))
     }
 
     fn proved(&self) -> Result<u64, Error> {
@@ -138,7 +140,7 @@ mod tests {
         let attached = loader.attach_first(&[&WAYS[0], &WAYS[1]], &mut failures);
         let Some((_, programs)) = attached else { return skipped(failures[0].1.clone()) };
         assert_eq!((programs.len(), failures.len()), (1, 1), "{failures:?}");
-        assert!(failures[0].1.starts_with("see raw_fill run: it never ran"), "{failures:?}");
+        assert!(failures[0].1.starts_with("it never ran"), "{failures:?}");
         let (totals, mut value) = (object.map("totals").unwrap(), Vec::new());
         totals.lookup(&0u32.to_ne_bytes(), &mut value).unwrap();
         assert!(value.iter().all(|byte| *byte == 0), "none of that counts");

@@ -135,6 +135,14 @@ pub fn preadv2_buffers(file: &File, a: &mut [u8], b: &mut [u8], offset: i64) -> 
     usize::try_from(n).unwrap()
 }
 
+/// preadv2 of one buffer with these flags.
+pub fn preadv2_flags(file: &File, buffer: &mut [u8], offset: i64, flags: i32) -> io::Result<usize> {
+    let iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: the buffer is live and as long as said. The offset's upper half is for 32 bits.
+    let n = unsafe { libc::syscall(libc::SYS_preadv2, file.as_raw_fd(), &iov, 1, offset, 0, flags) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
 /// A page-aligned buffer, as O_DIRECT wants it.
 pub struct Aligned {
     bytes: Vec<u8>,
@@ -455,6 +463,12 @@ pub fn new_pid_namespace() {
     // SAFETY: no pointers.
     let code = unsafe { libc::unshare(libc::CLONE_NEWPID) };
     assert_eq!(code, 0, "unshare: {}", std::io::Error::last_os_error());
+}
+
+/// This thread, and what it starts from now on, has mounts of its own; false where that cannot be.
+pub fn new_mounts() -> bool {
+    // SAFETY: no pointers.
+    unsafe { libc::unshare(libc::CLONE_NEWNS) == 0 }
 }
 
 /// This thread, and what it starts from now on, has a network of its own with nothing but loopback; false where that

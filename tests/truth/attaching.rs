@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
+use std::thread;
 use std::time::Duration;
-use std::{fs, thread};
 
 use ebpf_sidecar::ebpf::os;
 
@@ -12,8 +12,7 @@ use crate::common::{self, Agent, Scoped, TestFile, alone};
 
 /// Names of agents' events in tracefs.
 fn events() -> BTreeSet<String> {
-    let list = fs::read_to_string(os::tracefs().unwrap().join("kprobe_events")).unwrap();
-    list.lines().filter_map(|l| Some(l.split_once(":ebpf_sidecar/")?.1.split(' ').next()?.to_owned())).collect()
+    os::FunctionEvent::names().unwrap().into_iter().collect()
 }
 
 /// An agent in a pid namespace of its own, where its id is 1, as in most containers.
@@ -32,7 +31,7 @@ fn agents_of_the_same_id_and_those_killed_do_not_get_in_the_way() {
     need_bpf!("agents_of_the_same_id_and_those_killed_do_not_get_in_the_way");
     let _alone = alone();
     os::mount_tracefs_privately().unwrap();
-    if !os::tracefs().unwrap().join("kprobe_events").exists() {
+    if os::FunctionEvent::names().is_err() {
         return common::skipped(name, "this kernel has no kprobes");
     }
     let others = events();

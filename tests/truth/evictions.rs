@@ -32,6 +32,50 @@ fn evictions_by_cause() {
     assert_near("evictions by truncate", d.evictions("other"), pages / 2.0, 1.0, &d);
 }
 
+/// Reads that leave nothing behind (6.14+): the pages go in the read call, so they are the reader's.
+#[test]
+fn what_is_read_without_being_kept_is_evicted_for_another_reason() {
+    const RWF_DONTCACHE: i32 = 0x80;
+    need_bpf!("what_is_read_without_being_kept_is_evicted_for_another_reason");
+    let s = Scoped::start(&[]);
+    let len = common::sized(16 * MIB, 4 * MIB);
+    let f = TestFile::cold("dontcache", len);
+    let mut block = vec![0u8; MIB];
+    let (d, read) = s.agent.during(|| {
+        (0..len / MIB)
+            .try_for_each(|n| sys::preadv2_flags(&f.file, &mut block, (n * MIB) as i64, RWF_DONTCACHE).map(drop))
+    });
+    if let Err(e) = read {
+        let name = "what_is_read_without_being_kept_is_evicted_for_another_reason";
+        return common::skipped(name, &format!("this kernel or file system has no RWF_DONTCACHE: {e}"));
+    }
+    assert_eq!((d.evictions("other"), d.evictions("fadvise")), ((len / PAGE) as f64, 0.0), "{}", d.moved());
+    assert_eq!(f.resident(), 0);
+}
+
+/// Who writes to drop_caches evicts. It takes the whole machine's page cache: in emulated machines alone.
+#[test]
+fn dropped_caches_are_evicted_for_another_reason_by_who_asks() {
+    const NAME: &str = "dropped_caches_are_evicted_for_another_reason_by_who_asks";
+    need_bpf!("dropped_caches_are_evicted_for_another_reason_by_who_asks");
+    if common::sized(true, false) && std::env::var_os("TEST_DROP_CACHES").is_none() {
+        return common::skipped(NAME, "it empties the machine's page cache: set TEST_DROP_CACHES");
+    }
+    let s = Scoped::start(&[]);
+    let f = TestFile::new("dropped", 4 * MIB);
+    let (d, ()) = s.agent.during(|| fs::write("/proc/sys/vm/drop_caches", "1").unwrap());
+    assert!(d.evictions("other") >= (4 * MIB / PAGE) as f64, "{}", d.moved());
+    assert_eq!(d.evictions("fadvise"), 0.0, "{}", d.moved());
+    assert_eq!(f.resident(), 0);
+    // Another's pages too; and asked for by somebody outside of the scope, nothing.
+    let f = TestFile::new("dropped", 4 * MIB);
+    s.cgroup.leave();
+    let (d, ()) = s.agent.during(|| fs::write("/proc/sys/vm/drop_caches", "1").unwrap());
+    s.cgroup.enter();
+    assert_eq!(f.resident(), 0);
+    assert_eq!((d.evictions("other"), d.evictions("fadvise")), (0.0, 0.0), "{}", d.moved());
+}
+
 /// Memory is no page cache, although its pages come or go by the same events: neither counts.
 #[test]
 fn memory_counts_nothing() {
