@@ -254,7 +254,7 @@ fn fields_of(format: &str) -> Vec<TracepointField> {
         let declaration = parts.next()?.strip_prefix("field:")?;
         let number = |part: Option<&str>, name: &str| part?.strip_prefix(name)?.parse().ok();
         let (offset, size) = (number(parts.next(), "offset:")?, number(parts.next(), "size:")?);
-        let name = declaration.split([' ', '*']).next_back()?.split('[').next()?;
+        let name = declaration.split(|c: char| c.is_whitespace() || c == '*').next_back()?.split('[').next()?;
         Some(TracepointField { name: name.to_owned(), offset, size })
     };
     format.lines().filter_map(field).collect()
