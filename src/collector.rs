@@ -19,7 +19,7 @@ use crate::metrics::health::{self, Status};
 use crate::metrics::histogram::Histogram;
 use crate::metrics::own as m;
 use crate::metrics::snapshot::{Family, ModuleStatus, Series, Snapshot, Value};
-use crate::metrics::{export, grpc};
+use crate::metrics::{export, grpc, http};
 use crate::monitor::{Module, ModuleSettings};
 
 /// Changes that may wait for the collector.
@@ -356,6 +356,7 @@ impl State {
             Family::single(&m::COLLECT_ERRORS, Value::Int(self.errors)),
         ];
         own.extend(grpc::COUNTS.families());
+        own.extend(http::COUNTS.families());
         own.extend(export::STATE.families());
         own.extend(process_families(&process::usage()));
         own

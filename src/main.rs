@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use ebpf_sidecar::commands::cli::{self, Cli, Command};
-use ebpf_sidecar::commands::{check, health, man, run, top};
+use ebpf_sidecar::commands::{check, client, health, man, run, top};
 use ebpf_sidecar::config::{self, Config};
 use ebpf_sidecar::ebpf::object;
 use ebpf_sidecar::host::time::rfc3339;
@@ -45,31 +45,22 @@ fn dispatch() -> Result<(), u8> {
             say(&config::print(&config))
         }
         Command::Health => {
-            let address = match cli.address {
-                Some(address) => address,
-                None => {
-                    let http = load_config(&cli)?.server.http;
-                    health::local(http.address, http.port)
-                }
-            };
-            let line = health::ask(address, HEALTH_LIMIT).map_err(|e| fail(FAILED, e))?;
+            let config = load_config(&cli)?;
+            let http = &config.server.http;
+            let address = cli.address.unwrap_or_else(|| health::local(http.address, http.port));
+            let how = client::http(&config).map_err(|e| fail(FAILED, e))?;
+            let line = health::ask(address, &how, HEALTH_LIMIT).map_err(|e| fail(FAILED, e))?;
             say(&format!("{line}\n"))
         }
         Command::Top => {
-            let address = match cli.address {
-                Some(address) => address,
-                None => {
-                    let grpc = load_config(&cli)?.server.grpc;
-                    if !grpc.enabled {
-                        return Err(fail(FAILED, "top asks over gRPC, which server.grpc.enabled switches off"));
-                    }
-                    if grpc.tls.enabled {
-                        return Err(fail(FAILED, "top speaks no TLS, which server.grpc.tls.enabled asks for"));
-                    }
-                    health::local(grpc.address, grpc.port)
-                }
-            };
-            top::run(address, cli.once).map_err(|e| fail(FAILED, e))
+            let config = load_config(&cli)?;
+            let grpc = &config.server.grpc;
+            if !grpc.enabled && cli.address.is_none() {
+                return Err(fail(FAILED, "top asks over gRPC, which server.grpc.enabled switches off"));
+            }
+            let address = cli.address.unwrap_or_else(|| health::local(grpc.address, grpc.port));
+            let how = client::grpc(&config, address.ip()).map_err(|e| fail(FAILED, e))?;
+            top::run(address, how, cli.once).map_err(|e| fail(FAILED, e))
         }
         Command::Check => {
             // At debug level it tells the long reasons too.

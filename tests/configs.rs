@@ -90,6 +90,10 @@ const CHECKS: &[(&str, Check)] = &[
     ("prometheus/rules_test.yml", |file| run_promtool(&["test", "rules", text(file)])),
     ("systemd/ebpf-sidecar.service", is_a_unit),
     ("systemd/root.conf", is_a_unit),
+    ("web.yml", |file| {
+        let config = ebpf_sidecar::config::web::read(file).unwrap().1;
+        assert!(config.tls.is_some() && config.users.0.values().all(|hash| *hash == hash.of_nobody()));
+    }),
 ];
 
 #[test]

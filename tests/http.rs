@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ebpf_sidecar::metrics::cell::SnapshotCell;
 use ebpf_sidecar::metrics::snapshot::Snapshot;
+use ebpf_sidecar::server::http::access::Access;
 use ebpf_sidecar::server::http::{self, HttpServer, Page, Render, Rendered};
 
 const METRICS_BYTES: usize = 20 << 10;
@@ -43,7 +44,8 @@ fn render() -> Render {
 }
 
 fn start(cell: &SnapshotCell, render: Render) -> HttpServer {
-    http::start("127.0.0.1:0".parse().unwrap(), "/metrics", cell.clone(), render, None).unwrap()
+    http::start("127.0.0.1:0".parse().unwrap(), "/metrics", cell.clone(), render, None, Access::new(None).unwrap())
+        .unwrap()
 }
 
 // A client.
@@ -484,7 +486,9 @@ fn starts_and_stops_and_says_why_it_cannot() {
     let cell = SnapshotCell::new(snapshot(1));
     let server = start(&cell, render());
     let address = server.address();
-    let error = http::start(address, "/metrics", cell.clone(), render(), None).unwrap_err().to_string();
+    let error = http::start(address, "/metrics", cell.clone(), render(), None, Access::new(None).unwrap())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains(&format!("{} port {}", address.ip(), address.port())), "{error}");
     assert!(error.contains("in use") && error.contains("server.http.port"), "{error}");
 
@@ -493,7 +497,9 @@ fn starts_and_stops_and_says_why_it_cannot() {
     let begun = Instant::now();
     server.stop();
     assert!(begun.elapsed() < Duration::from_secs(1), "stopped after {:?}", begun.elapsed());
-    http::start(address, "/metrics", cell, render(), None).expect("the port is free again").stop();
+    http::start(address, "/metrics", cell, render(), None, Access::new(None).unwrap())
+        .expect("the port is free again")
+        .stop();
 }
 
 // What it withstands.

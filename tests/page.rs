@@ -19,6 +19,7 @@ use ebpf_sidecar::metrics::cell::SnapshotCell;
 use ebpf_sidecar::metrics::histogram::Histogram;
 use ebpf_sidecar::metrics::snapshot::{ProbeStatus, Snapshot, Value as Metric};
 use ebpf_sidecar::monitor::example;
+use ebpf_sidecar::server::http::access::Access;
 use ebpf_sidecar::server::http::{self, HttpServer, Page, Render};
 use serde_json::{Value, json};
 
@@ -53,7 +54,8 @@ impl Fake {
 
     fn start_at(address: SocketAddr, first: Snapshot) -> Self {
         let (cell, said) = (SnapshotCell::new(first), Said::default());
-        let server = http::start(address, "/metrics", cell.clone(), render(&said), None).unwrap();
+        let server =
+            http::start(address, "/metrics", cell.clone(), render(&said), None, Access::new(None).unwrap()).unwrap();
         Self { cell, said, server }
     }
 

@@ -9,6 +9,7 @@ use crate::host::{cgroup, scope};
 use crate::monitor::Module;
 use crate::monitor::iomonitor::IoMonitor;
 use crate::server::grpc::tls;
+use crate::server::http::access;
 use crate::server::listen;
 
 /// A capability as the agent may lack it: the name behind `CAP_`, its bit (linux/capability.h), and what for.
@@ -118,6 +119,14 @@ pub fn check(config: &Config) -> (String, bool) {
         Ok(false) => {}
         Ok(true) => report.line(true, "certificates", "can be used"),
         Err(e) => report.line(false, "certificates", e),
+    }
+
+    match http.web_config.as_deref().map(access::check) {
+        None => {}
+        Some(Ok(tls)) => {
+            report.line(true, "web config", if tls { "can be used, with TLS" } else { "can be used, without TLS" })
+        }
+        Some(Err(e)) => report.line(false, "web config", e),
     }
 
     let mut monitor = IoMonitor::new(&config.collector);

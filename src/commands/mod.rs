@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod cli;
+pub mod client;
 pub mod health;
 pub mod man;
 mod reload;

@@ -12,6 +12,7 @@ use crate::config::{Config, ConfigError};
 use crate::host::logging;
 use crate::monitor::ModuleSettings;
 use crate::server::grpc::{GrpcServer, tls};
+use crate::server::http::access::{self, Access};
 use crate::server::http::hosts::Hosts;
 
 /// Time for the collector to make a change.
@@ -34,6 +35,8 @@ pub struct Reload<'a> {
     pub api: Arc<Api>,
     /// The names under which it may be asked.
     pub hosts: Hosts,
+    /// Who may ask over HTTP.
+    pub access: Access,
 }
 
 impl Reload<'_> {
@@ -49,12 +52,17 @@ impl Reload<'_> {
         let new = (self.read)().map_err(|e| e.to_string())?;
         // They are read for each connection: here it only shows early that they cannot be used.
         tls::check(&new.server.grpc)?;
+        if let Some(path) = &new.server.http.web_config {
+            access::check(path)?;
+        }
         let taken = self.in_use.taking_over(&new);
         self.collect(&taken)?;
+        self.access.set(taken.server.http.web_config.as_deref())?;
         logging::set_level(self.level.unwrap_or(taken.log.level));
         self.api.allow(taken.server.allow_configure);
         self.hosts.set(taken.server.http.hosts.clone());
         if let Some(grpc) = grpc {
+            grpc.auth().set(taken.server.grpc.token_file.as_deref())?;
             grpc.limit(&taken.server.grpc.limits);
         }
 

@@ -21,6 +21,7 @@ use crate::metrics::snapshot::Snapshot;
 use crate::monitor::Module;
 use crate::monitor::iomonitor::IoMonitor;
 use crate::server::grpc;
+use crate::server::http::access::Access;
 use crate::server::http::gateway::Gateway;
 use crate::server::http::hosts::Hosts;
 use crate::server::http::{self, Page, Rendered};
@@ -54,10 +55,12 @@ pub fn run(config: &Config, read: Read, level: Option<log::LevelFilter>) -> Resu
     let path = &config.server.http.metrics_path;
     let hosts = Hosts::new(config.server.http.hosts.clone());
     let gateway = Gateway::new(Arc::clone(&api), hosts.clone());
-    let http = http::start(address, path, collector.snapshots(), Box::new(render), Some(gateway))
+    let access = Access::new(config.server.http.web_config.as_deref())?;
+    let scheme = if access.current().tls.is_some() { "https" } else { "http" };
+    let http = http::start(address, path, collector.snapshots(), Box::new(render), Some(gateway), access.clone())
         .map_err(|e| e.to_string())?;
     let address = http.address();
-    log::info!("HTTP: http://{address}/ {} /health /api/v1/stats", config.server.http.metrics_path);
+    log::info!("HTTP: {scheme}://{address}/ {} /health /api/v1/stats", config.server.http.metrics_path);
     let grpc = match &config.server.grpc {
         config if config.enabled => {
             let grpc = grpc::start(config, Arc::clone(&api)).map_err(|e| e.to_string())?;
@@ -78,9 +81,9 @@ pub fn run(config: &Config, read: Read, level: Option<log::LevelFilter>) -> Resu
 
     os::unmap_start();
     let systemd = Systemd::from_env();
-    let mut reload = Reload { read, in_use: config.clone(), level, control: collector.control(), api, hosts };
+    let mut reload = Reload { read, in_use: config.clone(), level, control: collector.control(), api, hosts, access };
     let signal = loop {
-        systemd.ready(&format!("counting {}; http://{address}", reload.in_use.collector.scope));
+        systemd.ready(&format!("counting {}; {scheme}://{address}", reload.in_use.collector.scope));
         match wait(&signals, &systemd, &collector.snapshots()).map_err(|e| format!("cannot wait for signals: {e}"))? {
             Signal::Hangup => {
                 systemd.reloading();

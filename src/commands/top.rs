@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use grpcio::{CallOption, ChannelBuilder, Client, EnvBuilder, MethodType};
+use grpcio::{CallOption, ChannelBuilder, Client, EnvBuilder, MetadataBuilder, MethodType};
 use protobuf::Message;
 
+use super::client::Grpc;
 use crate::api::proto::metrics::Metric;
 use crate::api::proto::rpc;
 use crate::host::logging::clean;
@@ -28,8 +29,8 @@ const CLEAR: &str = "\x1b[2J\x1b[3J\x1b[H";
 
 /// Shows the agent at `address` until it is interrupted; with `once`, or where stdout is no terminal, one table after
 /// two collections. An error: the agent does not answer.
-pub fn run(address: SocketAddr, once: bool) -> Result<(), String> {
-    let agent = Agent::connect(address);
+pub fn run(address: SocketAddr, how: Grpc, once: bool) -> Result<(), String> {
+    let agent = Agent::connect(address, how);
     let terminal = io::stdout().is_terminal() && !once;
     let mut before = agent.sample()?;
     loop {
@@ -52,18 +53,31 @@ pub fn run(address: SocketAddr, once: bool) -> Result<(), String> {
 struct Agent {
     client: Client,
     address: SocketAddr,
+    token: Option<String>,
 }
 
 impl Agent {
-    fn connect(address: SocketAddr) -> Self {
+    fn connect(address: SocketAddr, how: Grpc) -> Self {
         let environment = Arc::new(EnvBuilder::new().cq_count(1).name_prefix("grpc").build());
-        let channel = ChannelBuilder::new(environment).connect(&address.to_string());
-        Self { client: Client::new(channel), address }
+        let mut builder = ChannelBuilder::new(environment);
+        if let Some((credentials, name)) = how.tls {
+            builder = builder.set_credentials(credentials);
+            if let Some(name) = name {
+                builder = builder.override_ssl_target(name);
+            }
+        }
+        Self { client: Client::new(builder.connect(&address.to_string())), address, token: how.token }
     }
 
     fn call<Q: Message, R: Message + Unpin>(&self, name: &'static str, request: &Q) -> Result<R, String> {
-        let answer =
-            self.client.unary_call(&called(MethodType::Unary, name), request, CallOption::default().timeout(LIMIT));
+        let mut option = CallOption::default().timeout(LIMIT);
+        if let Some(token) = &self.token {
+            let mut metadata = MetadataBuilder::new();
+            let added = metadata.add_str("authorization", &format!("Bearer {token}"));
+            added.map_err(|_| "client.token_file: the token cannot be sent: allowed: printable ASCII".to_owned())?;
+            option = option.headers(metadata.build());
+        }
+        let answer = self.client.unary_call(&called(MethodType::Unary, name), request, option);
         answer.map_err(|e| format!("the agent at {} does not answer: {}", self.address, clean(e)))
     }
 

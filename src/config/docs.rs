@@ -32,7 +32,8 @@ const TAIL: &str = "
 Durations are numbers with units, larger ones first: `500ms`, `10s`, `1m30s`, `1h`. A number alone is an error.
 
 The two servers cannot share a port at the same address. `server.grpc.tls.enabled: true` needs both files, and
-`server.allow_configure: mtls` needs TLS with a `client_ca_file`.
+`server.allow_configure: mtls` needs TLS with a `client_ca_file`. `server.grpc.auth.token_file` needs TLS too, unless the gRPC server
+listens on a loopback address.
 
 With `export.type: banyandb`, a username needs a password or a `password_file`, and with `tls.enabled: true` a `cert_file` needs a
 `key_file`, and the other way round. A password without TLS to another host is sent as it is, with a warning.
@@ -47,6 +48,27 @@ changed.
 
 A first SIGTERM or SIGINT stops the agent, which may take up to `export.banyandb.timeout` to send what is left; a second one ends
 it at once.
+
+## TLS and passwords of the HTTP server
+
+`server.http.web_config` names a file in the format that the exporters of Prometheus share, such as
+[configs/web.yml](../configs/web.yml):
+
+| section | keys |
+|---|---|
+| `tls_server_config` | `cert_file`, `key_file`, `client_ca_file`, or their text in `cert`, `key`, `client_ca`; `client_auth_type`: `NoClientCert`, `RequestClientCert`, `RequireAnyClientCert`, `VerifyClientCertIfGiven`, `RequireAndVerifyClientCert`; `client_allowed_sans`; `min_version`, `max_version`: `TLS12`, `TLS13`; `cipher_suites`, `prefer_server_cipher_suites`, `curve_preferences` |
+| `basic_auth_users` | names, and bcrypt hashes of their passwords (`htpasswd -nBC 10 NAME`), of cost 4 to 14 |
+| `http_server_config` | `headers`: `Content-Security-Policy` and the four others that exporters take, added to answers without such a one; `http2`, which has no effect: HTTP/1.1 is spoken |
+| `rate_limit` | `interval`, `burst`: of all requests together |
+
+Relative paths start at the folder of the file. Changes of it and of the files that it names are in use from the next connection or
+request on, a second after the last one at the latest; what cannot be used is told in the log, counted, and changes nothing. Differences to the exporters:
+TLS 1.0 and 1.1 are refused, and so are hashes of a cost above 14, which take seconds to check. No path is exempt from passwords.
+
+`ebpf-sidecar health` reads the same configuration: it speaks TLS where the server does, knows its certificate from `cert_file`
+whatever name is in it (or checks it with `client.ca_file`), and asks as `client.username` with the password in
+`client.password_file`. A probe of a container is therefore `ebpf-sidecar health`, not an HTTP request. `ebpf-sidecar top` does
+the same over gRPC, with the token of `server.grpc.auth.token_file`.
 
 ## Scope
 
@@ -74,10 +96,12 @@ begins with `ebpf-sidecar-`, set `enableServiceLinks: false` in the pod's spec: 
 ";
 
 /// Keys that a running agent takes over.
-pub(super) const RELOADED: [&str; 10] = [
+pub(super) const RELOADED: [&str; 12] = [
+    "server.grpc.auth.token_file",
     "server.grpc.limits.streams",
     "server.grpc.limits.calls",
     "server.http.hosts",
+    "server.http.web_config",
     "server.allow_configure",
     "collector.interval",
     "collector.scope.cgroup",

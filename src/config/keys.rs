@@ -43,6 +43,7 @@ const PORT: &str = "a port from 1 to 65535";
 const BOOL: &str = "true or false";
 const FILE: &str = "the path of a PEM file";
 const SPAN: &str = "hours or days, such as 12h or 7d, up to 8760h or 3650d";
+const USER: &str = "1 to 255 characters without a colon";
 const CREDENTIAL: &str = "1 to 255 printable ASCII characters";
 const DURATION: &str = "a duration from 10ms to 1h, such as 500ms, 10s or 1m30s";
 
@@ -103,6 +104,14 @@ pub(super) static KEYS: &[Key] = &[
         help: "Authorities that sign the clients' certificates; with it, a client without such a one is refused.",
         set: |c, s| put(&mut c.server.grpc.tls.client_ca_file, file(s).map(Some)),
         get: |c| c.server.grpc.tls.client_ca_file.as_deref().map(show_path),
+    },
+    Key {
+        path: "server.grpc.auth.token_file",
+        kind: Kind::Scalar,
+        allowed: "the path of a file with a token of 16 to 4096 printable ASCII characters without spaces",
+        help: "Token that gRPC calls have to send as `authorization: Bearer TOKEN`; those of grpc.health.v1 need none.",
+        set: |c, s| put(&mut c.server.grpc.token_file, file(s).map(Some)),
+        get: |c| c.server.grpc.token_file.as_deref().map(show_path),
     },
     Key {
         path: "server.grpc.limits.streams",
@@ -199,6 +208,14 @@ pub(super) static KEYS: &[Key] = &[
         help: "Names under which / and /api may be asked (Host header), beside localhost, addresses and this host's own name.",
         set: |c, s| put(&mut c.server.http.hosts, names(s, host)),
         get: |c| (!c.server.http.hosts.is_empty()).then(|| c.server.http.hosts.join(",")),
+    },
+    Key {
+        path: "server.http.web_config",
+        kind: Kind::Scalar,
+        allowed: "the path of a YAML file as exporters of Prometheus have it for --web.config.file",
+        help: "TLS, passwords and headers of the HTTP server; without it, plain HTTP for everybody.",
+        set: |c, s| put(&mut c.server.http.web_config, file(s).map(Some)),
+        get: |c| c.server.http.web_config.as_deref().map(show_path),
     },
     Key {
         path: "server.allow_configure",
@@ -478,6 +495,54 @@ pub(super) static KEYS: &[Key] = &[
         get: |c| c.export.banyandb.tls.key_file.as_deref().map(show_path),
     },
     Key {
+        path: "client.ca_file",
+        kind: Kind::Scalar,
+        allowed: FILE,
+        help: "Authorities whose signature `health` and `top` want; without it, they know the servers' certificates from this configuration.",
+        set: |c, s| put(&mut c.client.ca_file, file(s).map(Some)),
+        get: |c| c.client.ca_file.as_deref().map(show_path),
+    },
+    Key {
+        path: "client.cert_file",
+        kind: Kind::Scalar,
+        allowed: FILE,
+        help: "Certificate chain of `health` and `top`, where a server asks for one.",
+        set: |c, s| put(&mut c.client.cert_file, file(s).map(Some)),
+        get: |c| c.client.cert_file.as_deref().map(show_path),
+    },
+    Key {
+        path: "client.key_file",
+        kind: Kind::Scalar,
+        allowed: FILE,
+        help: "Private key that belongs to it.",
+        set: |c, s| put(&mut c.client.key_file, file(s).map(Some)),
+        get: |c| c.client.key_file.as_deref().map(show_path),
+    },
+    Key {
+        path: "client.username",
+        kind: Kind::Scalar,
+        allowed: USER,
+        help: "User as whom `health` asks, of the basic_auth_users of `server.http.web_config`.",
+        set: |c, s| put(&mut c.client.username, user(s).map(Some)),
+        get: |c| c.client.username.clone(),
+    },
+    Key {
+        path: "client.password_file",
+        kind: Kind::Scalar,
+        allowed: "the path of a file with a password in its first line",
+        help: "The user's password.",
+        set: |c, s| put(&mut c.client.password_file, file(s).map(Some)),
+        get: |c| c.client.password_file.as_deref().map(show_path),
+    },
+    Key {
+        path: "client.token_file",
+        kind: Kind::Scalar,
+        allowed: "the path of a file with a token in its first line",
+        help: "Token with which `top` asks; without it, that of `server.grpc.auth.token_file`.",
+        set: |c, s| put(&mut c.client.token_file, file(s).map(Some)),
+        get: |c| c.client.token_file.as_deref().map(show_path),
+    },
+    Key {
         path: "log.level",
         kind: Kind::Scalar,
         allowed: "off, error, warn, info, debug or trace",
@@ -646,6 +711,12 @@ fn host(s: &str) -> Parsed<String> {
     if plain(s, "-._") || s.parse::<Ipv6Addr>().is_ok() { Ok(s.to_ascii_lowercase()) } else { Err(None) }
 }
 
+/// A name for basic authentication, which a colon ends.
+fn user(s: &str) -> Parsed<String> {
+    let plain = s.chars().all(|c| !c.is_control() && c != ':');
+    if plain && (1..=255).contains(&s.len()) { Ok(s.into()) } else { Err(None) }
+}
+
 fn group(s: &str) -> Parsed<String> {
     if plain(s, "-._") { Ok(s.into()) } else { Err(None) }
 }
@@ -691,6 +762,11 @@ fn duration(s: &str) -> Parsed<Duration> {
         Some(ms @ 10..=3_600_000) => Ok(Duration::from_millis(ms)),
         _ => Err(None),
     }
+}
+
+/// A duration of the same form and range, for files of other formats.
+pub(super) fn duration_text(s: &str) -> Option<Duration> {
+    duration(s).ok()
 }
 
 fn unless_off(s: &str) -> Parsed<Option<Duration>> {

@@ -8,6 +8,7 @@ mod docs;
 mod keys;
 #[cfg(test)]
 mod tests;
+pub mod web;
 mod yaml;
 
 use std::collections::BTreeMap;
@@ -48,6 +49,25 @@ pub struct Config {
     pub collector: Collector,
     /// Where it sends its metrics.
     pub export: Export,
+    /// How `health` and `top` ask it.
+    pub client: Client,
+}
+
+/// What the commands `health` and `top` need where the servers ask for TLS or a password.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Client {
+    /// Authorities that sign the servers' certificates; `None`: the certificates of the configuration themselves are known.
+    pub ca_file: Option<PathBuf>,
+    /// Certificate chain, for servers that ask for one.
+    pub cert_file: Option<PathBuf>,
+    /// Its private key.
+    pub key_file: Option<PathBuf>,
+    /// User of the HTTP server.
+    pub username: Option<String>,
+    /// File with the user's password.
+    pub password_file: Option<PathBuf>,
+    /// File with the token of the gRPC server; `None`: the server's own.
+    pub token_file: Option<PathBuf>,
 }
 
 /// The log.
@@ -102,8 +122,17 @@ pub struct Grpc {
     pub port: u16,
     /// Encryption.
     pub tls: Tls,
+    /// File with the token that clients have to send; `None`: they need none.
+    pub token_file: Option<PathBuf>,
     /// What clients may take.
     pub limits: Limits,
+}
+
+impl Grpc {
+    /// The file with its certificate, if it has TLS.
+    pub fn cert_file_in_use(&self) -> Option<&Path> {
+        self.tls.cert_file.as_deref().filter(|_| self.enabled && self.tls.enabled)
+    }
 }
 
 /// What the clients of the gRPC server may take, all together unless said otherwise.
@@ -151,6 +180,8 @@ pub struct Http {
     pub metrics_path: String,
     /// Names beside loopback's that a request to change the agent may be addressed to.
     pub hosts: Vec<String>,
+    /// File with TLS, passwords and headers, as exporters of Prometheus have it.
+    pub web_config: Option<PathBuf>,
 }
 
 /// What the agent collects.
@@ -361,6 +392,7 @@ impl Default for Config {
                     address: all_interfaces,
                     port: 9090,
                     tls: Tls { enabled: false, cert_file: None, key_file: None, client_ca_file: None },
+                    token_file: None,
                     limits: Limits {
                         streams: 1024,
                         calls: 256,
@@ -372,7 +404,13 @@ impl Default for Config {
                         keepalive: Duration::from_secs(60),
                     },
                 },
-                http: Http { address: all_interfaces, port: 8080, metrics_path: "/metrics".into(), hosts: Vec::new() },
+                http: Http {
+                    address: all_interfaces,
+                    port: 8080,
+                    metrics_path: "/metrics".into(),
+                    hosts: Vec::new(),
+                    web_config: None,
+                },
                 allow_configure: AllowConfigure::Off,
             },
             collector: Collector {
@@ -407,6 +445,7 @@ impl Default for Config {
                     tls: ClientTls { enabled: false, ca_file: None, cert_file: None, key_file: None },
                 },
             },
+            client: Client::default(),
         }
     }
 }
@@ -418,8 +457,11 @@ impl Config {
         taken.log.level = new.log.level;
         taken.server.allow_configure = new.server.allow_configure;
         taken.server.http.hosts.clone_from(&new.server.http.hosts);
+        taken.server.http.web_config.clone_from(&new.server.http.web_config);
         taken.server.grpc.limits.streams = new.server.grpc.limits.streams;
         taken.server.grpc.limits.calls = new.server.grpc.limits.calls;
+        taken.server.grpc.token_file.clone_from(&new.server.grpc.token_file);
+        taken.client.clone_from(&new.client); // of the commands, which read it themselves
         taken.collector.interval = new.collector.interval;
         taken.collector.scope.clone_from(&new.collector.scope);
         taken.collector.pod.clone_from(&new.collector.pod);
@@ -610,6 +652,14 @@ impl Sources<'_> {
                 let allowed = "true with both cert_file and key_file, or false";
                 return Err(self.conflict(enabled, "needs", (path, ""), allowed));
             }
+        }
+        if let Some(file) = grpc.token_file.as_ref().filter(|_| grpc.enabled && !grpc.tls.enabled)
+            && !grpc.address.to_canonical().is_loopback()
+        {
+            let given = file.display().to_string();
+            let token = ("server.grpc.auth.token_file", given.as_str());
+            let allowed = "a token with TLS, or on a loopback address: whoever is on the way could read it";
+            return Err(self.conflict(token, "cannot be had with", ("server.grpc.tls.enabled", "false"), allowed));
         }
         let missing = match (grpc.enabled, grpc.tls.enabled, &grpc.tls.client_ca_file) {
             (false, ..) => Some(("server.grpc.enabled", "false")),

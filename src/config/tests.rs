@@ -68,13 +68,15 @@ fn every_key_is_read_from_the_file() {
     let yaml = "
 log: {level: off}
 server:
-  grpc: {address: '::1', port: 1, tls: {enabled: true, cert_file: c.pem, key_file: /k.pem, client_ca_file: ca.pem}, limits: {streams: 2, calls: 3,
+  grpc: {address: '::1', port: 1, tls: {enabled: true, cert_file: c.pem, key_file: /k.pem, client_ca_file: ca.pem}, auth: {token_file: t},
+    limits: {streams: 2, calls: 3,
     message_bytes: 2048, memory_bytes: 4294967296, answer_bytes: 4194304, connection_idle: 4s, connection_age: 30m, keepalive: 5s}}
   http: &http
     address: 127.0.0.1
     port: '65535'
     metrics_path: /a/b-c_d.e~f
     hosts: [Agent.example, '::2']
+    web_config: web.yml
   allow_configure: mtls
 collector:
   interval: &time 1m30s
@@ -92,6 +94,7 @@ export:
      queue_limit: 2m, queue_bytes: 2097152, resend_window: 3s, unhealthy_after: 4s, node: 'n:1', shards: 2,
      segment_interval: 12h, ttl: 30d, username: me, password_file: /p,
      tls: {enabled: true, ca_file: ca, cert_file: c, key_file: k}}
+client: {ca_file: ca, cert_file: c, key_file: k, username: Ünï, password_file: p, token_file: t}
 ";
     let expected = Config {
         log: Log { level: log::LevelFilter::Off },
@@ -106,6 +109,7 @@ export:
                     key_file: Some("/k.pem".into()),
                     client_ca_file: Some("ca.pem".into()),
                 },
+                token_file: Some("t".into()),
                 limits: Limits {
                     streams: 2,
                     calls: 3,
@@ -122,6 +126,7 @@ export:
                 port: 65535,
                 metrics_path: "/a/b-c_d.e~f".into(),
                 hosts: vec!["agent.example".into(), "::2".into()],
+                web_config: Some("web.yml".into()),
             },
             allow_configure: AllowConfigure::Mtls,
         },
@@ -162,6 +167,14 @@ export:
                 },
             },
         },
+        client: Client {
+            ca_file: Some("ca".into()),
+            cert_file: Some("c".into()),
+            key_file: Some("k".into()),
+            username: Some("Ünï".into()),
+            password_file: Some("p".into()),
+            token_file: Some("t".into()),
+        },
     };
     assert_eq!(load_text(yaml, &[]), Ok(expected.clone()));
 
@@ -184,8 +197,16 @@ const BAD_VALUES: &[(&str, &str, &[&str])] = &[
     ("server.grpc.enabled", "", &["off", "0"]),
     ("server.grpc.tls.enabled", "", &["yes", "on", "1", "''"]),
     ("server.grpc.tls.cert_file", "", &["''"]),
+    ("server.http.web_config", "", &["''"]),
     ("server.grpc.tls.key_file", "", &["''"]),
     ("server.grpc.tls.client_ca_file", "", &["''"]),
+    ("server.grpc.auth.token_file", "", &["''"]),
+    ("client.ca_file", "", &["''"]),
+    ("client.cert_file", "", &["''"]),
+    ("client.key_file", "", &["''"]),
+    ("client.username", "", &["''", "'a:b'"]),
+    ("client.password_file", "", &["''"]),
+    ("client.token_file", "", &["''"]),
     ("server.grpc.limits.streams", "", &["0", "65537", "-1", "many"]),
     ("server.grpc.limits.calls", "", &["0", "65537"]),
     ("server.grpc.limits.memory_bytes", "", &["1048575", "4294967297", "64M"]),
@@ -273,11 +294,11 @@ fn a_bad_value_is_an_error_with_file_line_key_value_and_what_is_allowed() {
 
 /// The other errors of the file: the text, the line, and what the message says.
 const BAD_FILES: &str = r#"
-sever:\n  http: | 1 | sever: unknown key | nearest is server; | allowed here: server, collector, export, log
+sever:\n  http: | 1 | sever: unknown key | nearest is server; | allowed here: server, collector, export, client, log
 server:\n  http:\n    prot: 1 | 3 | server.http.prot | nearest is server.http.port; | allowed here: address, port, metrics_path
 server.http.port: 1 | 1 | server.http.port: keys are written in sections | allowed: server: {http: {port: …}}
 server:\n  http.port: 1 | 2 | server.http.port: keys are written in sections
-port: 1 | 1 | port: unknown key | nearest is server.grpc.port; | allowed here: server, collector, export, log
+port: 1 | 1 | port: unknown key | nearest is server.grpc.port; | allowed here: server, collector, export, client, log
 collector:\n  scope:\n    a: 1 | 3 | collector.scope.a: unknown key | allowed here: cgroup, comm, pod_uid
 7: 1 | 1 | 7: unknown key | allowed here: server
 <<: {} | 1 | <<: unknown key | allowed here: server
@@ -315,6 +336,7 @@ server:\n  grpc:\n    port: 8080 | 3 | server.grpc.port: "8080" | server.http.po
 server:\n  grpc:\n    tls:\n      enabled: true\n      key_file: /k | 4 | server.grpc.tls.enabled: "true" needs server.grpc.tls.cert_file: "" | allowed: true with
 server:\n  grpc:\n    tls: {enabled: true, cert_file: /c} | 3 | server.grpc.tls.enabled: "true" needs server.grpc.tls.key_file: "" | allowed: true with
 export:\n  type: banyandb\n  banyandb: {username: me} | 3 | export.banyandb.username: "me" needs export.banyandb.password: "" | allowed: a username with
+server:\n  grpc:\n    auth: {token_file: /t} | 3 | server.grpc.auth.token_file: "/t" cannot be had with server.grpc.tls.enabled: "false" | loopback
 export:\n  type: banyandb\n  banyandb: {password_file: /p} | 3 | export.banyandb.password_file: "/p" needs export.banyandb.username: ""
 export:\n  type: banyandb\n  banyandb: {username: a, password: b, password_file: /p} | 3 | password: "***" cannot be combined with export.banyandb.password_file: "/p"
 export:\n  type: banyandb\n  banyandb:\n    tls: {enabled: true, cert_file: /c} | 4 | export.banyandb.tls.cert_file: "/c" needs export.banyandb.tls.key_file: ""
@@ -509,9 +531,9 @@ fn the_file_is_the_named_one_else_the_default_one_if_present() {
 
 #[test]
 fn a_running_agent_takes_over_what_it_can_of_a_new_configuration() {
-    let old = Config::default();
+    let old = load_text("server: {grpc: {address: 127.0.0.1}}", &[]).unwrap();
     let live = "{log: {level: debug}, collector: {interval: 1s, read_latency: off, scope: {comm: db}},
-        server: {allow_configure: any, http: {hosts: [a.example]}, grpc: {limits: {streams: 1, calls: 2}}}}";
+        server: {allow_configure: any, http: {hosts: [a.example], web_config: web.yml}, grpc: {address: 127.0.0.1, auth: {token_file: t}, limits: {streams: 1, calls: 2}}}}";
     let new = load_text(live, &[]).unwrap();
     let taken = old.taking_over(&new);
     let keys = |lines: Vec<String>| -> Vec<String> {
@@ -632,8 +654,10 @@ fn the_example_is_complete_and_at_the_defaults() {
     let mut all = text.clone();
     for line in &optional {
         let set = line.replacen('#', "", 1);
-        assert_ne!(load_text(&text.replace(line, &set), &[]), Ok(Config::default()), "{set} sets nothing");
-        load_text(&text.replace(line, &set), &[]).expect(&set);
+        // Where a token needs no TLS.
+        let loopback = [("EBPF_SIDECAR_SERVER_GRPC_ADDRESS", "127.0.0.1")];
+        let with = load_text(&text.replace(line, &set), &loopback).expect(&set);
+        assert_ne!(Ok(with), load_text(&text, &loopback), "{set} sets nothing");
         all = all.replace(line, &set);
     }
     for key in KEYS {

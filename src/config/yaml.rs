@@ -62,7 +62,7 @@ fn line_at(bytes: &[u8], at: usize) -> usize {
 }
 
 /// serde_yaml's message without the line and column at its end.
-fn without_place(e: &serde_yaml::Error) -> String {
+pub(super) fn without_place(e: &serde_yaml::Error) -> String {
     let place = e.location().map(|l| format!(" at line {} column {}", l.line(), l.column()));
     shorten(&e.to_string().replacen(&place.unwrap_or_default(), "", 1), 300)
 }

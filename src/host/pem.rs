@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::path::Path;
 
 use openssl::asn1::Asn1Time;
-use openssl::pkey::PKey;
+use openssl::pkey::{PKey, Private};
 use openssl::x509::X509;
 
 use crate::config;
@@ -17,7 +17,8 @@ fn wrong(key: &str, path: &Path, why: impl Display) -> String {
     format!("{key}: {}: {why}", path.display())
 }
 
-fn read(key: &str, path: &Path) -> Result<Vec<u8>, String> {
+/// What the file holds.
+pub fn read(key: &str, path: &Path) -> Result<Vec<u8>, String> {
     let pem = config::read_file(path, MAX_BYTES).map_err(|e| wrong(key, path, e))?;
     // grpcio panics on it, in the middle of C code.
     if pem.contains(&0) { Err(wrong(key, path, "has a NUL byte: not PEM")) } else { Ok(pem) }
@@ -25,10 +26,29 @@ fn read(key: &str, path: &Path) -> Result<Vec<u8>, String> {
 
 fn parsed(key: &str, path: &Path) -> Result<(Vec<u8>, Vec<X509>), String> {
     let pem = read(key, path)?;
-    match X509::stack_from_pem(&pem) {
-        Ok(all) if !all.is_empty() => Ok((pem, all)),
-        _ => Err(wrong(key, path, "no PEM certificate in it")),
-    }
+    let all = chain(&pem).ok_or_else(|| wrong(key, path, NO_CERTIFICATE))?;
+    Ok((pem, all))
+}
+
+/// What is said of a file without one.
+pub const NO_CERTIFICATE: &str = "no PEM certificate in it";
+/// What is said of a file without one, or with one that nobody can read.
+pub const NO_KEY: &str = "no PEM private key without a password in it";
+
+/// The certificates in `pem`, of which there is one at least.
+pub fn chain(pem: &[u8]) -> Option<Vec<X509>> {
+    X509::stack_from_pem(pem).ok().filter(|all| !all.is_empty())
+}
+
+/// The private key in `pem`.
+pub fn key(pem: &[u8]) -> Option<PKey<Private>> {
+    // Without a callback OpenSSL would ask the terminal for a password.
+    PKey::private_key_from_pem_callback(pem, |_| Ok(0)).ok()
+}
+
+/// Whether the key is that of the first certificate.
+pub fn belongs(key: &PKey<Private>, chain: &[X509]) -> bool {
+    chain.first().is_some_and(|first| first.public_key().is_ok_and(|public| public.public_eq(key)))
 }
 
 /// The file `path`, which has at least one certificate.
@@ -40,10 +60,8 @@ pub fn certificates(key: &str, path: &Path) -> Result<Vec<u8>, String> {
 pub fn identity(cert: (&str, &Path), key: (&str, &Path)) -> Result<(Vec<u8>, Vec<u8>), String> {
     let (chain_pem, chain) = parsed(cert.0, cert.1)?;
     let key_pem = read(key.0, key.1)?;
-    // Without a callback OpenSSL would ask the terminal for a password.
-    let private = PKey::private_key_from_pem_callback(&key_pem, |_| Ok(0))
-        .map_err(|_| wrong(key.0, key.1, "no PEM private key without a password in it"))?;
-    if !chain[0].public_key().is_ok_and(|public| public.public_eq(&private)) {
+    let private = self::key(&key_pem).ok_or_else(|| wrong(key.0, key.1, NO_KEY))?;
+    if !belongs(&private, &chain) {
         let why = format!("does not belong to the first certificate in {}", cert.1.display());
         return Err(wrong(key.0, key.1, why));
     }

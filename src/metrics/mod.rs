@@ -7,6 +7,7 @@ pub mod grpc;
 pub mod health;
 pub mod histogram;
 pub mod history;
+pub mod http;
 pub mod metric;
 pub mod own;
 pub mod snapshot;

@@ -69,6 +69,13 @@ metrics! {
     CERTIFICATE_EXPIRES = Gauge "ebpf_sidecar_grpc_certificate_expiry_timestamp_seconds" [] "seconds since 1970":
         "When the certificate that the gRPC server uses expires; absent without TLS. Changed files are in use from the next connection on.";
 
+    HTTP_LOGINS_FAILED = Counter "ebpf_sidecar_http_logins_failed_total" [] "requests":
+        "HTTP requests with a user name or password that is not one of server.http.web_config; without any they are not counted.";
+    HTTP_CONFIG_REFUSED = Counter "ebpf_sidecar_http_web_config_refused_total" [] "changes":
+        "Changes of server.http.web_config, or of the files that it names, that could not be used: what was before stays in use.";
+    HTTP_CERTIFICATE_EXPIRES = Gauge "ebpf_sidecar_http_certificate_expiry_timestamp_seconds" [] "seconds since 1970":
+        "When the certificate that the HTTP server uses expires; absent without TLS. Changed files are in use from the next connection on.";
+
     EXPORT_SENT = Counter "ebpf_sidecar_export_points_sent_total" [] "points":
         "Points that BanyanDB has acknowledged, each counted once; with export.type banyandb, as all of these.";
     EXPORT_FAILED = Counter "ebpf_sidecar_export_points_failed_total" ["reason" in FAILURES] "points":

@@ -21,7 +21,11 @@ impl Identity {
     /// One for `localhost`, signed by `ca` or by itself, that is valid until some seconds from now.
     pub fn new(serial: u32, ca: Option<&Identity>, valid: i64) -> Self {
         let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
-        let key = PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
+        Self::with_key(serial, ca, valid, PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap())
+    }
+
+    /// The same with another key.
+    pub fn with_key(serial: u32, ca: Option<&Identity>, valid: i64, key: PKey<Private>) -> Self {
         let mut name = X509NameBuilder::new().unwrap();
         name.append_entry_by_text("CN", &format!("test {serial}")).unwrap();
         let name = name.build();

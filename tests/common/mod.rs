@@ -178,7 +178,21 @@ impl Agent {
     }
 
     /// The same at these ports of HTTP and gRPC.
-    pub fn start_at([port, grpc_port]: [u16; 2], mut command: Command, settings: &[(&str, &str)]) -> Self {
+    pub fn start_at(ports: [u16; 2], command: Command, settings: &[(&str, &str)]) -> Self {
+        Self::start_when(ports, command, settings, |agent| agent.try_get("/health").is_some())
+    }
+
+    /// The same for one whose HTTP server is not for everybody: `serves` tells whether it answers.
+    pub fn start_asked(command: Command, settings: &[(&str, &str)], serves: impl Fn(&Self) -> bool) -> Self {
+        Self::start_when(free_ports(), command, settings, serves)
+    }
+
+    fn start_when(
+        [port, grpc_port]: [u16; 2],
+        mut command: Command,
+        settings: &[(&str, &str)],
+        serves: impl Fn(&Self) -> bool,
+    ) -> Self {
         let n = AGENTS.fetch_add(1, Ordering::Relaxed);
         let log = std::env::temp_dir().join(format!("ebpf-sidecar-test-{}-{n}.log", std::process::id()));
         command
@@ -207,7 +221,7 @@ impl Agent {
         // gRPC comes last.
         let with_grpc = std::env::var_os("TEST_GRPC").is_none_or(|v| v != "false");
         let serves_grpc = |agent: &Self| TcpStream::connect(("127.0.0.1", agent.grpc_port)).is_ok();
-        while agent.try_get("/health").is_none() || with_grpc && !serves_grpc(&agent) {
+        while !serves(&agent) || with_grpc && !serves_grpc(&agent) {
             if let Some(status) = agent.child.try_wait().unwrap() {
                 panic!("the agent ended with {status}:\n{}", agent.log());
             }

@@ -38,6 +38,14 @@ pub struct Prometheus {
 impl Prometheus {
     /// Scrapes these targets (job and port) every second, with these files of rules; `None` if it is not installed.
     pub fn start(targets: &[(&str, u16)], rules: &[&Path]) -> Option<Self> {
+        let job = |(job, port): &(&str, u16)| {
+            format!("{{job_name: {job}, static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}")
+        };
+        Self::start_jobs(&targets.iter().map(job).collect::<Vec<_>>(), rules)
+    }
+
+    /// The same with jobs as its configuration has them.
+    pub fn start_jobs(jobs: &[String], rules: &[&Path]) -> Option<Self> {
         let dir = TempDir::new("prometheus");
         let mut config =
             "global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}\nrule_files:\n".to_owned();
@@ -45,8 +53,8 @@ impl Prometheus {
             config += &format!("- {}\n", text(file));
         }
         config += "scrape_configs:\n";
-        for (job, port) in targets {
-            config += &format!("- {{job_name: {job}, static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}\n");
+        for job in jobs {
+            config += &format!("- {job}\n");
         }
         let (file, port) = (dir.path.join("prometheus.yml"), free_port());
         fs::write(&file, config).unwrap();

@@ -441,6 +441,44 @@ pub fn run_on(cpu: usize) {
     assert_eq!(code, 0, "CPU {cpu}: {}", std::io::Error::last_os_error());
 }
 
+/// Connects from an address of this host.
+pub fn connect_from(to: std::net::SocketAddr, from: std::net::Ipv4Addr) -> io::Result<std::net::TcpStream> {
+    let address = |ip: std::net::Ipv4Addr, port: u16| libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: port.to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from(ip).to_be() },
+        sin_zero: [0; 8],
+    };
+    let std::net::IpAddr::V4(ip) = to.ip() else { panic!("{to} is not of IPv4") };
+    let (from, to, len) = (address(from, 0), address(ip, to.port()), size_of::<libc::sockaddr_in>() as u32);
+    // SAFETY: a new socket that nobody else has; both addresses live through the calls, which only read them.
+    unsafe {
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let stream = std::net::TcpStream::from_raw_fd(fd);
+        if libc::bind(fd, (&raw const from).cast(), len) != 0 || libc::connect(fd, (&raw const to).cast(), len) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(stream)
+    }
+}
+
+/// CPU time of this process.
+pub fn cpu_time() -> std::time::Duration {
+    // SAFETY: zeroes are a valid rusage, which lives through the call that fills it.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        assert_eq!(libc::getrusage(libc::RUSAGE_SELF, &raw mut usage), 0);
+        usage
+    };
+    [usage.ru_utime, usage.ru_stime]
+        .iter()
+        .map(|t| std::time::Duration::new(t.tv_sec as u64, t.tv_usec as u32 * 1000))
+        .sum()
+}
+
 pub fn kill(pid: u32, signal: i32) {
     // SAFETY: no pointers.
     unsafe { libc::kill(pid as i32, signal) };

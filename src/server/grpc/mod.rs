@@ -5,6 +5,7 @@
 //! threads looks at when its client, or the ticker, wakes it. No panic may leave a callback: it would end the thread, and
 //! all calls on it.
 
+pub mod auth;
 mod gate;
 pub(crate) mod guard;
 pub(crate) mod stream;
@@ -36,6 +37,7 @@ use crate::host::logging::clean;
 use crate::host::threads;
 use crate::metrics::grpc::{COUNTS, End};
 use crate::metrics::snapshot::Snapshot;
+use auth::Auth;
 use gate::{Gate, Permit};
 use guard::{Guard, Peers};
 use stream::{Answer, Guarded, Produce, Sending, Stream, later};
@@ -66,6 +68,7 @@ const PINGS_APART: Duration = Duration::from_secs(10);
 /// The running server. Dropping it ends every call and stops it.
 pub struct GrpcServer {
     address: SocketAddr,
+    auth: Auth,
     servers: Servers,
     guard: Option<Guard>,
     // In this order: calls first, then what they wait for.
@@ -115,6 +118,11 @@ impl GrpcServer {
         self.address
     }
 
+    /// The token that calls need.
+    pub fn auth(&self) -> &Auth {
+        &self.auth
+    }
+
     /// From now on so many streams and calls may be open; what is open stays.
     pub fn limit(&self, limits: &config::Limits) {
         self.shared.streams.resize(limits.streams);
@@ -127,6 +135,10 @@ pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartEr
     let setup = |e| StartError::Setup("gRPC", e);
     let mut address = SocketAddr::new(config.address, config.port);
     let credentials = tls::credentials(&config.tls).map_err(StartError::Tls)?;
+    let auth = Auth::new(config.token_file.as_deref()).map_err(StartError::Tls)?;
+    if config.token_file.is_some() && credentials.is_none() {
+        log::warn!("server.grpc.auth.token_file without TLS: whoever may listen on loopback reads the token");
+    }
     let listen = move |e| StartError::Listen { server: "gRPC", keys: "server.grpc", address, error: e };
     // gRPC tells only that it could not listen, not why.
     let listener = listen::bind(address).map_err(listen)?;
@@ -162,6 +174,7 @@ pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartEr
         let server = |local| {
             ServerBuilder::new(Arc::clone(&environment))
                 .requests_slot_per_cq(SLOTS)
+                .add_checker(auth.clone())
                 .channel_args(channel(limits, quota.clone(), &environment).build_args())
                 .register_service(metrics_service(&shared, local))
                 .register_service(health_service(&shared))
@@ -199,7 +212,7 @@ pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartEr
             Some(Guard::start(listener, peers, Box::new(attach)).map_err(setup)?)
         }
     };
-    Ok(GrpcServer { address, servers, guard, shared, _environment: environment })
+    Ok(GrpcServer { address, auth, servers, guard, shared, _environment: environment })
 }
 
 fn lock(servers: &Servers) -> MutexGuard<'_, Vec<Server>> {

@@ -29,6 +29,9 @@ pub fn credentials(config: &Tls) -> Result<Option<ServerCredentials>, String> {
 
 /// Whether the files of the configuration can be used; false if none are needed. An error names the file.
 pub fn check(config: &Grpc) -> Result<bool, String> {
+    if let Some(file) = config.token_file.as_ref().filter(|_| config.enabled) {
+        super::auth::read(file)?;
+    }
     let files = Files::of(&config.tls).filter(|_| config.enabled);
     files.map_or(Ok(false), |files| files.load().map(|_| true))
 }

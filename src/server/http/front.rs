@@ -2,22 +2,23 @@
 //! bounds what each may take of time and memory, and passes complete requests to tiny_http.
 //!
 //! ```text
-//!           first byte      blank line       last byte of the body
-//!  Waiting ───────────> Head ───────> Body ───────────────────────> InWork
-//!     ^                   │ bad, too large, too late                   │ answer
-//!     │                   v                                            v
-//!     └─ keep-alive ─ Writing <────────────────────────────────────────┘
+//!           first byte      blank line        known          last byte of the body
+//!  Waiting ───────────> Head ───────> Login ───────────> Body ───────────────────> InWork
+//!     ^                   │ bad, too large, too late, unknown                         │ answer
+//!     │                   v                                                           v
+//!     └─ keep-alive ─ Writing <───────────────────────────────────────────────────────┘
 //!                         │ otherwise
 //!                         v
 //!                     Lingering ──> closed
 //! ```
+//! With TLS a connection begins in Handshake instead. Who may ask without a password leaves Login at once.
 //! A request for the stream leads from Body to Streaming instead, which ends with the connection.
 //! Nothing is read while a request is in work or its answer is being written: pipelined requests wait in the
 //! input buffer, and behind it in the socket.
 
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,12 +27,16 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::failure;
+use super::access::{Access, Policy, Tokens};
 use super::gateway::Ticks;
 use super::hosts::Hosts;
 use super::inner::{Answer, Inner, Lane};
+use super::login::{Attempt, Known, Login};
 use super::request::{self, HEAD_MAX, Head, Reply};
+use super::transport::{Handshake, Transport};
+use super::{failure, header};
 use crate::ebpf::poll::{self, POLLIN, POLLOUT, POLLRDHUP, PollFd};
+use crate::metrics::http::COUNTS;
 use crate::server::listen;
 
 /// Most client connections.
@@ -40,6 +45,14 @@ const CLIENTS_MAX: usize = 128;
 const ANSWERS_MAX: usize = 8 << 20;
 /// Time without any request, on a new connection or between two requests.
 const IDLE: Duration = Duration::from_secs(75);
+/// Time for a TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Time spent on handshakes in one round, and then without any: they get half of the thread at most, and a client with a
+/// connection waits no longer.
+const HANDSHAKES: Duration = Duration::from_millis(10);
+/// Clients whose passwords may wait to be checked, and how many of them from one address.
+const LOGINS_MAX: usize = 32;
+const LOGINS_EACH: usize = 8;
 /// Time from the first byte of a request to its last.
 const REQUEST: Duration = Duration::from_secs(5);
 /// Time for tiny_http to answer: far more than any page takes.
@@ -86,10 +99,11 @@ pub fn run(
     servers: &Sender<Arc<Inner>>,
     open_stream: &OpenStream,
     hosts: Option<&Hosts>,
+    (access, mut login): (&Access, Login),
 ) {
     let mut first = Some(inner);
     loop {
-        let mut front = Front::new(listener, woken, servers, open_stream, hosts.cloned());
+        let mut front = Front::new(listener, woken, servers, open_stream, hosts.cloned(), (access, &mut login));
         if let Some(inner) = first.take() {
             front.install(inner);
         }
@@ -104,7 +118,7 @@ pub fn run(
 }
 
 struct Client {
-    stream: TcpStream,
+    stream: Transport,
     peer: SocketAddr,
     state: State,
     /// The names under which the agent may be asked.
@@ -116,15 +130,21 @@ struct Client {
     /// It has ended its sending side while its request was in work. It may still read, but nearly all that do this
     /// are gone: others come first.
     leaving: bool,
+    /// What is added to the head of each answer, by name.
+    headers: Arc<Policy>,
 }
 
 enum State {
+    /// TLS is being agreed on. Whether the socket has to be written to, to go on.
+    Handshake { writes: bool },
     /// No byte of a request yet.
     Waiting,
     /// Part of a head, searched for its end up to here.
     Head { searched: usize },
+    /// A complete head. Who asks has to be known; an attempt is being checked, or waits for that.
+    Login { head: Box<Head>, attempt: Option<Box<Attempt>> },
     /// A head, what is missing of the body, and what is there of it if a route wants it.
-    Body { head: Head, missing: usize, body: Vec<u8> },
+    Body { head: Box<Head>, missing: usize, body: Vec<u8> },
     /// A stream of lines.
     Streaming(Box<Streaming>),
     /// The request is complete: it waits for a free lane, or tiny_http has it (then it is `None` here).
@@ -207,9 +227,10 @@ impl Client {
         }
         self.since
             + match self.state {
+                State::Handshake { .. } => HANDSHAKE,
                 State::Waiting => IDLE,
                 State::Head { .. } | State::Body { .. } => REQUEST,
-                State::InWork { .. } => WORK,
+                State::Login { .. } | State::InWork { .. } => WORK,
                 State::Writing { .. } => ANSWER,
                 State::Lingering { .. } => LINGER,
                 State::Streaming(_) => STREAM_PATIENCE, // has times of its own, see above
@@ -218,8 +239,9 @@ impl Client {
 
     fn events(&self) -> i16 {
         match self.state {
-            State::InWork { .. } if self.leaving => 0,
-            State::InWork { .. } => POLLRDHUP,
+            State::Handshake { writes: true } => POLLOUT,
+            State::Login { .. } | State::InWork { .. } if self.leaving => 0,
+            State::Login { .. } | State::InWork { .. } => POLLRDHUP,
             State::Writing { .. } => POLLOUT,
             State::Streaming(ref stream) if stream.is_pending() => POLLIN | POLLOUT,
             _ => POLLIN,
@@ -229,8 +251,8 @@ impl Client {
     /// How willingly its place is given to another: low goes first.
     fn rank(&self) -> u8 {
         match self.state {
-            State::Lingering { .. } => 0,
-            State::Waiting | State::Head { .. } | State::Body { .. } => 1,
+            State::Lingering { .. } | State::Handshake { .. } => 0,
+            State::Login { .. } | State::Waiting | State::Head { .. } | State::Body { .. } => 1,
             State::InWork { request: Some(_), .. } if self.leaving => 1,
             State::Writing { .. } | State::Streaming(_) => 2,
             State::InWork { .. } => 3,
@@ -240,20 +262,21 @@ impl Client {
     /// Its socket has these events to report.
     fn ready(&mut self, events: i16, scratch: &mut [u8]) -> Step {
         match &mut self.state {
+            State::Handshake { .. } => self.greet(scratch),
             State::Waiting | State::Head { .. } | State::Body { .. } => self.receive(scratch),
             State::Writing { .. } => self.flush(),
             State::Streaming(_) => {
                 // What a client sends after its request has no meaning; that it ends does.
-                let left = events & !POLLOUT != 0 && !matches!(read(&mut self.stream, scratch), Ok(None | Some(1..)));
+                let left = events & !POLLOUT != 0 && !matches!(self.stream.read(scratch), Ok(None | Some(1..)));
                 if left { Step::Close } else { self.flush_stream() }
             }
-            State::InWork { .. } if events == POLLRDHUP => {
+            State::Login { .. } | State::InWork { .. } if events == POLLRDHUP => {
                 self.leaving = true;
                 Step::Wait
             }
             // The connection is gone in both directions.
-            State::InWork { .. } => Step::Close,
-            State::Lingering { budget } => match read(&mut self.stream, scratch) {
+            State::Login { .. } | State::InWork { .. } => Step::Close,
+            State::Lingering { budget } => match self.stream.drain(scratch) {
                 Ok(Some(0)) | Err(_) => Step::Close,
                 Ok(None) => Step::Wait,
                 Ok(Some(n)) if n > *budget => Step::Close,
@@ -265,9 +288,36 @@ impl Client {
         }
     }
 
+    /// Whether bytes have come that its socket does not report any more, and would be looked at.
+    fn has_more(&self) -> bool {
+        let reads =
+            matches!(self.state, State::Waiting | State::Head { .. } | State::Body { .. } | State::Streaming(_));
+        reads && self.stream.has_more()
+    }
+
+    /// Goes on with the handshake.
+    fn greet(&mut self, scratch: &mut [u8]) -> Step {
+        match self.stream.handshake() {
+            Handshake::Done => {
+                self.enter(State::Waiting);
+                self.receive(scratch)
+            }
+            Handshake::Reads => {
+                self.state = State::Handshake { writes: false };
+                Step::Wait
+            }
+            Handshake::Writes => {
+                self.state = State::Handshake { writes: true };
+                Step::Wait
+            }
+            Handshake::Plain => self.refuse((400, "this port speaks TLS: ask https:// instead of http://")),
+            Handshake::Failed => self.linger(),
+        }
+    }
+
     fn receive(&mut self, scratch: &mut [u8]) -> Step {
         let room = HEAD_MAX.saturating_sub(self.input.len()).min(scratch.len());
-        match read(&mut self.stream, &mut scratch[..room]) {
+        match self.stream.read(&mut scratch[..room]) {
             Ok(None) => Step::Wait,
             Ok(Some(0)) | Err(_) => Step::Close,
             Ok(Some(n)) => {
@@ -307,7 +357,8 @@ impl Client {
                             }
                             self.input.drain(..end);
                             // Not `enter`: the time for a request is one for head and body.
-                            self.state = State::Body { missing: head.body, head, body: Vec::new() };
+                            self.state = State::Login { head: Box::new(head), attempt: None };
+                            return Step::Wait;
                         }
                     },
                 },
@@ -341,7 +392,12 @@ impl Client {
                     self.enter(State::InWork { request, reply });
                     return Step::Wait;
                 }
-                State::InWork { .. } | State::Writing { .. } | State::Lingering { .. } | State::Streaming(_) => {
+                State::Handshake { .. }
+                | State::Login { .. }
+                | State::InWork { .. }
+                | State::Writing { .. }
+                | State::Lingering { .. }
+                | State::Streaming(_) => {
                     return Step::Wait;
                 }
             }
@@ -366,7 +422,12 @@ impl Client {
             self.enter(State::Waiting);
             return self.advance();
         }
-        if self.stream.shutdown(Shutdown::Write).is_err() {
+        self.linger()
+    }
+
+    /// Says that nothing more comes, and waits for the client to notice.
+    fn linger(&mut self) -> Step {
+        if self.stream.finish().is_err() {
             return Step::Close;
         }
         self.input = Vec::new();
@@ -394,12 +455,25 @@ impl Client {
         Step::Wait
     }
 
+    /// The request may be answered: it goes on.
+    fn let_in(&mut self) -> Step {
+        match std::mem::replace(&mut self.state, State::Waiting) {
+            State::Login { head, .. } => self.state = State::Body { missing: head.body, head, body: Vec::new() },
+            other => self.state = other,
+        }
+        self.advance()
+    }
+
     /// Answers with an error of the front's own, the last answer on this connection.
     fn refuse(&mut self, (code, message): (u16, &str)) -> Step {
         let head_only = matches!(self.state, State::InWork { reply: Reply { head_only: true, .. }, .. });
         let mut bytes = Vec::with_capacity(512);
         let version = tiny_http::HTTPVersion(1, 1);
-        if failure(code, message).raw_print(&mut bytes, version, &[], head_only, None).is_err() {
+        let mut answer = failure(code, message);
+        if code == 401 {
+            answer = answer.with_header(header("WWW-Authenticate", "Basic realm=\"ebpf-sidecar\", charset=\"UTF-8\""));
+        }
+        if answer.raw_print(&mut bytes, version, &[], head_only, None).is_err() {
             return Step::Close; // a Vec takes everything
         }
         match request::end_of_head(&bytes, 0) {
@@ -416,19 +490,24 @@ impl Client {
             (true, _) => b"",
         };
         let blank_line = body.saturating_sub(2);
-        bytes.splice(blank_line..blank_line, connection.iter().copied());
+        let mut added = connection.to_vec();
+        for (name, value) in &self.headers.config.http.headers.0 {
+            if !has_header(&bytes[..blank_line], name) {
+                added.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+            }
+        }
+        bytes.splice(blank_line..blank_line, added);
         self.enter(State::Writing { bytes, sent: 0, keep_alive });
         self.flush()
     }
 }
 
-/// Reads from a non-blocking socket; `None` when there is nothing yet.
-fn read(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-    match stream.read(buffer) {
-        Ok(n) => Ok(Some(n)),
-        Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
-        Err(e) => Err(e),
-    }
+/// Whether an answer's head has a line of this name.
+fn has_header(head: &[u8], name: &str) -> bool {
+    head.split(|b| *b == b'\n').any(|line| {
+        line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()))
+            && line.get(name.len()) == Some(&b':')
+    })
 }
 
 struct Front<'a> {
@@ -437,6 +516,11 @@ struct Front<'a> {
     servers: &'a Sender<Arc<Inner>>,
     open_stream: &'a OpenStream,
     hosts: Option<Hosts>,
+    access: &'a Access,
+    login: &'a mut Login,
+    tokens: Tokens,
+    /// No handshake goes on before.
+    handshakes_at: Instant,
     /// By number, which grows with each connection and is never used again.
     clients: BTreeMap<u64, Client>,
     last_client: u64,
@@ -466,6 +550,7 @@ impl<'a> Front<'a> {
         servers: &'a Sender<Arc<Inner>>,
         open_stream: &'a OpenStream,
         hosts: Option<Hosts>,
+        (access, login): (&'a Access, &'a mut Login),
     ) -> Self {
         let now = Instant::now();
         Front {
@@ -474,6 +559,10 @@ impl<'a> Front<'a> {
             servers,
             open_stream,
             hosts,
+            access,
+            login,
+            tokens: Tokens::default(),
+            handshakes_at: now,
             clients: BTreeMap::new(),
             last_client: Lane::NOBODY,
             inner: None,
@@ -492,7 +581,7 @@ impl<'a> Front<'a> {
 
     fn serve(&mut self) {
         let mut entries: Vec<PollFd> = Vec::new();
-        let mut polled: Vec<u64> = Vec::new();
+        let (mut polled, mut handshakes): (Vec<u64>, Vec<u64>) = Default::default();
         loop {
             let now = Instant::now();
             let in_work = |c: &Client| matches!(c.state, State::InWork { .. } | State::Writing { .. });
@@ -502,25 +591,29 @@ impl<'a> Front<'a> {
             if self.inner.is_none() && now >= self.restart_at {
                 self.restart_inner(now);
             }
+            self.logins(now);
             self.feed();
             self.open_streams();
             self.expire(now);
             self.recover(now);
 
-            // Lanes, clients, the wake-up while not stopping, the listener while accepting: in this order.
+            // Lanes, checked passwords, clients, the wake-up while not stopping, the listener while accepting: in this order.
             entries.clear();
             polled.clear();
             entries.extend(self.lanes.iter().map(|lane| poll::entry(lane.stream(), POLLIN)));
             let lanes = entries.len();
+            entries.push(poll::entry(self.login.socket(), POLLIN));
+            let resting = now < self.handshakes_at;
             for (&id, client) in &self.clients {
-                entries.push(poll::entry(&client.stream, client.events()));
+                let rests = resting && matches!(client.state, State::Handshake { .. });
+                entries.push(poll::entry(&client.stream, if rests { 0 } else { client.events() }));
                 polled.push(id);
             }
             let clients = entries.len();
             let stopping = self.stop_at.is_some();
             if !stopping {
                 entries.push(poll::entry(self.woken, POLLIN));
-                if now >= self.accept_at {
+                if now >= self.accept_at && !resting {
                     entries.push(poll::entry(self.listener, POLLIN));
                 }
             }
@@ -538,27 +631,128 @@ impl<'a> Front<'a> {
             for (lane, _) in entries[..lanes].iter().enumerate().filter(|(_, e)| is_ready(e)) {
                 self.lane_ready(lane);
             }
-            for (&id, entry) in polled.iter().zip(&entries[lanes..clients]).filter(|(_, e)| is_ready(e)) {
-                if let Some(client) = self.clients.get_mut(&id) {
-                    let step = client.ready(entry.revents, &mut self.scratch);
-                    self.act(id, step);
-                }
+            if is_ready(&entries[lanes]) {
+                self.login.take_results();
             }
+            handshakes.clear();
+            for (&id, entry) in polled.iter().zip(&entries[lanes + 1..clients]) {
+                let Some(client) = self.clients.get_mut(&id).filter(|c| is_ready(entry) || c.has_more()) else {
+                    continue;
+                };
+                if let State::Handshake { .. } = client.state {
+                    handshakes.push(id);
+                    continue;
+                }
+                let step = client.ready(if is_ready(entry) { entry.revents } else { POLLIN }, &mut self.scratch);
+                self.act(id, step);
+            }
+            self.shake_hands(&handshakes);
             if entries.get(clients).is_some_and(is_ready) && !stopping {
                 self.stop_at = Some(Instant::now() + STOP);
             }
-            if entries.get(clients + 1).is_some_and(is_ready) {
+            // Accepted, they would push out those whose handshakes wait.
+            if entries.get(clients + 1).is_some_and(is_ready) && Instant::now() >= self.handshakes_at {
                 self.accept();
             }
         }
     }
 
+    /// Goes on with handshakes, the oldest first, as long as they have time.
+    fn shake_hands(&mut self, ready: &[u64]) {
+        let begun = Instant::now();
+        for id in ready {
+            if begun.elapsed() >= HANDSHAKES {
+                self.handshakes_at = Instant::now() + HANDSHAKES;
+                return;
+            }
+            if let Some(client) = self.clients.get_mut(id) {
+                let step = client.greet(&mut self.scratch);
+                self.act(*id, step);
+            }
+        }
+    }
+
+    /// Lets in who may ask, and refuses who may not. What it takes to know that is under way afterwards.
+    fn logins(&mut self, now: Instant) {
+        let asking = |c: &Client| matches!(c.state, State::Login { .. });
+        let ids: Vec<u64> = self.clients.iter().filter(|(_, c)| asking(c)).map(|(&id, _)| id).collect();
+        if ids.is_empty() {
+            return;
+        }
+        ids.into_iter().for_each(|id| self.judge(id, now));
+        let attempts = self.clients.values().filter(|c| !c.leaving).filter_map(|c| match &c.state {
+            State::Login { attempt, .. } => attempt.as_deref(),
+            _ => None,
+        });
+        if let Err(e) = self.login.check(attempts, now) {
+            self.complain("no thread to check a password in", &e);
+        }
+    }
+
+    /// Lets a client in, refuses it, or has it wait until its password was checked.
+    fn judge(&mut self, id: u64, now: Instant) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        let State::Login { head, attempt } = &client.state else { return };
+        let policy = self.access.current();
+        let users = &policy.config.users;
+        let mut new = None;
+        let known = match attempt {
+            Some(attempt) => Ok(self.login.known(attempt)),
+            None if !self.tokens.take(&policy.config.rate_limit, now) => {
+                Err((429, "more requests than the rate_limit of server.http.web_config allows: try again later"))
+            }
+            None if users.0.is_empty() => Ok(Known::Right),
+            None => match &head.authorization {
+                None => Err((401, "a user name and a password are wanted")),
+                Some(header) => match self.login.attempt(header, users, client.peer.ip()) {
+                    None => Ok(Known::Wrong),
+                    Some(attempt) => {
+                        let known = self.login.known(&attempt);
+                        new = Some(Box::new(attempt));
+                        Ok(known)
+                    }
+                },
+            },
+        };
+        client.headers = Arc::clone(&policy);
+        let step = match known {
+            Ok(Known::Unknown) => {
+                let Some(new) = new else { return };
+                let peer = client.peer.ip();
+                let waiting = |c: &&Client| matches!(c.state, State::Login { attempt: Some(_), .. });
+                let all = self.clients.values().filter(waiting).count();
+                let same = self.clients.values().filter(waiting).filter(|c| c.peer.ip() == peer).count();
+                let Some(client) = self.clients.get_mut(&id) else { return };
+                match &mut client.state {
+                    State::Login { attempt, .. } if all < LOGINS_MAX && same < LOGINS_EACH => {
+                        *attempt = Some(new);
+                        return;
+                    }
+                    _ => client.refuse((429, "too many passwords wait to be checked: try again in a second")),
+                }
+            }
+            Ok(Known::Right) => client.let_in(),
+            Ok(Known::Wrong) => {
+                COUNTS.login_failed();
+                client.refuse((401, "user name and password do not belong together"))
+            }
+            Err(refusal) => client.refuse(refusal),
+        };
+        self.act(id, step);
+    }
+
     /// How long nothing is due.
     fn timeout(&self, now: Instant) -> Option<Duration> {
+        if self.clients.values().any(Client::has_more) {
+            return Some(Duration::ZERO);
+        }
         let restart = self.inner.is_none().then_some(self.restart_at);
+        let handshakes = (self.handshakes_at > now).then_some(self.handshakes_at);
+        let waits = self.clients.values().any(|c| matches!(c.state, State::Login { .. }));
+        let login = self.login.next_at().filter(|at| waits && *at > now);
         let accept = (self.accept_at > now).then_some(self.accept_at);
         let clients = self.clients.values().map(Client::deadline);
-        let next = clients.chain(restart).chain(accept).chain(self.stop_at).min();
+        let next = clients.chain(restart).chain(accept).chain(handshakes).chain(login).chain(self.stop_at).min();
         next.map(|at| at.saturating_duration_since(now))
     }
 
@@ -581,7 +775,7 @@ impl<'a> Front<'a> {
                 State::Head { .. } | State::Body { .. } => {
                     client.refuse((408, "a request has to be complete within 5 s of its first byte"))
                 }
-                State::InWork { .. } => client.refuse((503, "the agent is too busy to answer")),
+                State::Login { .. } | State::InWork { .. } => client.refuse((503, "the agent is too busy to answer")),
                 _ => Step::Close,
             };
             self.act(id, step);
@@ -676,6 +870,12 @@ impl<'a> Front<'a> {
         if stream.set_nonblocking(true).is_err() || stream.set_nodelay(true).is_err() {
             return;
         }
+        let policy = self.access.current();
+        let stream = match Transport::new(stream, policy.tls.as_ref()) {
+            Ok(stream) => stream,
+            Err(e) => return self.complain("no TLS for a new connection", &e),
+        };
+        let tls = stream.is_tls();
         self.make_room(u8::MAX);
         self.last_client += 1;
         let id = self.last_client;
@@ -684,15 +884,17 @@ impl<'a> Front<'a> {
             stream,
             peer,
             hosts: self.hosts.clone(),
-            state: State::Waiting,
+            state: if tls { State::Handshake { writes: false } } else { State::Waiting },
             since,
             input: Vec::new(),
             leaving: false,
+            headers: policy,
         };
-        // At once: a client that has sent its request is not in the way of those that come after it.
-        let step = client.receive(&mut self.scratch);
+        // At once: a client that has sent its request is not in the way of those that come after it. Handshakes have a turn.
+        let step = if tls { Step::Wait } else { client.receive(&mut self.scratch) };
         self.clients.insert(id, client);
         self.act(id, step);
+        self.judge(id, since);
     }
 
     /// Closes connections of at most `rank` until there is room for one more; whether it closed any.
@@ -846,6 +1048,8 @@ impl Drop for Front<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
+    use std::net::Shutdown;
     use std::sync::mpsc;
 
     #[test]
@@ -859,7 +1063,10 @@ mod tests {
         inner.1[0].stream().shutdown(Shutdown::Both).unwrap();
 
         thread::scope(|scope| {
-            scope.spawn(move || run(&listener, &woken, inner, &servers, &|_| Err((404, "no streams".into())), None));
+            scope.spawn(move || {
+                let who = (&Access::new(None).unwrap(), Login::new().unwrap());
+                run(&listener, &woken, inner, &servers, &|_| Err((404, "no streams".into())), None, who)
+            });
             let started = scope.spawn(move || {
                 received
                     .into_iter()

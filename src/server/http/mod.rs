@@ -12,14 +12,19 @@ use std::thread::{self, JoinHandle};
 
 use tiny_http::{Header, Method, Request, Response};
 
+pub mod access;
 mod front;
 pub mod gateway;
 pub mod hosts;
 mod inner;
+mod login;
 pub(crate) mod request;
+mod transport;
 
+use self::access::Access;
 use self::gateway::{CONFIGURE_PATH, Configure, Gateway};
 use self::inner::Inner;
+use self::login::Login;
 use self::request::PEER;
 use crate::api::{Code, Failure};
 use crate::ebpf::poll;
@@ -111,13 +116,14 @@ impl Drop for HttpServer {
     }
 }
 
-/// Starts the server, with `gateway`'s paths if there is one. It listens when this returns.
+/// Starts the server, with `gateway`'s paths if there is one, for those whom `access` lets in. It listens when this returns.
 pub fn start(
     address: SocketAddr,
     metrics_path: &str,
     cell: SnapshotCell,
     render: Render,
     gateway: Option<Gateway>,
+    access: Access,
 ) -> Result<HttpServer, StartError> {
     let listen = |e| StartError::Listen { server: "HTTP", keys: "server.http", address, error: e };
     let setup = |e| StartError::Setup("HTTP", e);
@@ -129,6 +135,7 @@ pub fn start(
 
     let (wake, woken) = UnixStream::pair().map_err(setup)?;
     let inner = Inner::start().map_err(setup)?;
+    let login = Login::new().map_err(setup)?;
     let (servers, received) = mpsc::channel::<Arc<Inner>>();
     let gateway = gateway.map(Arc::new);
     let of_front = gateway.clone();
@@ -156,7 +163,7 @@ pub fn start(
     server.threads.push(answer.map_err(setup)?);
     let front = thread::Builder::new()
         .name("http-front".into())
-        .spawn(move || front::run(&listener, &woken, inner, &servers, &open_stream, hosts.as_ref()));
+        .spawn(move || front::run(&listener, &woken, inner, &servers, &open_stream, hosts.as_ref(), (&access, login)));
     // On failure the closure is gone, and with it the sender that the first thread waits for.
     server.threads.push(front.map_err(setup)?);
     Ok(server)

@@ -33,6 +33,8 @@ pub struct Head {
     pub stream: Option<String>,
     /// For a path that only those may read who know the agent's name: the Host and Origin headers.
     pub browser: Option<(Option<String>, Option<String>)>,
+    /// The Authorization header, if there is one and no other.
+    pub authorization: Option<Vec<u8>>,
     /// What the answer has to look like.
     pub reply: Reply,
 }
@@ -141,6 +143,10 @@ pub fn parse(head: &[u8]) -> Result<Head, Refusal> {
         body: if expects { 0 } else { body },
         wants_body,
         stream: (method == "GET" && path == STREAM_PATH).then(|| query.to_owned()),
+        authorization: {
+            let mut all = values(request.headers, "Authorization");
+            all.next().filter(|_| all.next().is_none()).map(<[u8]>::to_vec)
+        },
         browser: guarded.then(|| (header("Host"), header("Origin"))),
         reply: Reply { head_only: method == "HEAD", keep_alive, http_1_0: minor == 0 },
     })
