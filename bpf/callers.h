@@ -12,7 +12,7 @@
 #define FRAMES 20
 
 /* Why a page is filled: as the innermost function says that is one of those known. */
-static __always_inline enum fill_cause cause_by_stack(void *ctx, const struct settings *set)
+static __always_inline enum fill_cause cause_by_stack(void *ctx, settings_t *set)
 {
 	__u64 stack[FRAMES];
 	int i, j;

@@ -19,11 +19,7 @@ static __always_inline int fadvise_returned(__u32 advice, long ret)
 	barrier_var(slot); /* as in reclaim_ends() */
 	if (!t || slot >= ADVICES)
 		return 0;
-	ADD(t->fadvise_advice[slot], 1);
-	if (ret)
-		ADD(t->fadvise_failed, 1);
-	else
-		ADD(t->fadvise_success, 1);
+	ADD((ret ? t->fadvise_failed : t->fadvise_success)[slot], 1);
 
 	current_proc(&key);
 	row = current_row(&key);

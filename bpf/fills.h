@@ -139,7 +139,7 @@ static __always_inline enum fill_cause cause_by_name(int nr)
  * another file than the one that is read or written can be a fault inside the copy, or the work of a stacked file
  * system; a thread of the kernel or of io_uring makes no calls; those of 32-bit programs have other numbers.
  */
-static __always_inline int fill_cause(void *ctx, const struct settings *set, struct inode *inode, bool stack)
+static __always_inline int fill_cause(void *ctx, settings_t *set, struct inode *inode, bool stack)
 {
 	struct task_struct *task = this_task();
 	struct inode *read = 0, *written = 0;
@@ -186,7 +186,7 @@ static __always_inline int fill_cause(void *ctx, const struct settings *set, str
 }
 
 /* `pages` pages of a file have come: a folio. */
-static __always_inline int pages_added(void *ctx, const struct settings *set, struct inode *inode, __u64 pages, bool stack)
+static __always_inline int pages_added(void *ctx, settings_t *set, struct inode *inode, __u64 pages, bool stack)
 {
 	struct totals *t = cpu_totals();
 	__u64 cause;

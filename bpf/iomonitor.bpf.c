@@ -4,8 +4,7 @@
  * filled and evicted by cause, reclaim. Here are the entry points: which event, which subject.
  *
  * Each subject's logic stands once, in a header of its own, as functions of plain values; an entry point, one
- * for each way of attaching, only fetches those values. No global variables (kernels before 5.2 lack them):
- * settings come from a map.
+ * for each way of attaching, only fetches those values.
  */
 #include "evictions.h"
 #include "fadvise.h"
@@ -33,6 +32,12 @@ int fexit_fadvise_call(__u64 *ctx)
 	return scoped() ? fadvise_returned(advice_asked(), (int)ctx[1]) : 0;
 }
 
+/* Whether a read that has returned so much of this file is one that counts. */
+static __always_inline bool is_counted(struct file *file, long bytes)
+{
+	return bytes > 0 && (file->f_inode->i_mode & S_IFMT) == S_IFREG;
+}
+
 /*
  * filemap_read(iocb, iter, already_read), before 5.12 generic_file_buffered_read: returns the bytes copied and
  * those already read, and has moved iocb->ki_pos to the end.
@@ -41,32 +46,34 @@ static __always_inline int filemap_read_returned(__u64 *ctx, bool timed)
 {
 	struct kiocb *iocb = (struct kiocb *)ctx[0];
 	long bytes = (long)ctx[3] - (long)ctx[2];
-	const struct settings *set = scoped();
-	bool counts;
+	struct read_wait *wait;
+	settings_t *set;
 
+	barrier_var(bytes); /* one register, not two: each that a program uses is saved and restored */
+	set = scoped();
 	if (!set)
 		return 0;
-	counts = bytes > 0 && (iocb->ki_filp->f_inode->i_mode & S_IFMT) == S_IFREG;
-	if (timed)
-		read_ends(counts);
-	return counts ? bytes_read(set, iocb->ki_pos - bytes, bytes) : 0;
+	if (timed && (wait = own_wait()))
+		read_ends(wait, is_counted(iocb->ki_filp, bytes));
+	return is_counted(iocb->ki_filp, bytes) ? bytes_read(set, iocb->ki_pos - bytes, bytes) : 0;
 }
 
 /* filemap_splice_read(in, ppos, pipe, len, flags), 6.5+: sendfile and splice; *ppos is at the end. */
 static __always_inline int splice_read_returned(__u64 *ctx, bool timed)
 {
-	struct file *in = (struct file *)ctx[0];
-	long bytes = (long)ctx[5];
-	const struct settings *set = scoped();
-	bool counts;
+	settings_t *set = scoped();
+	struct read_wait *wait;
+	struct file *in;
 	__u64 pos = 0;
+	long bytes;
 
 	if (!set)
 		return 0;
-	counts = bytes > 0 && (in->f_inode->i_mode & S_IFMT) == S_IFREG;
-	if (timed)
-		read_ends(counts);
-	if (!counts)
+	in = (struct file *)ctx[0];
+	bytes = (long)ctx[5];
+	if (timed && (wait = own_wait()))
+		read_ends(wait, is_counted(in, bytes));
+	if (!is_counted(in, bytes))
 		return 0;
 	bpf_probe_read_kernel(&pos, sizeof(pos), (void *)ctx[1]);
 	return bytes_read(set, pos - bytes, bytes);
@@ -135,7 +142,7 @@ int kret_fadvise(struct pt_regs *ctx)
 }
 
 /* One end of the function only, the entry: a probe at both costs twice as much and carries state by thread. */
-static __always_inline int read_called(const struct settings *set, struct pt_regs *ctx)
+static __always_inline int read_called(settings_t *set, struct pt_regs *ctx)
 {
 	struct kiocb *iocb = (struct kiocb *)KPROBE_ARG0(ctx);
 	struct iov_iter *iter = (struct iov_iter *)KPROBE_ARG1(ctx);
@@ -148,7 +155,7 @@ static __always_inline int read_called(const struct settings *set, struct pt_reg
 SEC("kprobe/filemap_read")
 int kprobe_read(struct pt_regs *ctx)
 {
-	const struct settings *set = scoped();
+	settings_t *set = scoped();
 
 	return set ? read_called(set, ctx) : 0;
 }
@@ -158,7 +165,7 @@ SEC("kprobe/generic_file_read_iter")
 int kprobe_read_iter(struct pt_regs *ctx)
 {
 	struct kiocb *iocb = (struct kiocb *)KPROBE_ARG0(ctx);
-	const struct settings *set = scoped();
+	settings_t *set = scoped();
 
 	return set && !(BPF_CORE_READ(iocb, ki_filp, f_flags) & O_DIRECT) ? read_called(set, ctx) : 0;
 }
@@ -166,7 +173,7 @@ int kprobe_read_iter(struct pt_regs *ctx)
 SEC("kprobe/filemap_splice_read")
 int kprobe_splice(struct pt_regs *ctx)
 {
-	const struct settings *set = scoped();
+	settings_t *set = scoped();
 	__u64 pos = 0;
 
 	if (!set)
@@ -193,10 +200,9 @@ int tp_fadvise(struct sys_exit_args *ctx)
 /* A tracepoint hands over a folio as the number of its first page; the pages' descriptions are one array. */
 static __always_inline void *page_at(__u64 pfn)
 {
-	__u32 zero = 0;
-	struct settings *set = bpf_map_lookup_elem(&settings, &zero);
+	struct state *st = the_state();
 
-	return set ? (void *)(set->vmemmap + pfn * bpf_core_type_size(struct page)) : 0;
+	return st ? (void *)(st->vmemmap + pfn * bpf_core_type_size(struct page)) : 0;
 }
 
 /* Before 6.1 the order is not told, and hardly any folio has one. */
@@ -217,7 +223,7 @@ static __always_inline __u64 pages_in(struct trace_event_raw_mm_filemap_op_page_
 
 static __always_inline int filled(struct trace_event_raw_mm_filemap_op_page_cache *ctx, bool stack)
 {
-	const struct settings *set = scoped();
+	settings_t *set = scoped();
 
 	return set ? pages_added(ctx, set, folio_inode(page_at(ctx->pfn)), pages_in(ctx), stack) : 0;
 }
@@ -289,7 +295,7 @@ int raw_read(struct bpf_raw_tracepoint_args *ctx)
 SEC("raw_tracepoint/mm_filemap_add_to_page_cache")
 int raw_fill(struct bpf_raw_tracepoint_args *ctx)
 {
-	const struct settings *set = scoped();
+	settings_t *set = scoped();
 	void *folio = (void *)ctx->args[0];
 
 	return set ? pages_added(ctx, set, folio_inode(folio), folio_pages(folio), true) : 0;

@@ -9,7 +9,7 @@
  * Attempts, misses and fills are of one population: a read counts if its fills are known to be a read's. By the stack
  * that is told of every reader, by the call alone (fill_cause() in fills.h) of these.
  */
-static __always_inline bool fills_are_told(const struct settings *set)
+static __always_inline bool fills_are_told(settings_t *set)
 {
 	struct syscall call;
 
@@ -75,62 +75,66 @@ static __always_inline __u64 number(const void *pointer)
  * Where the registers saved at the entry of a system call lie: at one place in the stack of every task. And what
  * finds that stack from `ctx`, which lies in it, if stacks are aligned to their size.
  */
-static __always_inline void learn_stack(void *ctx, struct task_struct *task, struct settings *set)
+static __always_inline void learn_stack(void *ctx, struct task_struct *task, struct state *st)
 {
 	__u64 stack = (__u64)BPF_CORE_READ(task, stack);
 	__u64 size = number((void *)bpf_task_pt_regs(task)) - stack;
 	int i;
 
-	set->regs_offset = size;
+	st->regs_offset = size;
 #pragma unroll
 	for (i = 1; i < 32; i *= 2) /* up to the power of two above: the registers are at the top */
 		size |= size >> i;
 	size++;
 	if ((number(ctx) & ~(size - 1)) != stack)
 		return;
-	set->stack_size = size;
-	set->address = number(set);
+	st->stack_size = size;
+	st->address = number(st);
 }
 
 /*
  * The registers saved when the current call entered the kernel. A wrong place would at most lose the beginning of
  * a read: see what pages_asked() demands.
  */
-static __always_inline struct pt_regs *saved_regs(void *ctx, struct task_struct *task, struct settings *set)
+static __always_inline struct pt_regs *saved_regs(void *ctx, struct task_struct *task)
 {
-	if (!set->regs_offset)
-		learn_stack(ctx, task, set);
-	return bpf_rdonly_cast(task->stack + set->regs_offset, bpf_core_type_id_kernel(struct pt_regs));
+	struct state *st = the_state();
+
+	if (!st->regs_offset)
+		learn_stack(ctx, task, st);
+	return bpf_rdonly_cast(task->stack + st->regs_offset, bpf_core_type_id_kernel(struct pt_regs));
 }
 
 /* The same without the helper that tells the task, which would take a sixth of the time; null if unknown. */
-static __always_inline struct pt_regs *saved_regs_here(void *ctx, struct settings *set)
+static __always_inline struct pt_regs *saved_regs_here(void *ctx)
 {
+	struct state *st = the_state();
 	__u64 here;
 
-	if (!set->regs_offset || !set->stack_size || !set->address)
+	if (!st->regs_offset || !st->stack_size || !st->address)
 		return 0;
 	/* Pointers can be subtracted, but not masked. */
-	here = (__u64)ctx - (__u64)set + set->address;
-	return bpf_rdonly_cast((void *)((here & ~(set->stack_size - 1)) + set->regs_offset),
+	here = (__u64)ctx - (__u64)st + st->address;
+	return bpf_rdonly_cast((void *)((here & ~(st->stack_size - 1)) + st->regs_offset),
 			       bpf_core_type_id_kernel(struct pt_regs));
 }
 
 /* One page, where the current pread begins: the most frequent read, told by the fewest loads. */
-static __always_inline bool is_whole_pread(const struct pt_regs *regs, struct settings *set, const struct pages *event)
+static __always_inline bool is_whole_pread(const struct pt_regs *regs, settings_t *set, const struct pages *event)
 {
 	return event->first == event->last && (int)regs->SYSCALL_NR == NR_pread64 &&
-	       regs->SYSCALL_ARG3 >> set->page_shift == event->first;
+	       regs->SYSCALL_ARG3 >> page_shift(set) == event->first;
 }
 
 /*
  * The pages that the current call asks for, if it is one of read; others do not tell by themselves where they begin.
  * False as well if `event`, of `inode`, is no part of such a range: then it is of a read inside the call.
  */
-static __always_inline bool pages_asked(struct task_struct *task, const struct pt_regs *regs, struct settings *set,
+static __always_inline bool pages_asked(struct task_struct *task, const struct pt_regs *regs, settings_t *set,
 					struct inode *inode, const struct pages *event, struct pages *asked)
 {
 	int nr = regs->SYSCALL_NR;
+	__u32 shift = page_shift(set);
 	struct file *file = 0;
 	__u64 pos, len;
 
@@ -152,13 +156,13 @@ static __always_inline bool pages_asked(struct task_struct *task, const struct p
 		/* How long the buffers are together, only the end of the event tells: it must be of this very file. */
 		if (file->f_inode != inode)
 			return false;
-		asked->first = pos >> set->page_shift;
+		asked->first = pos >> shift;
 		asked->last = event->last;
 		return asked->first <= event->first;
 	}
 	len = regs->SYSCALL_ARG2;
-	asked->first = pos >> set->page_shift;
-	asked->last = (pos + len - 1) >> set->page_shift;
+	asked->first = pos >> shift;
+	asked->last = (pos + len - 1) >> shift;
 	return len && asked->first <= event->first && event->first <= asked->last && asked->last <= event->last;
 }
 
@@ -173,7 +177,7 @@ static __always_inline bool pages_asked(struct task_struct *task, const struct p
  */
 static __always_inline int page_read(void *ctx, __u64 mapping, __u64 index, __u64 last)
 {
-	struct settings *set = scoped();
+	settings_t *set = scoped();
 	struct task_struct *task;
 	struct pages p = { index, last };
 	struct pages asked;
@@ -182,6 +186,7 @@ static __always_inline int page_read(void *ctx, __u64 mapping, __u64 index, __u6
 	struct inode *inode;
 	struct totals *t;
 	bool known;
+	__u32 shift;
 	__u64 end;
 
 	if (!set)
@@ -190,11 +195,11 @@ static __always_inline int page_read(void *ctx, __u64 mapping, __u64 index, __u6
 	inode = space->host;
 	if ((inode->i_mode & S_IFMT) != S_IFREG)
 		return 0;
-	regs = saved_regs_here(ctx, set);
+	regs = saved_regs_here(ctx);
 	if (regs && is_whole_pread(regs, set, &p)) /* and no read begins behind the end of the file */
 		goto count;
 	task = bpf_get_current_task_btf();
-	regs = saved_regs(ctx, task, set);
+	regs = saved_regs(ctx, task);
 	if (!fills_are_told(set))
 		return 0;
 	known = pages_asked(task, regs, set, inode, &p, &asked);
@@ -202,7 +207,8 @@ static __always_inline int page_read(void *ctx, __u64 mapping, __u64 index, __u6
 		return 0;
 	if (known)
 		p = asked;
-	end = ((__u64)inode->i_size + (1ULL << set->page_shift) - 1) >> set->page_shift;
+	shift = page_shift(set);
+	end = ((__u64)inode->i_size + (1ULL << shift) - 1) >> shift;
 	if (p.first >= end)
 		return 0;
 	if (p.last >= end)
@@ -253,13 +259,14 @@ static __always_inline bool is_retry(void *iocb, __u64 pos, int flags)
 }
 
 /* `bytes` from `pos` on, of a file that a buffered read or splice goes over. */
-static __always_inline int bytes_read(const struct settings *set, __u64 pos, __u64 bytes)
+static __always_inline int bytes_read(settings_t *set, __u64 pos, __u64 bytes)
 {
 	struct totals *t = cpu_totals();
+	__u32 shift = page_shift(set);
 
 	if (!t || !bytes || !fills_are_told(set))
 		return 0;
-	ADD(t->read_pages, ((pos + bytes - 1) >> set->page_shift) - (pos >> set->page_shift) + 1);
+	ADD(t->read_pages, ((pos + bytes - 1) >> shift) - (pos >> shift) + 1);
 	ADD(t->read_bytes, bytes);
 	return 0;
 }
@@ -272,10 +279,10 @@ static __always_inline int bytes_read(const struct settings *set, __u64 pos, __u
  * as many bytes, which from the middle of a page on touch one page more than the pipe takes. What asks for more there
  * fills a larger pipe of its own: sendfile into one, from 5.12 on.
  */
-static __always_inline __u64 fits_in_pipe(const struct settings *set, __u64 pos, __u64 bytes)
+static __always_inline __u64 fits_in_pipe(settings_t *set, __u64 pos, __u64 bytes)
 {
-	__u64 pipe = (__u64)PIPE_PAGES << set->page_shift;
-	__u64 room = pipe - (pos & ((1ULL << set->page_shift) - 1));
+	__u64 page = 1ULL << page_shift(set), pipe = PIPE_PAGES * page;
+	__u64 room = pipe - (pos & (page - 1));
 	struct syscall call;
 
 	if (bytes <= room || (bytes > pipe && KERNEL_HAS(get_current_task_btf)))
@@ -285,7 +292,7 @@ static __always_inline __u64 fits_in_pipe(const struct settings *set, __u64 pos,
 }
 
 /* At the entry of a read only what was asked for is known: it counts as far as the file goes. */
-static __always_inline int bytes_asked(const struct settings *set, struct file *file, __u64 pos, __u64 bytes)
+static __always_inline int bytes_asked(settings_t *set, struct file *file, __u64 pos, __u64 bytes)
 {
 	struct inode *inode = LOAD(file, file, f_inode);
 	__u64 size;

@@ -15,12 +15,29 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
+#ifdef NO_BTF
+/* Before 5.2 programs have no variables. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct settings);
 } settings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct state);
+} state SEC(".maps");
+#else
+/*
+ * The verifier takes what stands there for constants, and leaves out what a program then never comes to; volatile, since
+ * what the compiler sees is not what the agent puts there.
+ */
+const volatile struct settings settings SEC(".rodata.settings");
+struct state state SEC(".data.state");
+#endif
 
 struct {
 	__uint(type, BPF_MAP_TYPE_CGROUP_ARRAY);
@@ -37,6 +54,40 @@ struct {
 } totals SEC(".maps");
 
 #define ADD(lvalue, n) ((void)__sync_fetch_and_add(&(lvalue), (n)))
+
+typedef const volatile struct settings settings_t;
+
+static __always_inline settings_t *the_settings(void)
+{
+#ifdef NO_BTF
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&settings, &zero);
+#else
+	return &settings;
+#endif
+}
+
+/* Of all of x86 the same: a constant saves the register that it would lie in. */
+static __always_inline __u32 page_shift(settings_t *set)
+{
+#if defined(__TARGET_ARCH_x86)
+	return 12;
+#else
+	return set->page_shift;
+#endif
+}
+
+static __always_inline struct state *the_state(void)
+{
+#ifdef NO_BTF
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&state, &zero);
+#else
+	return &state;
+#endif
+}
 
 static __always_inline struct totals *cpu_totals(void)
 {
@@ -81,29 +132,44 @@ static __always_inline struct file *open_file(struct task_struct *task, unsigned
  * While the agent attaches, nobody is in the scope: it does itself what is observed, in a thread with a random name, and
  * looks whether the program ran (src/monitor/proof.rs).
  */
-static __always_inline bool proves(struct settings *set)
+static __always_inline bool proves(void)
 {
 	__u64 comm[COMM_LEN / 8] = {};
-	const __u64 *want = (const __u64 *)set->comm;
+	struct state *st;
+	const __u64 *want;
 
 	bpf_get_current_comm(comm, sizeof(comm));
+#ifdef NO_BTF
+	st = the_state();
+#else
+	/* As that, but not so that the compiler keeps it in a register meanwhile, which every call of a program would save. */
+	asm volatile("%0 = state ll" : "=r"(st));
+#endif
+	if (!st)
+		return false;
+	want = (const __u64 *)st->prover;
 	if (comm[0] == want[0] && comm[1] == want[1])
-		ADD(set->proved, 1);
+		ADD(st->proved, 1);
 	return false;
 }
 
-static __always_inline bool in_scope(struct settings *set)
+static __always_inline bool in_scope(settings_t *set)
 {
+	struct state *st = the_state();
 	__u64 comm[COMM_LEN / 8];
 	struct task_struct *task;
-	const __u64 *want, *mask;
+	const volatile __u64 *want, *mask;
+	__u64 scope;
 
-	if (__builtin_expect(set->scope == SCOPE_HOST, true))
+	if (!st)
+		return false;
+	scope = st->scope;
+	if (__builtin_expect(scope == SCOPE_HOST, true))
 		return true;
-	if (set->scope == SCOPE_CGROUP)
+	if (scope == SCOPE_CGROUP)
 		return bpf_current_task_under_cgroup(&scope_cgroup, 0) == 1;
-	if (set->scope == SCOPE_PROOF)
-		return proves(set);
+	if (scope == SCOPE_PROOF)
+		return proves();
 	/*
 	 * The process's name, not the thread's. Only up to its NUL: behind it most kernels before 6.0 leave what they
 	 * had of an earlier name.
@@ -115,29 +181,28 @@ static __always_inline bool in_scope(struct settings *set)
 	} else {
 		BPF_CORE_READ_INTO(&comm, current_task(), group_leader, comm);
 	}
-	want = (const __u64 *)set->comm;
-	mask = (const __u64 *)set->comm_mask;
+	want = (const volatile __u64 *)set->comm;
+	mask = (const volatile __u64 *)set->comm_mask;
 	return (comm[0] & mask[0]) == want[0] && (comm[1] & mask[1]) == want[1];
 }
 
 static __always_inline __u64 regs_offset(void)
 {
-	__u32 zero = 0;
-	struct settings *set = bpf_map_lookup_elem(&settings, &zero);
+	settings_t *set = the_settings();
+	__u64 offset = set ? set->regs_offset : 0;
 	__u64 size;
 
-	if (set && set->regs_offset)
-		return set->regs_offset;
+	if (offset)
+		return offset;
 	/* Not found: a stack has 16 KiB or, if that is more, a page (without KASAN), and they are at its top. */
-	size = set ? 1ULL << (set->page_shift & 31) : 0;
+	size = set ? 1ULL << (page_shift(set) & 31) : 0;
 	return (size > 16 * 1024 ? size : 16 * 1024) - bpf_core_type_size(struct pt_regs);
 }
 
 /* The settings, if the current task is in their scope. */
-static __always_inline struct settings *scoped(void)
+static __always_inline settings_t *scoped(void)
 {
-	__u32 zero = 0;
-	struct settings *set = bpf_map_lookup_elem(&settings, &zero);
+	settings_t *set = the_settings();
 
 	return set && in_scope(set) ? set : 0;
 }

@@ -51,26 +51,32 @@ struct function {
 	__u64 cause; /* enum fill_cause */
 };
 
-/* Set once by the agent, before anything is attached, but for what the programs find out themselves. */
+/* Set by the agent before a program is loaded, and never changed: see `settings` in scope.h. */
 struct settings {
-	__u32 scope; /* enum scope */
-	__u32 page_shift;
-	__u64 regs_offset; /* of the saved registers in a task's stack; 0: not known yet */
-	__u64 stack_size; /* of a task, in bytes; 0: not known yet, or of no use */
-	__u64 address; /* of this struct; 0: not known */
-	__u64 vmemmap; /* address of the struct page of page frame 0; 0: not known */
-	__u64 proved; /* SCOPE_PROOF: how often a program ran for that thread */
-	char comm[COMM_LEN]; /* SCOPE_COMM, SCOPE_PROOF: NUL-padded */
+	__u64 page_shift;
+	__u64 regs_offset; /* of the saved registers in a task's stack; 0: not known */
+	char comm[COMM_LEN]; /* SCOPE_COMM: NUL-padded */
 	__u8 comm_mask[COMM_LEN]; /* and all bits of those bytes of a name that are compared: it and its NUL */
 	__u64 functions_known; /* 0: none */
 	struct function functions[FUNCTIONS];
 };
 
+/* What changes, or is found out, while programs are attached. */
+struct state {
+	__u64 scope; /* enum scope */
+	__u64 proved; /* SCOPE_PROOF: how often a program ran for that thread */
+	char prover[COMM_LEN]; /* and its name, NUL-padded */
+	__u64 vmemmap; /* address of the struct page of page frame 0; 0: not known */
+	/* Found out by learn_stack() in reads.h; 0: not known. */
+	__u64 regs_offset; /* of the saved registers in a task's stack */
+	__u64 stack_size; /* of a task, in bytes */
+	__u64 address; /* of this struct */
+};
+
 /* The counters: one per CPU; only ever grows. Nothing but __u64 and arrays of it (src/monitor/counters.rs). */
 struct totals {
-	__u64 fadvise_success;
-	__u64 fadvise_failed;
-	__u64 fadvise_advice[ADVICES];
+	__u64 fadvise_success[ADVICES];
+	__u64 fadvise_failed[ADVICES];
 	__u64 read_pages;
 	__u64 read_bytes; /* unknown to the tracepoint */
 	__u64 fills[FILL_CAUSES]; /* pages */

@@ -31,23 +31,24 @@ struct reader {
 	__u64 tid, syscr;
 };
 
-static __always_inline void current_reader(struct reader *r)
+static __always_inline __u64 current_tid(void)
 {
-	struct task_struct *task = current_task_btf();
-
-	if (task) {
-		r->tid = (__u32)task->pid;
-		r->syscr = bpf_core_field_exists(task->ioac.syscr) ? task->ioac.syscr : 0;
-	} else {
-		task = current_task();
-		r->tid = (__u32)bpf_get_current_pid_tgid();
-		r->syscr = bpf_core_field_exists(task->ioac.syscr) ? BPF_CORE_READ(task, ioac.syscr) : 0;
-	}
+	if (KERNEL_HAS(get_current_task_btf))
+		return (__u32)bpf_get_current_task_btf()->pid;
+	return (__u32)bpf_get_current_pid_tgid();
 }
 
-static __always_inline struct read_wait *slot_of(const struct reader *r)
+static __always_inline void current_reader(struct reader *r)
 {
-	__u32 slot = r->tid & (READ_SLOTS - 1);
+	struct task_struct *task = this_task();
+
+	r->tid = current_tid();
+	r->syscr = bpf_core_field_exists(task->ioac.syscr) ? LOAD_TASK(task, ioac.syscr) : 0;
+}
+
+static __always_inline struct read_wait *slot_of(__u64 tid)
+{
+	__u32 slot = tid & (READ_SLOTS - 1);
 
 	return bpf_map_lookup_elem(&read_waits, &slot);
 }
@@ -112,7 +113,7 @@ static __always_inline int copying_read_begins(struct file *in)
 	if (!scoped() || BPF_CORE_READ(in, f_flags) & O_DIRECT)
 		return 0;
 	current_reader(&r);
-	wait = slot_of(&r);
+	wait = slot_of(r.tid);
 	if (wait)
 		take_slot(wait, &r, 0);
 	return 0;
@@ -131,7 +132,7 @@ static __always_inline int wait_begins(void)
 	if (call == NO_READ)
 		return 0;
 	current_reader(&r);
-	wait = slot_of(&r);
+	wait = slot_of(r.tid);
 	if (!wait)
 		return 0;
 	if (is_of(wait, &r)) {
@@ -143,17 +144,24 @@ static __always_inline int wait_begins(void)
 	return 0;
 }
 
-/* A read has ended. If it waited, it counts, unless it failed. */
-static __always_inline void read_ends(bool success)
+/* The wait in the current thread's slot, if it is that thread's; null for a read that finds all in the cache. */
+static __always_inline struct read_wait *own_wait(void)
 {
-	struct read_wait *wait;
+	__u64 tid = current_tid();
+	struct read_wait *wait = slot_of(tid);
+
+	return wait && wait->tid == tid ? wait : 0;
+}
+
+/* A read has ended. If it waited, it counts, unless it failed. */
+static __always_inline void read_ends(struct read_wait *wait, bool success)
+{
 	struct totals *t;
 	__u64 bucket, ns;
 	struct reader r;
 
 	current_reader(&r);
-	wait = slot_of(&r);
-	if (!wait || !is_of(wait, &r))
+	if (!is_of(wait, &r))
 		return;
 	wait->tid = 0;
 	if (!success || !wait->since_ns)

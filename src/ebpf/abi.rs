@@ -57,23 +57,13 @@ macro_rules! plain {
 }
 
 plain! {
-    /// Set once, before anything is attached, but for what the programs find out themselves.
+    /// Set before a program is loaded, and never changed.
     Settings = "settings" {
-        /// One of the `SCOPE_` constants.
-        scope: u32,
         /// log2 of the page size.
-        page_shift: u32,
-        /// Where the saved registers lie in a task's stack; 0: the programs fill it in.
+        page_shift: u64,
+        /// Where the saved registers lie in a task's stack; 0: not known.
         regs_offset: u64,
-        /// Bytes of a task's stack; 0: the programs fill it in, where stacks are aligned to their size.
-        stack_size: u64,
-        /// Address of this struct itself; 0: the programs fill it in.
-        address: u64,
-        /// Address of the `struct page` of page frame 0; 0 if it is not known.
-        vmemmap: u64,
-        /// How often a program ran for the thread of that name, under [`SCOPE_PROOF`].
-        proved: u64,
-        /// Name to match under [`SCOPE_COMM`] and [`SCOPE_PROOF`], NUL-padded.
+        /// Name to match under [`SCOPE_COMM`], NUL-padded.
         comm: [u8; COMM_LEN],
         /// All bits of the bytes that are compared: the name and its NUL.
         comm_mask: [u8; COMM_LEN],
@@ -81,6 +71,24 @@ plain! {
         functions_known: u64,
         /// What tells from a task's stack why a page is filled.
         functions: [Function; FUNCTIONS],
+    }
+
+    /// What changes, or is found out, while programs are attached.
+    State = "state" {
+        /// One of the `SCOPE_` constants.
+        scope: u64,
+        /// How often a program ran for the thread of a name, under [`SCOPE_PROOF`].
+        proved: u64,
+        /// And that name, NUL-padded.
+        prover: [u8; COMM_LEN],
+        /// Address of the `struct page` of page frame 0; 0: not known.
+        vmemmap: u64,
+        /// Where the saved registers lie in a task's stack; 0: the programs fill it in.
+        regs_offset: u64,
+        /// Bytes of a task's stack; 0: the programs fill it in, where stacks are aligned to their size.
+        stack_size: u64,
+        /// Address of this struct itself; 0: the programs fill it in.
+        address: u64,
     }
 
     /// A function of the kernel, and what it is for that a page is filled below it.
@@ -142,14 +150,14 @@ plain! {
     }
 }
 
-/// [`Settings::scope`]: everything on the host.
-pub const SCOPE_HOST: u32 = 0;
-/// [`Settings::scope`]: tasks in the cgroup of the map `scope_cgroup`, or below it.
-pub const SCOPE_CGROUP: u32 = 1;
-/// [`Settings::scope`]: processes with a given name.
-pub const SCOPE_COMM: u32 = 2;
-/// Nobody is: a program only tells that it ran for the thread of that name.
-pub const SCOPE_PROOF: u32 = 3;
+/// [`State::scope`]: everything on the host.
+pub const SCOPE_HOST: u64 = 0;
+/// [`State::scope`]: tasks in the cgroup of the map `scope_cgroup`, or below it.
+pub const SCOPE_CGROUP: u64 = 1;
+/// [`State::scope`]: processes with a given name.
+pub const SCOPE_COMM: u64 = 2;
+/// [`State::scope`]: nobody; a program only tells that it ran for the thread of a name.
+pub const SCOPE_PROOF: u64 = 3;
 
 #[cfg(test)]
 mod tests {

@@ -246,7 +246,13 @@ impl<'a> Loader<'a> {
                 let link = program.attach_function()?;
                 (program, link)
             }
-            Hook::Kprobe(functions) => at_symbol(functions, Program::attach_kprobe)?,
+            Hook::Kprobe(functions) => match self.at_one_of(name, functions) {
+                Ok(attached) => attached,
+                Err(e) => {
+                    log::debug!("perf's kprobe is taken for {name}: {e}");
+                    at_symbol(functions, Program::attach_kprobe)?
+                }
+            },
             Hook::Kretprobe(functions) => at_symbol(functions, Program::attach_kretprobe)?,
             Hook::RawTracepoint(tracepoint) => {
                 let program = self.object.load(name, None)?;
@@ -272,6 +278,22 @@ impl<'a> Loader<'a> {
             }
         };
         Ok(Some(attached))
+    }
+
+    /// A kprobe as the tracer of functions has it, which is the cheaper one.
+    fn at_one_of(&self, name: &str, functions: &[&str]) -> Result<(Program, Link), Error> {
+        if os::kernel_version() < (5, 18) {
+            return Err(Error::new("attach by kprobe_multi before Linux 5.18", io::ErrorKind::Unsupported.into()));
+        }
+        let program = self.object.load_multi_kprobe(name)?;
+        let mut failure = no_function(functions);
+        for function in functions {
+            match program.attach_multi_kprobe(function) {
+                Ok(link) => return Ok((program, link)),
+                Err(e) => failure = e,
+            }
+        }
+        Err(failure)
     }
 }
 

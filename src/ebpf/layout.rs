@@ -128,7 +128,7 @@ impl Layout {
     /// Finds it. Takes some milliseconds, and tracefs.
     pub fn find() -> Result<Self, Error> {
         let look = || {
-            let kernel = Kernel::new(Object::prepare("peek", elf(), None)?)?;
+            let kernel = Kernel::new(Object::prepare("peek", elf(), None, None)?)?;
             let known = [KnownFile::new(1234, false).map_err(failed)?, KnownFile::new(2345, true).map_err(failed)?];
             let mut layout = Self::default();
             let explored = layout.explore(&kernel, &known);

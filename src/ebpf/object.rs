@@ -220,16 +220,46 @@ pub struct Object {
 
 impl Object {
     /// Opens the ELF image `elf`, creates its maps and applies the relocations for the running kernel: for its
-    /// types as its own BTF describes them, or as `btf` does.
-    pub fn prepare(name: &str, elf: &[u8], btf: Option<&File>) -> Result<Self, Error> {
+    /// types as its own BTF describes them, or as `btf` does. `constants` are a section of constants, by name, and what
+    /// stands in it.
+    pub fn prepare(
+        name: &str,
+        elf: &[u8],
+        btf: Option<&File>,
+        constants: Option<(&str, &[u8])>,
+    ) -> Result<Self, Error> {
         // Kernels from 5.15 to 6.2 want the map inside of a map of maps described by BTF, as libbpf does it; those from 4.15
         // to 5.1 refuse libbpf's name for it.
-        let prepared = Self::prepare_with(name, elf, btf, false);
-        prepared.or_else(|why| Self::prepare_with(name, elf, btf, true).map_err(|_| why))
+        let prepare = |own_names| {
+            let object = Self::open(name, elf, btf)?;
+            if let Some((section, value)) = constants {
+                object.set_constants(section, value)?;
+            }
+            object.prepared(name, own_names)
+        };
+        prepare(false).or_else(|why| prepare(true).map_err(|_| why))
     }
 
-    fn prepare_with(name: &str, elf: &[u8], btf: Option<&File>, own_names: bool) -> Result<Self, Error> {
-        let object = Self::open(name, elf, btf)?;
+    /// Sets what a section of constants holds, before the kernel has it.
+    fn set_constants(&self, section: &str, value: &[u8]) -> Result<(), Error> {
+        let map = self.find_map(section)?;
+        // SAFETY: the map belongs to the live object, which is not yet prepared; as many bytes as said are copied.
+        let code = unsafe { sys::bpf_map__set_initial_value(map, value.as_ptr().cast(), value.len() as _) };
+        if code == 0 { Ok(()) } else { Err(Error::new(format!("set the constants of {section}"), errno(code))) }
+    }
+
+    fn find_map(&self, name: &str) -> Result<*mut sys::bpf_map, Error> {
+        let c_name = c_string(name)?;
+        // SAFETY: the object is live, the name is a C string.
+        let map = unsafe { sys::bpf_object__find_map_by_name(self.raw.as_ptr(), c_name.as_ptr()) };
+        if map.is_null() {
+            return Err(Error::new(format!("find map {name}"), io::ErrorKind::NotFound.into()));
+        }
+        Ok(map)
+    }
+
+    fn prepared(self, name: &str, own_names: bool) -> Result<Self, Error> {
+        let object = self;
         let _templates = if own_names { object.name_inner_maps()? } else { Vec::new() };
         // SAFETY: the object is open and not yet prepared.
         let code = unsafe { sys::bpf_object__prepare(object.raw.as_ptr()) };
@@ -326,12 +356,7 @@ impl Object {
     /// A handle of the map `name`.
     pub fn map(&self, name: &str) -> Result<Map, Error> {
         let what = || format!("find map {name}");
-        let c_name = c_string(name)?;
-        // SAFETY: the object is live, the name is a C string.
-        let map = unsafe { sys::bpf_object__find_map_by_name(self.raw.as_ptr(), c_name.as_ptr()) };
-        if map.is_null() {
-            return Err(Error::new(what(), io::ErrorKind::NotFound.into()));
-        }
+        let map = self.find_map(name)?;
         // SAFETY: the map belongs to the live object; these only read it.
         let (fd, kind, key_size, value_size) = unsafe {
             (sys::bpf_map__fd(map), sys::bpf_map__type(map), sys::bpf_map__key_size(map), sys::bpf_map__value_size(map))
@@ -375,6 +400,20 @@ impl Object {
     /// Has the kernel verify and load the program `name`; one that hangs at a function (fexit) needs its
     /// number in the kernel's BTF.
     pub fn load(&self, name: &str, function: Option<FunctionId>) -> Result<Program, Error> {
+        self.load_for(name, function, None)
+    }
+
+    /// The same for a program that is to hang at a function by [`Program::attach_multi_kprobe`].
+    pub fn load_multi_kprobe(&self, name: &str) -> Result<Program, Error> {
+        self.load_for(name, None, Some(sys::BPF_TRACE_KPROBE_MULTI))
+    }
+
+    fn load_for(
+        &self,
+        name: &str,
+        function: Option<FunctionId>,
+        place: Option<sys::bpf_attach_type>,
+    ) -> Result<Program, Error> {
         let what = || format!("load program {name}");
         let c_name = c_string(name)?;
         // SAFETY: the object is live, the name is a C string.
@@ -386,7 +425,7 @@ impl Object {
         let (kind, insns, count, mut opts) = unsafe {
             let mut opts = sys::bpf_prog_load_opts {
                 sz: size_of::<sys::bpf_prog_load_opts>() as _,
-                expected_attach_type: sys::bpf_program__expected_attach_type(prog),
+                expected_attach_type: place.unwrap_or_else(|| sys::bpf_program__expected_attach_type(prog)),
                 attach_btf_id: function.map_or(0, |f| f.0),
                 kern_version: sys::bpf_object__kversion(self.raw.as_ptr()), // kprobes before 5.0 ask for it
                 ..Default::default()
@@ -548,6 +587,28 @@ impl Program {
             .map_err(|e| refusal(&format!("attach {} to function {name}", self.name), e))
     }
 
+    /// Attaches it to the entry of the kernel function `name` through the tracer of functions alone, which costs less than
+    /// perf's events (5.18+).
+    pub fn attach_multi_kprobe(&self, name: &str) -> Result<Link, Error> {
+        let c_name = c_string(name)?;
+        let mut names = [c_name.as_ptr()];
+        let mut opts =
+            sys::bpf_link_create_opts { sz: size_of::<sys::bpf_link_create_opts>() as _, ..Default::default() };
+        opts.__bindgen_anon_1.kprobe_multi = sys::bpf_link_create_opts__bindgen_ty_1__bindgen_ty_2 {
+            cnt: 1,
+            syms: names.as_mut_ptr(),
+            ..Default::default()
+        };
+        // SAFETY: the descriptor is a loaded program; the options have the size they say, and their list has one name,
+        // all live for the call.
+        let fd = unsafe { sys::bpf_link_create(self.fd.as_raw_fd(), 0, sys::BPF_TRACE_KPROBE_MULTI, &opts) };
+        if fd < 0 {
+            return Err(refusal(&format!("attach {} to function {name} by kprobe_multi", self.name), errno(fd)));
+        }
+        // SAFETY: a fresh descriptor, ours alone.
+        Ok(Link { fd: unsafe { OwnedFd::from_raw_fd(fd) }, event: None, is_multi: true })
+    }
+
     /// Attaches it to the return of the kernel function `name`.
     pub fn attach_kretprobe(&self, name: &str) -> Result<Link, Error> {
         self.attach_event(name, os::Place::Return)
@@ -556,7 +617,7 @@ impl Program {
     fn attach_event(&self, name: &str, place: os::Place) -> Result<Link, Error> {
         let attach = || {
             let (event, fd) = os::FunctionEvent::attach(name, place, &self.fd)?;
-            Ok(Link { _fd: fd, _event: Some(event) })
+            Ok(Link { fd, event: Some(event), is_multi: false })
         };
         let at = match place {
             os::Place::Entry => "",
@@ -588,13 +649,36 @@ fn counts_misses(kind: sys::bpf_prog_type, kernel: (u32, u32)) -> bool {
 
 /// An attached program: detached when dropped, and then the event that it hung at is removed.
 pub struct Link {
-    _fd: OwnedFd,
-    _event: Option<os::FunctionEvent>,
+    fd: OwnedFd,
+    /// Held for its `Drop`.
+    #[expect(dead_code)]
+    event: Option<os::FunctionEvent>,
+    /// Whether it is one of [`Program::attach_multi_kprobe`].
+    is_multi: bool,
+}
+
+impl Link {
+    /// Events at which the tracer of functions, being in use on that CPU already, did not even come to the program; what
+    /// kernels before 6.7 do not count is 0.
+    pub fn missed(&self) -> Result<u64, Error> {
+        if !self.is_multi {
+            return Ok(0);
+        }
+        let mut info = sys::bpf_link_info::default();
+        let mut len = size_of_val(&info) as u32;
+        // SAFETY: a live struct, and its length.
+        let code = unsafe { sys::bpf_link_get_info_by_fd(self.fd.as_raw_fd(), &mut info, &mut len) };
+        if code != 0 {
+            return Err(Error::new("read what a kprobe missed", errno(code)));
+        }
+        // SAFETY: a link of this type fills that member; what the kernel does not know of it stays 0.
+        Ok(unsafe { info.__bindgen_anon_1.kprobe_multi.missed })
+    }
 }
 
 impl From<OwnedFd> for Link {
     fn from(fd: OwnedFd) -> Self {
-        Self { _fd: fd, _event: None }
+        Self { fd, event: None, is_multi: false }
     }
 }
 
@@ -894,7 +978,7 @@ mod tests {
                 return;
             };
             let elf = crate::monitor::iomonitor::elf_no_btf();
-            let object = Object::prepare("old", elf, Some(&layout.btf().unwrap())).unwrap();
+            let object = Object::prepare("old", elf, Some(&layout.btf().unwrap()), None).unwrap();
             let poisoned: Vec<_> =
                 programs(&object).into_iter().filter(|(_, _, insns)| comes_to_poison(insns)).map(|p| p.0).collect();
             assert!(poisoned.is_empty(), "with the order of folios told ({order}): {poisoned:?}");
@@ -909,15 +993,15 @@ mod tests {
             return;
         };
         let twins = layout.btf_of_twins().unwrap();
-        let e = Object::prepare("twice", crate::monitor::iomonitor::elf(), Some(&twins)).err().unwrap();
+        let e = Object::prepare("twice", crate::monitor::iomonitor::elf(), Some(&twins), None).err().unwrap();
         assert!(e.log.contains("ambiguity"), "{e}");
         // Where no type's number is asked for, two of the same are as good as one.
-        Object::prepare("twice", crate::monitor::iomonitor::elf_no_btf(), Some(&twins)).unwrap();
+        Object::prepare("twice", crate::monitor::iomonitor::elf_no_btf(), Some(&twins), None).unwrap();
     }
 
     #[test]
     fn no_name_has_a_dot() {
-        let object = Object::open("names", crate::monitor::iomonitor::elf(), None).unwrap();
+        let object = Object::open("names", crate::monitor::iomonitor::elf_no_btf(), None).unwrap();
         let inner = |map| {
             // SAFETY: a map of the live object.
             unsafe { !sys::bpf_map__inner_map(map).is_null() }
@@ -1004,7 +1088,7 @@ mod tests {
             println!("SKIPPED a_map_is_emptied_with_batches_and_without: needs root and BTF");
             return;
         }
-        let object = Object::prepare("drain", crate::monitor::iomonitor::elf(), None).unwrap();
+        let object = Object::prepare("drain", crate::monitor::iomonitor::elf(), None, None).unwrap();
         let map = object.map("procs_a").unwrap();
         for batches in [true, false] {
             for tgid in 0..1000 {
@@ -1036,7 +1120,7 @@ mod tests {
 
     #[test]
     fn what_is_no_object_is_an_error_with_libbpfs_words() {
-        let e = Object::prepare("junk", b"this is no ELF file", None).err().unwrap();
+        let e = Object::prepare("junk", b"this is no ELF file", None, None).err().unwrap();
         assert!(e.to_string().starts_with("open BPF object junk"), "{e}");
         assert!(!e.log.is_empty());
     }

@@ -1,6 +1,5 @@
 //! The I/O monitor: attaches bpf/iomonitor.bpf.c and turns its counters into metrics.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
 use std::time::Instant;
@@ -22,7 +21,7 @@ use super::stalls::Stalls;
 use super::stat::{self, View};
 use super::{Module, ModuleSettings, Sample};
 use crate::config::{self, Scope, Switch};
-use crate::ebpf::abi::{self, COMM_LEN, Plain, ProcKey, ProcRow, Settings};
+use crate::ebpf::abi::{self, COMM_LEN, Plain, ProcKey, ProcRow, Settings, State};
 use crate::ebpf::attach::{Hook, Kernel, Loader, Way};
 use crate::ebpf::layout::Layout;
 use crate::ebpf::object::{Aligned, Error, Map, Object};
@@ -248,33 +247,25 @@ impl Attached {
 
 /// Loads the object and attaches each probe in the first way that works.
 fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Error> {
+    let mut settings = settings_for(&config.scope);
+    if config.probes.contains(&CACHE_FILL) {
+        causes::tell(&mut settings);
+    }
     let begin = Instant::now();
-    let (object, layout) = prepare(config.ebpf.btf, || Object::prepare(NAME, elf(), None))?;
+    let (object, layout) = prepare(config.ebpf.btf, || with_btf(settings))?;
     log::debug!("BPF object prepared in {:.6} s", begin.elapsed().as_secs_f64());
-    let mut settings = scope_settings(&config.scope);
+    let mut vmemmap = 0;
+    if let Some(layout) = &layout {
+        settings.regs_offset = layout.regs_offset;
+        object.map("settings")?.update(&0u32.to_ne_bytes(), settings.bytes())?;
+        vmemmap = layout.vmemmap().unwrap_or(0); // asked for again by what needs it
+    }
     let scope = match &config.scope {
         Scope::Cgroup(path) => Some(CgroupScope::new(object.map("scope_cgroup")?, path)),
         Scope::Host | Scope::Comm(_) => None,
     };
-    let mut learn = |layout: &Layout| {
-        settings.regs_offset = layout.regs_offset;
-        settings.vmemmap = layout.vmemmap().unwrap_or(0); // asked for again by what needs it
-    };
-    match &layout {
-        Some(layout) => learn(layout),
-        // There programs have no helper that tells where the registers are saved.
-        None if os::kernel_version() < (5, 15) => match Layout::find() {
-            Ok(layout) => learn(&layout),
-            Err(e) => log::debug!("the saved registers are taken to be at the top of a stack of the usual size: {e}"),
-        },
-        None => {}
-    }
-    if config.probes.contains(&CACHE_FILL) {
-        causes::tell(&mut settings);
-    }
-    let (real, settings) = (settings, Cell::new(settings));
-    let prover = Prover::new(object.map("settings")?, &settings);
-    write_settings(&object, &settings.get())?;
+    let prover =
+        Prover::new(state_map(&object)?, State { scope: scope_number(&config.scope), vmemmap, ..State::default() })?;
     let begin = Instant::now();
     let kernel = Kernel::running();
     let no_btf = layout.is_some().then_some(match config.ebpf.btf {
@@ -284,13 +275,12 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     });
     let before = |hook: &Hook| match hook {
         // These name a page by its frame.
-        Hook::Tracepoint("filemap", _) => tell_frames(&object, &settings),
+        Hook::Tracepoint("filemap", _) => tell_frames(&prover),
         _ => Ok(()),
     };
     let prove = |way: &Way| prover.prove(way);
     let (running, probes) = Running::start(&Loader::new(&object, no_btf, &before, &prove), config, kernel);
-    // From here on it counts.
-    write_settings(&object, &Settings { vmemmap: settings.get().vmemmap, ..real })?;
+    prover.end()?; // from here on it counts
     log::debug!("programs loaded and attached in {:.6} s", begin.elapsed().as_secs_f64());
     let attached = Attached {
         scope,
@@ -332,40 +322,53 @@ fn prepare(btf: Switch, with_btf: impl FnOnce() -> Result<Object, Error>) -> Res
     }
 }
 
+fn with_btf(mut settings: Settings) -> Result<Object, Error> {
+    // There programs have no helper that tells where the registers are saved.
+    if os::kernel_version() < (5, 15) {
+        match Layout::find() {
+            Ok(layout) => settings.regs_offset = layout.regs_offset,
+            Err(e) => log::debug!("the saved registers are taken to be at the top of a stack of the usual size: {e}"),
+        }
+    }
+    Object::prepare(NAME, elf(), None, Some((".rodata.settings", settings.bytes())))
+}
+
 fn without_btf() -> Result<(Object, Layout), Error> {
     let layout = Layout::find()?;
-    let object = Object::prepare(NAME, elf_no_btf(), Some(&layout.btf()?))?;
+    let object = Object::prepare(NAME, elf_no_btf(), Some(&layout.btf()?), None)?;
     Ok((object, layout))
 }
 
-/// What tells the programs whom to count.
-fn scope_settings(scope: &Scope) -> Settings {
-    let mut settings = Settings { page_shift: os::page_size().ilog2(), scope: abi::SCOPE_HOST, ..Default::default() };
-    match scope {
-        Scope::Host => {}
-        Scope::Cgroup(_) => settings.scope = abi::SCOPE_CGROUP,
-        Scope::Comm(name) => {
-            settings.scope = abi::SCOPE_COMM;
-            // The kernel cuts names the same way, and the configuration allows no longer one.
-            let n = name.len().min(COMM_LEN - 1);
-            settings.comm[..n].copy_from_slice(&name.as_bytes()[..n]);
-            settings.comm_mask[..=n].fill(0xff);
-        }
+/// What the programs are told before they are loaded.
+fn settings_for(scope: &Scope) -> Settings {
+    let mut settings = Settings { page_shift: os::page_size().ilog2().into(), ..Default::default() };
+    if let Scope::Comm(name) = scope {
+        // The kernel cuts names the same way, and the configuration allows no longer one.
+        let n = name.len().min(COMM_LEN - 1);
+        settings.comm[..n].copy_from_slice(&name.as_bytes()[..n]);
+        settings.comm_mask[..=n].fill(0xff);
     }
     settings
 }
 
-fn write_settings(object: &Object, settings: &Settings) -> Result<(), Error> {
-    object.map("settings")?.update(&0u32.to_ne_bytes(), settings.bytes())
+fn scope_number(scope: &Scope) -> u64 {
+    match scope {
+        Scope::Host => abi::SCOPE_HOST,
+        Scope::Cgroup(_) => abi::SCOPE_CGROUP,
+        Scope::Comm(_) => abi::SCOPE_COMM,
+    }
+}
+
+/// Where the programs keep what changes: a variable of theirs, or a map of programs that have none.
+pub(super) fn state_map(object: &Object) -> Result<Map, Error> {
+    object.map(".data.state").or_else(|_| object.map("state"))
 }
 
 /// Tells the programs where page frames are described, if they do not know yet.
-fn tell_frames(object: &Object, settings: &Cell<Settings>) -> Result<(), Error> {
-    let mut new = settings.get();
-    if new.vmemmap == 0 {
-        new.vmemmap = Layout::find()?.vmemmap()?;
-        write_settings(object, &new)?;
-        settings.set(new);
+fn tell_frames(prover: &Prover) -> Result<(), Error> {
+    let state = prover.state();
+    if state.vmemmap == 0 {
+        prover.set(State { vmemmap: Layout::find()?.vmemmap()?, ..state })?;
     }
     Ok(())
 }
@@ -395,7 +398,7 @@ mod tests {
             return;
         };
         let twins = layout.btf_of_twins().unwrap();
-        let with_twins = || Object::prepare(NAME, elf(), Some(&twins));
+        let with_twins = || Object::prepare(NAME, elf(), Some(&twins), None);
         let (object, found) = prepare(Switch::Auto, with_twins).unwrap();
         assert!(found.is_some() && !object.has_program("fexit_read"));
         assert!(prepare(Switch::On, with_twins).err().unwrap().to_string().contains("ambiguity"));

@@ -210,14 +210,22 @@ struct Attached {
     mode: &'static str,
     /// Another probe that it counts for.
     also: Option<&'static str>,
-    /// Held for its `Drop`.
-    _link: Link,
+    /// Also held for its `Drop`.
+    link: Link,
     program: Program,
 }
 
 impl Attached {
     fn counts_for(&self, probe: &str) -> bool {
         self.probe == probe || self.also == Some(probe)
+    }
+
+    /// Events that it missed; `None` where the kernel does not count them.
+    fn missed(&self) -> Result<Option<u64>, Error> {
+        Ok(match self.program.missed()? {
+            Some(missed) => Some(missed + self.link.missed()?),
+            None => None,
+        })
     }
 }
 
@@ -257,7 +265,7 @@ impl Running {
             status.mode = Some(mode);
             // The last attached is the first to go.
             let new = programs.into_iter().rev();
-            let new = new.map(|(program, _link)| Attached { probe: probe.name, mode, also: None, _link, program });
+            let new = new.map(|(program, link)| Attached { probe: probe.name, mode, also: None, link, program });
             self.0.splice(0..0, new);
         }
         status
@@ -271,7 +279,7 @@ impl Running {
             if programs.peek().is_none() {
                 continue;
             }
-            let missed: Result<Vec<Option<u64>>, Error> = programs.map(|a| a.program.missed()).collect();
+            let missed: Result<Vec<Option<u64>>, Error> = programs.map(Attached::missed).collect();
             by_probe.extend(missed?.into_iter().sum::<Option<u64>>().map(|missed| (probe.name, missed)));
         }
         Ok(by_probe)

@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread;
 
-use crate::ebpf::abi::{Plain, SCOPE_PROOF, Settings};
+use crate::ebpf::abi::{Plain, SCOPE_PROOF, State};
 use crate::ebpf::attach::{Act, Way};
 use crate::ebpf::object::{Error, Map};
 use crate::ebpf::os;
@@ -21,31 +21,51 @@ const ATTEMPTS: u32 = 5;
 
 /// Proves ways of attaching.
 pub struct Prover {
-    settings: Map,
+    map: Map,
+    state: Cell<State>,
+    /// What comes after the proof.
+    scope: u64,
     name: CString,
 }
 
 impl Prover {
-    /// One whose programs have their settings in this map; what they are is set so that programs run for it alone.
-    pub fn new(map: Map, settings: &Cell<Settings>) -> Self {
+    /// One whose programs have this state in this map; until its [`end`](Self::end), none of them counts.
+    pub fn new(map: Map, state: State) -> Result<Self, Error> {
         // A random number that std makes for each of these, in as many digits as a name has.
         let random = RandomState::new().hash_one(0);
         let name = CString::new(&format!("{random:016x}")[1..]).unwrap_or_default();
-        let mut new = Settings { scope: SCOPE_PROOF, ..settings.get() };
-        new.comm = Default::default();
-        new.comm[..name.as_bytes().len()].copy_from_slice(name.as_bytes());
-        settings.set(new);
-        Self { settings: map, name }
+        let mut new = State { scope: SCOPE_PROOF, ..state };
+        new.prover[..name.as_bytes().len()].copy_from_slice(name.as_bytes());
+        let prover = Self { map, state: Cell::new(new), scope: state.scope, name };
+        prover.set(new)?;
+        Ok(prover)
+    }
+
+    /// The programs' state, as it was set last.
+    pub fn state(&self) -> State {
+        self.state.get()
+    }
+
+    /// Sets it.
+    pub fn set(&self, state: State) -> Result<(), Error> {
+        self.map.update(&0u32.to_ne_bytes(), state.bytes())?;
+        self.state.set(state);
+        Ok(())
+    }
+
+    /// From here on what programs see in their scope counts.
+    pub fn end(&self) -> Result<(), Error> {
+        self.set(State { scope: self.scope, ..self.state() })
     }
 
     /// Whether the programs of a way that was attached run; the error is that they do not.
     pub fn prove(&self, way: &Way) -> Result<(), Error> {
         let Some(proof) = way.proof else { return Ok(()) };
-        let before = self.proved()?;
+        let (before, name) = (self.proved()?, &self.name);
         for _ in 0..ATTEMPTS {
             let done = (proof.prepare)().and_then(|mut file| {
                 // In a thread of its own, since it takes another name.
-                let act = || os::rename_thread(&self.name).and_then(|()| (proof.act)(&mut file));
+                let act = || os::rename_thread(name).and_then(|()| (proof.act)(&mut file));
                 thread::scope(|scope| {
                     let acting = thread::Builder::new().spawn_scoped(scope, act)?;
                     acting.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")))
@@ -72,8 +92,8 @@ impl Prover {
 
     fn proved(&self) -> Result<u64, Error> {
         let mut value = Vec::new();
-        self.settings.lookup(&0u32.to_ne_bytes(), &mut value)?;
-        Ok(Settings::read(&value).map_or(0, |s| s.proved))
+        self.map.lookup(&0u32.to_ne_bytes(), &mut value)?;
+        Ok(State::read(&value).map_or(0, |s| s.proved))
     }
 }
 
@@ -109,7 +129,7 @@ mod tests {
     use super::*;
     use crate::ebpf::attach::{Hook, Loader};
     use crate::ebpf::object::Object;
-    use crate::monitor::iomonitor::elf;
+    use crate::monitor::iomonitor::{elf, state_map};
 
     #[test]
     fn a_program_at_what_never_happens_is_passed_over() {
@@ -124,16 +144,14 @@ mod tests {
         if !os::has_btf() {
             return skipped("needs BTF".into());
         }
-        let object = match Object::prepare("proof", elf(), None) {
+        let object = match Object::prepare("proof", elf(), None, None) {
             Ok(object) => object,
             Err(e) => return skipped(e.to_string()),
         };
         if let Err(e) = os::cached_file() {
             return skipped(e.to_string());
         }
-        let (map, settings) = (object.map("settings").unwrap(), Cell::new(Settings::default()));
-        let prover = Prover::new(object.map("settings").unwrap(), &settings);
-        map.update(&0u32.to_ne_bytes(), settings.get().bytes()).unwrap();
+        let prover = Prover::new(state_map(&object).unwrap(), State::default()).unwrap();
         let (before, prove) = (|_: &Hook| Ok(()), |way: &Way| prover.prove(way));
         let loader = Loader::new(&object, None, &before, &prove);
         let mut failures = Vec::new();

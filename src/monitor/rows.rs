@@ -127,7 +127,7 @@ mod tests {
             println!("SKIPPED taking rows of processes: needs root and BTF");
             return None;
         }
-        let object = Object::prepare("rows", iomonitor::elf(), None).unwrap();
+        let object = Object::prepare("rows", iomonitor::elf(), None, None).unwrap();
         // Those with odd ids have gone.
         let rows = Rows::new(&object, release, |k| Some(k.tgid.is_multiple_of(2))).unwrap();
         Some((rows, object.map("procs_a").unwrap()))

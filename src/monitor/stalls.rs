@@ -90,7 +90,7 @@ mod tests {
             println!("SKIPPED stalls whose end was missed: needs root and BTF");
             return None;
         }
-        let object = Object::prepare("stalls", iomonitor::elf(), None).unwrap();
+        let object = Object::prepare("stalls", iomonitor::elf(), None, None).unwrap();
         let reclaims = |thread| (thread < 1000).then_some(thread % 2 == 1);
         Some(Stalls { map: object.map("stalls").unwrap(), reclaims })
     }

@@ -336,7 +336,7 @@ fn a_scope_is_followed_without_privileges() {
         v if v >= (5, 8) => 1 << 39, // CAP_BPF
         _ => 1 << 21,                // CAP_SYS_ADMIN
     };
-    let object = Object::prepare("scope", iomonitor::elf(), None).unwrap();
+    let object = Object::prepare("scope", iomonitor::elf(), None, None).unwrap();
     let cgroup = Cgroup::new();
     let path = cgroup.path.clone();
     let mut scope = CgroupScope::new(object.map("scope_cgroup").unwrap(), &path);
