@@ -395,8 +395,8 @@ impl Drop for FunctionEvent {
 fn forbidden(e: io::Error) -> io::Error {
     const PARANOID: &str = "/proc/sys/kernel/perf_event_paranoid";
     let level = fs::read_to_string(PARANOID).ok().and_then(|s| s.trim().parse().ok()).unwrap_or(0);
-    // From 3 on, in the kernels of Debian and Ubuntu, CAP_PERFMON is not enough.
-    if e.kind() != io::ErrorKind::PermissionDenied || level < 3 {
+    // From 3 on, in the kernels of Debian and Ubuntu, CAP_PERFMON is not enough. With CAP_SYS_ADMIN something else forbids it.
+    if e.kind() != io::ErrorKind::PermissionDenied || level < 3 || capabilities() & SYS_ADMIN != 0 {
         return e;
     }
     let words = "it takes CAP_SYS_ADMIN, or 2 there and CAP_PERFMON";
@@ -534,9 +534,11 @@ fn mode_of(text: &str) -> Option<String> {
     Some(text.split_once('[')?.1.split_once(']')?.0.to_owned())
 }
 
+/// The bit of CAP_SYS_ADMIN in [`capabilities`].
+const SYS_ADMIN: u64 = 1 << 21;
+
 /// What may be behind a call that was refused with EPERM, as far as this process can tell, in a few words.
 pub fn what_forbids() -> String {
-    const SYS_ADMIN: u64 = 1 << 21;
     const SPLIT_OFF: [(&str, u64); 2] = [("CAP_BPF", 1 << 39), ("CAP_PERFMON", 1 << 38)]; // of it, in 5.8
     let have = capabilities();
     let lacking: Vec<&str> = match kernel_version() {

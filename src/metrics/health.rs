@@ -93,18 +93,18 @@ fn judge(snapshot: &Snapshot, export: Option<String>, now: Instant) -> Health {
     Health { status, message, age }
 }
 
-/// Characters after which further reasons are left to the list of probes.
-const LONG: usize = 100;
+/// Bytes of names and reasons; what does not fit of the latter is left to the list of probes.
+const LONG: usize = 130;
 
 /// Names of probes, those that failed for the same reason together: `a, b (EPERM), c (no such tracepoint)`.
 fn with_reasons(probes: &[&ProbeStatus]) -> String {
     let mut text = String::new();
     for (reason, names) in reasons(probes) {
-        let room = text.len() < LONG;
-        text += if text.is_empty() { "" } else { ", " };
-        text += &names.join(", ");
-        if room {
-            text += &format!(" ({reason})");
+        let (before, names, reason) = (text.len(), names.join(", "), format!(" ({reason})"));
+        text += if before == 0 { "" } else { ", " };
+        text += &names;
+        if before == 0 || text.len() + reason.len() <= LONG {
+            text += &reason;
         }
     }
     text
