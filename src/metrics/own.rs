@@ -21,7 +21,7 @@ const STATES: [&str; 3] = ["healthy", "degraded", "unhealthy"];
 const CALL_RESULTS: [&str; 3] = ["ok", "failed", "refused"];
 
 /// Why a point has to be sent again, as in `ebpf_sidecar_export_points_failed_total{reason}`.
-pub const FAILURES: [&str; 8] = [
+pub const FAILURES: [&str; 9] = [
     "connection",
     "no_answer",
     "not_found",
@@ -30,6 +30,7 @@ pub const FAILURES: [&str; 8] = [
     "disk_full",
     "internal_error",
     "version_deprecated",
+    "stream_ended",
 ];
 /// Why a point is given up, as in `ebpf_sidecar_export_points_dropped_total{reason}`.
 pub const DROPS: [&str; 7] = ["queue_limit", "queue_bytes", "overrun", "schema", "refused", "panic", "stopped"];

@@ -102,6 +102,8 @@ pub struct Store {
     pub fault: Option<Fault>,
     /// Measures of which each point has this status, and is not stored; unspecified: no answer at all.
     pub failing: BTreeMap<String, Status>,
+    /// Measures for a point of which the whole stream is ended, and nothing of it stored.
+    pub ending: BTreeMap<String, RpcStatusCode>,
     /// Measures that can neither be asked for nor created.
     pub refusing: BTreeMap<String, RpcStatusCode>,
     /// Measures that are not in effect on some node.
@@ -318,6 +320,7 @@ impl BanyanDb {
             refusal: "Invalid credentials".into(),
             fault: None,
             failing: BTreeMap::new(),
+            ending: BTreeMap::new(),
             refusing: BTreeMap::new(),
             lagging: BTreeSet::new(),
             refused_until: None,
@@ -527,6 +530,10 @@ impl Service {
             };
             if n == 0 {
                 fault = self.begin();
+            }
+            let ends = self.store().ending.get(&metadata.name).copied();
+            if let Some(code) = ends {
+                return sink.fail(RpcStatus::with_message(code, format!("panic: {}", metadata.name))).await;
             }
             n += 1;
             if fault == Some(Fault::KillBefore) && n == 2 {

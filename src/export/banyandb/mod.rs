@@ -12,7 +12,7 @@ mod schema;
 mod send;
 mod write;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -105,11 +105,17 @@ struct BanyanDb {
     specs: Arc<[Spec]>,
     /// Differences of the schema that were reported.
     reported: HashSet<String>,
+    /// Write streams that the server has ended before their time, and the last time that it did.
+    streams_ended: u32,
+    ended_at: Option<Instant>,
+    /// Measures for which it does so, and when that was tried last: their points go in streams of their own.
+    alone: HashMap<usize, Instant>,
 }
 
 impl BanyanDb {
     fn new(config: Config) -> Self {
-        Self { config, specs: schema::specs().into(), reported: HashSet::new() }
+        let (reported, alone) = (HashSet::new(), HashMap::new());
+        Self { config, specs: schema::specs().into(), reported, streams_ended: 0, ended_at: None, alone }
     }
 
     fn option(&self, intake: &Intake<Columns>) -> Result<CallOption, String> {

@@ -1,8 +1,9 @@
 //! One Write stream, and what its answers mean for each point.
 
-use std::collections::{BTreeSet, HashMap};
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
 
+use grpcio::{Error, RpcStatusCode};
 use protobuf::well_known_types::timestamp::Timestamp;
 
 use super::points::{self, Columns, Encoded};
@@ -11,17 +12,23 @@ use super::proto::model::{Status, TagProjection, TimeRange, tag_projection};
 use super::schema::{self, Spec};
 use super::write::{Written, write};
 use super::{BanyanDb, Schema, Session, State, method};
-use crate::export::engine::link::{Link, is_out_of_reach, text};
+use crate::export::engine::link::{Link, is, is_out_of_reach, text};
 use crate::export::engine::{Again, Chunk, End, Intake};
 use crate::host::time::timestamp_parts;
 use crate::metrics::export::STATE;
 
+/// Streams that the server ends before their time, with less than this between them, after which it is looked for the
+/// measures that make it do so. That others succeed meanwhile means nothing: they may have had no points of those.
+const STREAMS_ENDED: u32 = 3;
+const ENDED_APART: Duration = Duration::from_secs(120);
 /// Answers of INTERNAL_ERROR in a row after which a measure's schema is looked at again.
 const INTERNAL_ERRORS: u32 = 3;
 /// Time between two attempts to have a measure ready,
 const RETRY: Duration = Duration::from_secs(5);
 /// and how long the others wait for that.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Why a point whose stream the server ends is sent again.
+const ENDED: &str = "stream_ended";
 /// Measures that a line of the log names.
 const NAMED: usize = 3;
 /// Points that a query for one point may find beside it, of other series and agents.
@@ -64,27 +71,92 @@ impl BanyanDb {
                         judged.again(p, measure, "schema_not_applied");
                         judged.why.get_or_insert_with(|| why.clone());
                     }
+                    _ if self.alone.get(&measure).is_some_and(|tried| tried.elapsed() < RETRY) => {
+                        judged.again(p, measure, ENDED);
+                    }
                     _ => points.push(p),
                 }
             }
         }
         if !points.is_empty() {
-            let statuses = self.statuses(intake, link, schema, batch, &points)?;
-            self.judge(intake, link, schema, batch, points.into_iter().zip(statuses), &mut judged)?;
+            let answered = self.write_parts(intake, link, schema, batch, points, &mut judged)?;
+            self.judge(intake, link, schema, batch, answered.into_iter(), &mut judged)?;
         }
         let of = self.names(&judged);
         Ok(Again { chunks: take(batch, judged.again), reasons: judged.reasons, of })
     }
 
-    /// Writes these points in one stream. Returns what is answered to each.
-    fn statuses(
+    /// Writes these points, in one stream unless the server keeps ending it: then by ever smaller parts, until those are left
+    /// that contain a single measure. Returns what is answered to each; what ends its stream is put aside.
+    fn write_parts(
         &mut self,
         intake: &mut Intake<Columns>,
         link: &Link,
         schema: &Schema,
         batch: Batch,
+        points: Vec<Point>,
+        judged: &mut Judged,
+    ) -> Result<Vec<(Point, Option<Status>)>, End> {
+        let measure_of = |p: &Point| batch[p.chunk].points.columns[p.column].measure;
+        let (alone, rest): (Vec<Point>, Vec<Point>) =
+            points.into_iter().partition(|p| self.alone.contains_key(&measure_of(p)));
+        let mut parts = by_measure(alone, measure_of);
+        if !rest.is_empty() {
+            parts.push(rest); // the first
+        }
+        let (mut answered, mut ended, mut taken) = (Vec::new(), Vec::new(), false);
+        while let Some(part) = parts.pop() {
+            match self.statuses(intake, link, schema, batch, &part)? {
+                Ok(statuses) => {
+                    taken = true;
+                    for p in &part {
+                        self.alone.remove(&measure_of(p));
+                    }
+                    answered.extend(part.into_iter().zip(statuses));
+                }
+                Err(why) => {
+                    let mut measures = by_measure(part, measure_of);
+                    let known = measures.iter().all(|p| self.alone.contains_key(&measure_of(&p[0])));
+                    if !known {
+                        let again = self.ended_at.is_some_and(|at| at.elapsed() < ENDED_APART);
+                        self.streams_ended = if again { self.streams_ended.saturating_add(1) } else { 1 };
+                        self.ended_at = Some(Instant::now());
+                        // With the connection it may be the server that has gone.
+                        if self.streams_ended < STREAMS_ENDED || !link.lost().is_empty() {
+                            return Err(End::Lost(why));
+                        }
+                    }
+                    if measures.len() == 1 {
+                        ended.extend(measures.pop().map(|points| (points, why)));
+                    } else {
+                        let second = measures.split_off(measures.len() / 2);
+                        parts.extend([second.concat(), measures.concat()]);
+                    }
+                }
+            }
+        }
+        for (points, why) in ended {
+            let measure = measure_of(&points[0]);
+            if !taken && !self.alone.contains_key(&measure) {
+                // No measure is to blame, then.
+                return Err(End::Lost(why));
+            }
+            self.alone.insert(measure, Instant::now());
+            points.into_iter().for_each(|p| judged.again(p, measure, ENDED));
+            judged.why.get_or_insert(why);
+        }
+        Ok(answered)
+    }
+
+    /// Writes these points in one stream. Returns what is answered to each, or why the server has ended it before.
+    fn statuses(
+        &mut self,
+        intake: &mut Intake<Columns>,
+        link: &Link,
+        schema: &Schema,
+        batch: &[Chunk<Columns>],
         points: &[Point],
-    ) -> Result<Vec<Option<Status>>, End> {
+    ) -> Result<Result<Vec<Option<Status>>, String>, End> {
         let mut encoded = Encoded::default();
         let mut last = None;
         for p in points {
@@ -101,8 +173,10 @@ impl BanyanDb {
         drop(encoded);
         let Written { answers, failure } = intake.answer("Write", &receiver)?;
         // What was answered before a failure may have gone with the server.
-        if let Some(e) = failure {
-            return Err(End::Lost(text("Write", &e)));
+        match failure {
+            Some(e) if is_no_answer(&e) => return Err(End::Lost(text("Write", &e))),
+            Some(e) => return Ok(Err(text("Write", &e))),
+            None => {}
         }
         let mut statuses = vec![None; points.len()];
         for (id, status) in answers {
@@ -111,7 +185,7 @@ impl BanyanDb {
                 *slot = Some(status);
             }
         }
-        Ok(statuses)
+        Ok(Ok(statuses))
     }
 
     /// What becomes of each point, by its status.
@@ -292,6 +366,19 @@ impl Judged {
         self.measures.insert(measure);
         self.again.push(p);
     }
+}
+
+/// These points, one list for each measure.
+fn by_measure(points: Vec<Point>, measure_of: impl Fn(&Point) -> usize) -> Vec<Vec<Point>> {
+    let mut lists: BTreeMap<usize, Vec<Point>> = BTreeMap::new();
+    points.into_iter().for_each(|p| lists.entry(measure_of(&p)).or_default().push(p));
+    lists.into_values().collect()
+}
+
+/// Whether a stream has failed by itself, or for what it would for any points.
+fn is_no_answer(e: &Error) -> bool {
+    let codes = [RpcStatusCode::DEADLINE_EXCEEDED, RpcStatusCode::UNAUTHENTICATED];
+    !matches!(e, Error::RpcFailure(_)) || codes.into_iter().any(|code| is(e, code))
 }
 
 /// Whether the batch has points of a measure.
