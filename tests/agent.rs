@@ -929,6 +929,22 @@ fn its_own_usage_is_known_when_there_are_no_more_descriptors() {
     assert_eq!(after.get("process_start_time_seconds"), before.get("process_start_time_seconds"));
 }
 
+#[test]
+fn too_few_descriptors_are_an_error_with_a_way_out() {
+    need_bpf!("too_few_descriptors_are_an_error_with_a_way_out");
+    for n in ["20", "40", "60", "100"] {
+        let mut shell = common::command_of("sh");
+        shell.args(["-c", "ulimit -n $0; exec \"$@\"", n]).arg(common::binary()).arg("run");
+        let o = common::output_of(shell, &[]);
+        let said = String::from_utf8_lossy(&o.stderr);
+        assert_eq!(o.status.code(), Some(1), "{n}: {said}");
+        for part in [&format!("(RLIMIT_NOFILE) is {n},"), "needs 128", "ulimit -n", "LimitNOFILE=", "--ulimit nofile="]
+        {
+            assert!(said.contains(part), "{n}: {said}");
+        }
+    }
+}
+
 /// A signal as early as the agent takes any: it has hardly begun to load.
 #[test]
 fn signals_stop_it_while_it_starts() {

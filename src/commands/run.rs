@@ -37,6 +37,7 @@ pub fn run(config: &Config, read: Read, level: Option<log::LevelFilter>) -> Resu
         Ok(false) => {}
         Err(e) => log::warn!("no tracefs: {e}"),
     }
+    os::raise_descriptors()?;
     os::raise_memlock();
     os::share_heap();
     log::info!("ebpf-sidecar {} ({}), Linux {}", version::VERSION, version::COMMIT, os::kernel_release());

@@ -125,7 +125,7 @@ pub(super) static KEYS: &[Key] = &[
         path: "server.grpc.limits.calls",
         kind: Kind::Scalar,
         allowed: "a number from 1 to 65536",
-        help: "Other calls of all gRPC clients together that are being answered; one more is RESOURCE_EXHAUSTED.",
+        help: "Other calls of all gRPC clients together that are being answered; one more is RESOURCE_EXHAUSTED. A connection may have as many as stay free.",
         set: |c, s| put(&mut c.server.grpc.limits.calls, number(s, 1, 65536)),
         get: |c| Some(c.server.grpc.limits.calls.to_string()),
     },

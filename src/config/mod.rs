@@ -395,7 +395,7 @@ impl Default for Config {
                     token_file: None,
                     limits: Limits {
                         streams: 1024,
-                        calls: 256,
+                        calls: 512,
                         message_bytes: 1 << 20,
                         memory_bytes: 64 << 20,
                         answer_bytes: 32 << 20,

@@ -709,16 +709,29 @@ pub fn raise_memlock() {
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &all) };
 }
 
+/// Descriptors that the agent needs: some 60 by itself, and a few for clients. With too few gRPC's core aborts.
+const DESCRIPTORS_MIN: u64 = 128;
+
 /// Lets this process have as many descriptors as it may, up to 4096: full of clients, the servers take nearly 1024, which is
-/// where most systems begin.
-pub fn raise_descriptors() {
+/// where most systems begin. An error if they are too few, which says how there are more.
+pub fn raise_descriptors() -> Result<(), String> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: a live struct.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } == 0 && limit.rlim_cur < 4096 {
-        limit.rlim_cur = limit.rlim_max.min(4096);
-        // SAFETY: a live struct; a refusal leaves what there was.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 || limit.rlim_cur >= 4096 {
+        return Ok(());
     }
+    let before = limit.rlim_cur;
+    limit.rlim_cur = limit.rlim_max.min(4096);
+    // SAFETY: a live struct; a refusal leaves what there was.
+    let raised = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } == 0;
+    let now = if raised { limit.rlim_cur } else { before };
+    if now >= DESCRIPTORS_MIN {
+        return Ok(());
+    }
+    Err(format!(
+        "the limit of open files (RLIMIT_NOFILE) is {now}, and the agent needs {DESCRIPTORS_MIN}: start it with \
+         `ulimit -n 1024`, LimitNOFILE=1024 in its systemd unit, or --ulimit nofile=1024 of its container"
+    ))
 }
 
 /// Has glibc's allocator keep one heap for all threads: with one for each, what clients have freed stays in many places.

@@ -76,6 +76,15 @@ pub fn set_send_buffer(listener: &TcpListener, bytes: i32) -> io::Result<()> {
     check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, (&raw const bytes).cast(), size) })
 }
 
+/// The number of the socket, or other file, that this descriptor stands for; `None` if it stands for none.
+pub fn socket_number(fd: i32) -> Option<u64> {
+    let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the pointer is to a stat of ours; the kernel looks at any number, and fails for one that is no descriptor.
+    let known = unsafe { libc::fstat(fd, stat.as_mut_ptr()) } == 0;
+    // SAFETY: on success the kernel has filled it.
+    known.then(|| unsafe { stat.assume_init() }.st_ino)
+}
+
 /// Has `server` serve a client through a connected socket, which does not block.
 pub fn hand_over(server: &mut grpcio::Server, socket: UnixStream) {
     // SAFETY: a connected stream socket that nobody else has from here on; gRPC closes it.

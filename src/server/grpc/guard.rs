@@ -1,17 +1,19 @@
 //! What clients without TLS can reach of gRPC: one thread that owns the public listener and every connection, reads the
-//! heads of HTTP/2's frames as they pass, and ends a connection that makes work without end. gRPC's core of 2023 does not:
-//! it begins a call for each HEADERS, however fast RST_STREAM takes it back (CVE-2023-44487), and has no bound on connections.
+//! heads of HTTP/2's frames as they pass, lets no more calls in than gRPC can hold, and ends a connection that makes work
+//! without end. gRPC's core of 2023 does neither: it begins a call for each HEADERS, however fast RST_STREAM takes it back
+//! (CVE-2023-44487) and however many wait already, and has no bound on connections.
 //!
 //! ```text
 //!  client ── TCP ──> up: whole frame heads only, each with its price ──> socket pair ── gRPC
 //!         <───────── down: as it comes; what has been answered pays in        <──
 //! ```
-//! gRPC has its end of the pair only when a client has said hello in HTTP/2. Its own limits (idleness, age, keepalive,
+//! gRPC has its end of the pair only when a client has said hello in HTTP/2. What it still holds of one that has left counts
+//! until it closes that end. Its own limits (idleness, age, keepalive,
 //! streams, bytes of requests and of answers) hold behind the guard as before.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,14 +21,21 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::ebpf::poll::{self, POLLIN, POLLOUT, PollFd};
+use crate::ebpf::poll::{self, POLLIN, POLLOUT, POLLRDHUP, PollFd};
 use crate::server::listen;
 
 /// Most client connections; a further one takes the place of one that has been quiet for longest.
 const CLIENTS_MAX: usize = 256;
+/// Requests at a time that are not whole: so many for all, and one more for each connection.
+const ASKING: usize = 64;
+pub const ASKING_MAX: usize = ASKING + CLIENTS_MAX;
+/// Most connections that have left and that gRPC is not done with; meanwhile it gets no new one.
+const LEAVING_MAX: usize = 64;
 /// Time to say hello; time to take a bit of what is left when gRPC has hung up.
 const HELLO: Duration = Duration::from_secs(10);
-/// Time for a client to take what is sent to it.
+/// Time for the whole of a request, from its head on.
+const REQUEST: Duration = Duration::from_secs(20);
+/// Time for a client to take what is sent to it, all of it; and for gRPC to let go of one that has left.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Time and bytes for a client after the last word, without which a reset might overtake that.
 const LINGER: Duration = Duration::from_secs(2);
@@ -38,15 +47,30 @@ const DOWN: usize = 64 << 10;
 const ACCEPTS: usize = 64;
 /// Time without accepting when there is no descriptor.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Time after which those that had to wait are looked at again.
+const SOON: Duration = Duration::from_millis(5);
+
+/// Bytes that gRPC holds, about, for a call that has no answer yet: beside its message, and for each byte of its head, which
+/// may stand for a whole entry of HPACK's table.
+const CALL: usize = 4096;
+const OF_HEAD: usize = 16;
+/// Bytes of such calls that each client may have, and room for all together beyond which nobody gets more than that. What
+/// waits in it is served in less than a tenth of a second.
+const OWN_ROOM: usize = 16 << 10;
+const ROOM: usize = 4 << 20;
+/// So many requests of the largest size find room together.
+const LARGEST: usize = 4;
 
 /// Work that a connection may make in vain at once (as frames that reset, ping or set, or that gRPC answers by a reset), and
-/// each second on and on. 256 honest calls may be given up together.
+/// each second on and on. 256 honest calls may be given up together. Data is work where it belongs to no request, or comes in
+/// crumbs, each of which gRPC keeps by itself.
 const BUDGET: i64 = 256 * WASTE;
 const PER_SECOND: i64 = 16 * WASTE;
 /// What a frame costs of it that makes work and ends nothing; one that opens a window, of which answers take many.
 const WASTE: i64 = 4;
 const WINDOW: i64 = 1;
-/// What an answered call and a frame of an answer bring.
+const CRUMB: usize = 1024;
+/// What an answered call and a frame of an answer that is no crumb bring.
 const ANSWERED: i64 = 4;
 const DATA_SENT: i64 = 2;
 /// The same for all connections together, beyond what each has for itself: a client that comes again is not free. It is no end,
@@ -54,6 +78,7 @@ const DATA_SENT: i64 = 2;
 const POOL: i64 = 512 * WASTE;
 const POOL_PER_SECOND: i64 = 1000 * WASTE;
 const OWN: i64 = 16 * WASTE;
+const NEW: i64 = 2 * WASTE;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEAD: usize = 9;
@@ -96,13 +121,14 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Serves `listener`.
-    pub fn start(listener: TcpListener, peers: Peers, mut attach: Box<Attach>) -> io::Result<Self> {
+    /// Serves `listener`; requests have at most so many bytes.
+    pub fn start(listener: TcpListener, peers: Peers, request: usize, mut attach: Box<Attach>) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
+        let room = ROOM.max(LARGEST * request);
         let (wake, woken) = UnixStream::pair()?;
         let serve = move || {
             loop {
-                let mut rounds = Rounds::new(&listener, &woken, &peers, attach.as_mut());
+                let mut rounds = Rounds::new(&listener, &woken, &peers, room, attach.as_mut());
                 match catch_unwind(AssertUnwindSafe(|| rounds.serve())) {
                     Ok(()) => break,
                     // A bug, but not one to be deaf for.
@@ -157,6 +183,19 @@ struct Frame {
     length: usize,
     kind: u8,
     flags: u8,
+    stream: u32,
+}
+
+impl Frame {
+    fn new(head: [u8; HEAD]) -> Self {
+        let [a, b, c, kind, flags, stream @ ..] = head;
+        let length = u32::from_be_bytes([0, a, b, c]) as usize;
+        Self { length, kind, flags, stream: u32::from_be_bytes(stream) & (u32::MAX >> 1) }
+    }
+
+    fn ends(&self) -> bool {
+        self.flags & END_STREAM != 0
+    }
 }
 
 /// Follows frames through a stream of bytes.
@@ -170,13 +209,89 @@ impl Frames {
     /// The frame that begins at `bytes[at..]`, after the payload that does; `Err` where to stop without a whole head.
     fn next(&self, bytes: &[u8], at: usize) -> Result<(usize, Frame), usize> {
         let at = at + self.payload.min(bytes.len() - at);
-        match bytes[at..] {
-            [a, b, c, kind, flags, _, _, _, _, ..] => {
-                let length = u32::from_be_bytes([0, a, b, c]) as usize;
-                Ok((at, Frame { length, kind, flags }))
-            }
-            _ => Err(at),
+        bytes[at..].first_chunk().map(|head| (at, Frame::new(*head))).ok_or(at)
+    }
+}
+
+/// The calls of a connection that gRPC has, by the numbers of their streams, and what those without an answer take.
+#[derive(Default)]
+struct Calls {
+    /// The highest number so far. A number below it begins nothing.
+    last: u32,
+    /// Their requests are not whole; the oldest comes first.
+    asking: BTreeMap<u32, (Instant, usize)>,
+    waiting: BTreeMap<u32, usize>,
+    answering: BTreeSet<u32>,
+    /// Bytes of those that ask and those that wait.
+    held: usize,
+}
+
+impl Calls {
+    fn is_empty(&self) -> bool {
+        self.asking.is_empty() && self.waiting.is_empty() && self.answering.is_empty()
+    }
+
+    /// What a frame of the client makes gRPC hold; `None` if it belongs to no request.
+    fn takes(&self, frame: &Frame) -> Option<usize> {
+        match frame.kind {
+            kind::HEADERS if frame.stream > self.last && frame.stream % 2 == 1 => Some(CALL + OF_HEAD * frame.length),
+            kind::DATA if self.asking.contains_key(&frame.stream) => Some(frame.length),
+            _ => None,
         }
+    }
+
+    /// A frame of a request passes, which makes gRPC hold so much.
+    fn asks(&mut self, frame: &Frame, bytes: usize, now: Instant) {
+        self.last = self.last.max(frame.stream);
+        let request = self.asking.entry(frame.stream).or_insert((now, 0));
+        request.1 += bytes;
+        self.held += bytes;
+        if frame.ends()
+            && let Some((_, bytes)) = self.asking.remove(&frame.stream)
+        {
+            self.waiting.insert(frame.stream, bytes);
+        }
+    }
+
+    /// It is no longer one that is without an answer.
+    fn leave(&mut self, stream: u32) {
+        let asked = self.asking.remove(&stream).map(|(_, bytes)| bytes);
+        self.held -= asked.or_else(|| self.waiting.remove(&stream)).unwrap_or(0);
+    }
+
+    fn answers(&mut self, stream: u32) {
+        if self.asking.contains_key(&stream) || self.waiting.contains_key(&stream) {
+            self.leave(stream);
+            self.answering.insert(stream);
+        }
+    }
+
+    fn end(&mut self, stream: u32) {
+        self.leave(stream);
+        self.answering.remove(&stream);
+    }
+}
+
+/// What all connections share.
+struct Shared {
+    /// Of work in vain.
+    pool: Bucket,
+    /// Bytes of calls that gRPC holds, and how many there may be.
+    held: usize,
+    room: usize,
+    /// Requests that are not whole.
+    asking: usize,
+}
+
+impl Shared {
+    /// Some calls are others than before.
+    fn changed<T>(&mut self, calls: &mut Calls, change: impl FnOnce(&mut Calls) -> T) -> T {
+        self.held -= calls.held;
+        self.asking -= calls.asking.len();
+        let result = change(calls);
+        self.held += calls.held;
+        self.asking += calls.asking.len();
+        result
     }
 }
 
@@ -186,8 +301,10 @@ struct Client {
     peer: SocketAddr,
     /// Our end of the pair; none before the hello, and at the end.
     inner: Option<UnixStream>,
-    /// The number of gRPC's end.
-    fd: Option<i32>,
+    /// The same when gRPC is to let go of it.
+    parting: Option<UnixStream>,
+    /// gRPC's end.
+    theirs: Option<Theirs>,
     state: State,
     /// When it came to its state, or last made progress in it.
     since: Instant,
@@ -201,13 +318,38 @@ struct Client {
     /// Of what comes down, the head of a frame that is not whole yet.
     down_head: Vec<u8>,
     down_frames: Frames,
-    /// Calls begun and not ended, about.
-    calls: u32,
+    calls: Calls,
     credit: Bucket,
     /// What it may still take without asking the pool.
     own: Bucket,
-    /// The pool was empty.
+    /// It has to wait for what all share.
     paused: bool,
+    /// It has had an answer.
+    served: bool,
+}
+
+/// Our end of a pair of which gRPC has not closed its own.
+struct Leaving {
+    inner: UnixStream,
+    id: u64,
+    theirs: Theirs,
+    held: usize,
+    /// It has shut down.
+    silent: bool,
+    until: Instant,
+}
+
+/// gRPC's end of a pair: its descriptor, and what tells whether that still is it.
+#[derive(Clone, Copy)]
+struct Theirs {
+    fd: i32,
+    number: Option<u64>,
+}
+
+impl Theirs {
+    fn is_open(self) -> bool {
+        self.number.is_some() && poll::socket_number(self.fd) == self.number
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -235,7 +377,8 @@ impl Client {
             outer,
             peer,
             inner: None,
-            fd: None,
+            parting: None,
+            theirs: None,
             state: State::New,
             since: now,
             up: Vec::new(),
@@ -245,28 +388,36 @@ impl Client {
             sent: 0,
             down_head: Vec::new(),
             down_frames: Frames::default(),
-            calls: 0,
+            calls: Calls::default(),
             credit: Bucket::new(BUDGET, PER_SECOND, now),
-            own: Bucket::new(OWN, WASTE, now),
+            own: Bucket { left: NEW, ..Bucket::new(OWN, WASTE, now) },
             paused: false,
+            served: false,
         }
     }
 
     fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::New | State::Ending => Some(self.since + HELLO),
-            State::Open => (!self.down.is_empty()).then(|| self.since + PATIENCE),
+            State::Open => {
+                let asks = self.calls.asking.first_key_value().map(|(_, (begun, _))| *begun + REQUEST);
+                let takes = (!self.down.is_empty()).then(|| self.since + PATIENCE);
+                asks.into_iter().chain(takes).min()
+            }
             State::Lingering { .. } => Some(self.since + LINGER),
         }
     }
 
     fn outer_events(&self) -> i16 {
         let takes = match self.state {
-            State::New | State::Open => self.up.len() < UP && !self.paused,
+            // One that does not take its answers asks nothing more: gRPC would keep them all.
+            State::New | State::Open => self.up.len() < UP && !self.paused && self.down.is_empty(),
             State::Ending => false,
             State::Lingering { .. } => true,
         };
-        let (read, write) = (if takes { POLLIN } else { 0 }, if self.down.is_empty() { 0 } else { POLLOUT });
+        // Of one that has to wait, whether it has gone.
+        let waits = if self.state == State::Ending { 0 } else { POLLRDHUP };
+        let (read, write) = (if takes { POLLIN } else { waits }, if self.down.is_empty() { 0 } else { POLLOUT });
         read | write
     }
 
@@ -294,7 +445,7 @@ impl Client {
             Some(0) => Step::Close,
             Some(n) => {
                 self.up.extend_from_slice(&scratch[..n]);
-                if self.state == State::Open && self.down.is_empty() {
+                if self.state == State::Open {
                     self.since = now;
                 }
                 Step::Go
@@ -316,8 +467,8 @@ impl Client {
         }
     }
 
-    /// Lets pass what has been paid for. False when the client has used up its credit.
-    fn pass(&mut self, pool: &mut Bucket, now: Instant) -> bool {
+    /// Lets pass what has been paid for, and what there is room for. False when the client has used up its credit.
+    fn pass(&mut self, shared: &mut Shared, now: Instant) -> bool {
         if self.state != State::Open {
             return true;
         }
@@ -334,32 +485,42 @@ impl Client {
                 }
                 Ok(frame) => frame,
             };
+            let takes = self.calls.takes(&frame);
             let price = match frame.kind {
-                kind::HEADERS => 0,
-                kind::DATA if frame.length > 0 || frame.flags & END_STREAM != 0 => 0,
+                kind::HEADERS if takes.is_some() => 0,
+                kind::DATA if takes.is_some() && (frame.ends() || frame.length >= CRUMB) => 0,
                 kind::SETTINGS if frame.flags & ACK != 0 => WINDOW,
                 kind::WINDOW_UPDATE => WINDOW,
                 _ => WASTE,
             };
-            if price == WASTE {
-                let pays = price.min(self.own.left);
-                if pool.left < price - pays {
-                    self.paused = true;
-                    self.up_frames.payload = 0;
-                    self.passed = start;
-                    return true;
+            let waste = if price == WASTE { price } else { 0 };
+            let pays = waste.min(self.own.left);
+            let fits = match takes {
+                None => true,
+                Some(bytes) => {
+                    let begins = frame.kind == kind::HEADERS && !frame.ends();
+                    let has_place = !begins || self.calls.asking.is_empty() || shared.asking < ASKING;
+                    let room = shared.held < shared.room && shared.pool.left > 0;
+                    has_place && (room || self.calls.held + bytes <= OWN_ROOM)
                 }
-                self.own.left -= pays;
-                pool.left -= price - pays;
+            };
+            // It may be less than nothing.
+            if !fits || (waste > pays && shared.pool.left < waste - pays) {
+                self.paused = true;
+                self.up_frames.payload = 0;
+                self.passed = start;
+                return true;
             }
+            self.own.left -= pays;
+            shared.pool.left -= waste - pays;
             self.credit.left -= price;
             if self.credit.left < 0 {
                 return false;
             }
-            match frame.kind {
-                kind::HEADERS => self.calls += 1,
-                kind::RST_STREAM => self.calls = self.calls.saturating_sub(1),
-                _ => {}
+            if let Some(bytes) = takes {
+                shared.changed(&mut self.calls, |calls| calls.asks(&frame, bytes, now));
+            } else if frame.kind == kind::RST_STREAM {
+                shared.changed(&mut self.calls, |calls| calls.end(frame.stream));
             }
             self.up_frames.payload = frame.length;
             at = start + HEAD;
@@ -389,13 +550,13 @@ impl Client {
     }
 
     /// Takes what gRPC says, and sends it.
-    fn answer(&mut self, scratch: &mut [u8], now: Instant) -> Step {
+    fn answer(&mut self, scratch: &mut [u8], shared: &mut Shared, now: Instant) -> Step {
         let Some(inner) = self.inner.as_mut().filter(|_| self.down.is_empty()) else { return Step::Go };
         match read(inner, scratch) {
             None => Step::Go,
             Some(0) => self.end(now),
             Some(n) => {
-                self.observe(&scratch[..n]);
+                self.observe(&scratch[..n], shared);
                 self.since = now;
                 let sent = match self.outer.write(&scratch[..n]) {
                     Ok(sent) => sent,
@@ -409,7 +570,7 @@ impl Client {
     }
 
     /// What gRPC has done pays in, or costs.
-    fn observe(&mut self, bytes: &[u8]) {
+    fn observe(&mut self, bytes: &[u8], shared: &mut Shared) {
         let mut bytes = bytes;
         while !bytes.is_empty() {
             let payload = self.down_frames.payload.min(bytes.len());
@@ -418,20 +579,23 @@ impl Client {
             let missing = (HEAD - self.down_head.len()).min(bytes.len());
             self.down_head.extend_from_slice(&bytes[..missing]);
             bytes = &bytes[missing..];
-            if self.down_head.len() < HEAD {
-                continue;
-            }
-            let head = std::mem::take(&mut self.down_head);
-            self.down_frames.payload = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-            let ends = head[4] & END_STREAM != 0;
-            match head[3] {
-                kind::DATA | kind::HEADERS if ends => {
+            let Some(head) = self.down_head.first_chunk() else { continue };
+            let frame = Frame::new(*head);
+            self.down_head.clear();
+            self.down_frames.payload = frame.length;
+            match frame.kind {
+                kind::DATA | kind::HEADERS if frame.ends() => {
+                    self.served = true;
                     self.credit.add(ANSWERED);
                     self.own.add(ANSWERED);
-                    self.calls = self.calls.saturating_sub(1);
+                    shared.changed(&mut self.calls, |calls| calls.end(frame.stream));
                 }
-                kind::DATA => self.credit.add(DATA_SENT),
-                kind::RST_STREAM => self.credit.left -= WASTE,
+                kind::HEADERS => shared.changed(&mut self.calls, |calls| calls.answers(frame.stream)),
+                kind::DATA if frame.length >= CRUMB => self.credit.add(DATA_SENT),
+                kind::RST_STREAM => {
+                    self.credit.left -= WASTE;
+                    shared.changed(&mut self.calls, |calls| calls.end(frame.stream));
+                }
                 _ => {}
             }
         }
@@ -442,10 +606,7 @@ impl Client {
         while self.sent < self.down.len() {
             match self.outer.write(&self.down[self.sent..]) {
                 Ok(0) => return Step::Close,
-                Ok(n) => {
-                    self.sent += n;
-                    self.since = now;
-                }
+                Ok(n) => self.sent += n,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Step::Go,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return Step::Close,
@@ -465,7 +626,7 @@ impl Client {
 
     /// gRPC is let go; the client gets what is left for it.
     fn end(&mut self, now: Instant) -> Step {
-        self.inner = None;
+        self.parting = self.inner.take();
         self.up = Vec::new();
         self.passed = 0;
         self.state = State::Ending;
@@ -494,14 +655,21 @@ struct Rounds<'a> {
     peers: &'a Peers,
     attach: &'a mut Attach,
     clients: BTreeMap<u64, Client>,
+    leaving: Vec<Leaving>,
     last: u64,
-    pool: Bucket,
+    shared: Shared,
     accept_at: Instant,
     scratch: Vec<u8>,
 }
 
 impl<'a> Rounds<'a> {
-    fn new(listener: &'a TcpListener, woken: &'a UnixStream, peers: &'a Peers, attach: &'a mut Attach) -> Self {
+    fn new(
+        listener: &'a TcpListener,
+        woken: &'a UnixStream,
+        peers: &'a Peers,
+        room: usize,
+        attach: &'a mut Attach,
+    ) -> Self {
         let now = Instant::now();
         peers.lock().clear();
         Self {
@@ -510,8 +678,9 @@ impl<'a> Rounds<'a> {
             peers,
             attach,
             clients: BTreeMap::new(),
+            leaving: Vec::new(),
             last: 0,
-            pool: Bucket::new(POOL, POOL_PER_SECOND, now),
+            shared: Shared { pool: Bucket::new(POOL, POOL_PER_SECOND, now), held: 0, room, asking: 0 },
             accept_at: now,
             scratch: vec![0; DOWN],
         }
@@ -523,16 +692,16 @@ impl<'a> Rounds<'a> {
         let mut ids = Vec::new();
         loop {
             let now = Instant::now();
-            self.pool.refill(now);
+            self.shared.pool.refill(now);
             let late: Vec<u64> = self
                 .clients
                 .iter()
                 .filter(|(_, c)| c.deadline().is_some_and(|at| at <= now))
                 .map(|(&id, _)| id)
                 .collect();
-            late.into_iter().for_each(|id| self.remove(id));
+            late.into_iter().for_each(|id| self.remove(id, now));
 
-            // The wake-up, the listener, and two for each client.
+            // The wake-up, the listener, two for each client, and those that are leaving.
             entries.clear();
             ids.clear();
             entries.push(poll::entry(self.woken, POLLIN));
@@ -545,9 +714,10 @@ impl<'a> Rounds<'a> {
                     None => nothing(),
                 });
             }
+            entries.extend(self.leaving.iter().map(|l| wanted(&l.inner, if l.silent { 0 } else { POLLIN })));
             if let Err(e) = poll::poll(&mut entries, self.timeout(now)) {
                 log::warn!("gRPC: poll failed, closing connections: {e}");
-                (0..self.clients.len().div_ceil(2)).for_each(|_| self.evict());
+                (0..self.clients.len().div_ceil(2)).for_each(|_| self.evict(now));
                 thread::sleep(PAUSE);
                 continue;
             }
@@ -555,10 +725,12 @@ impl<'a> Rounds<'a> {
                 return;
             }
             let now = Instant::now();
-            self.pool.refill(now);
-            for (&id, pair) in ids.iter().zip(entries[2..].chunks_exact(2)) {
+            self.shared.pool.refill(now);
+            let (of_clients, of_leaving) = entries[2..].split_at(2 * ids.len());
+            self.let_go(of_leaving, now);
+            for (&id, pair) in ids.iter().zip(of_clients.chunks_exact(2)) {
                 if self.look(id, pair[0].revents, pair[1].revents, now) == Step::Close {
-                    self.remove(id);
+                    self.remove(id, now);
                 }
             }
             if entries[1].revents != 0 {
@@ -569,9 +741,39 @@ impl<'a> Rounds<'a> {
 
     fn timeout(&self, now: Instant) -> Option<Duration> {
         let accept = (self.accept_at > now).then_some(self.accept_at);
-        let paused = self.clients.values().any(|c| c.paused).then(|| now + Duration::from_millis(10));
-        let next = self.clients.values().filter_map(Client::deadline).chain(accept).chain(paused).min();
+        let paused = self.clients.values().any(|c| c.paused).then(|| now + SOON);
+        let leaving = self.leaving.iter().map(|l| if l.silent { now + SOON } else { l.until });
+        let next = self.clients.values().filter_map(Client::deadline).chain(accept).chain(paused).chain(leaving).min();
         next.map(|at| at.saturating_duration_since(now))
+    }
+
+    /// Forgets those that have left and that gRPC is done with. There is an entry for each.
+    fn let_go(&mut self, entries: &[PollFd], now: Instant) {
+        let mut entries = entries.iter();
+        self.leaving.retain_mut(|l| {
+            let ready = entries.next().is_some_and(|e| e.revents != 0);
+            l.silent |= ready && read(&mut l.inner, &mut self.scratch) == Some(0);
+            // It shuts down first, and closes when it has cleared up.
+            if l.until > now && (!l.silent || l.theirs.is_open()) {
+                return true;
+            }
+            self.shared.held -= l.held;
+            forget(self.peers, l.id, l.theirs);
+            false
+        });
+    }
+
+    /// gRPC is to let go of a connection; what it holds of that counts until it has.
+    fn part(&mut self, id: u64, client: &mut Client, now: Instant) {
+        let calls = self.shared.changed(&mut client.calls, std::mem::take);
+        let Some(inner) = client.parting.take().or_else(|| client.inner.take()) else { return };
+        let Some(theirs) = client.theirs.take() else { return };
+        // It may have shut down first.
+        let _ = inner.shutdown(Shutdown::Write);
+        // They were begun in vain. The pool may be empty for a while then, and nobody gets more than is everybody's own.
+        self.shared.pool.left -= WASTE * i64::try_from(calls.asking.len() + calls.waiting.len()).unwrap_or(0);
+        self.shared.held += calls.held;
+        self.leaving.push(Leaving { inner, id, theirs, held: calls.held, silent: false, until: now + PATIENCE });
     }
 
     fn look(&mut self, id: u64, outer: i16, inner: i16, now: Instant) -> Step {
@@ -579,17 +781,22 @@ impl<'a> Rounds<'a> {
         if outer == 0 && inner == 0 && !client.paused {
             return Step::Go;
         }
+        if outer & POLLIN == 0 && outer & !POLLOUT != 0 {
+            return Step::Close;
+        }
         let mut step = Step::Go;
         if outer & POLLOUT != 0 {
             step = client.flush(now);
         }
-        if step == Step::Go && outer & !POLLOUT != 0 {
+        if step == Step::Go && outer & POLLIN != 0 {
             step = client.receive(&mut self.scratch, now);
         }
         if step == Step::Go && client.state == State::New {
+            client.paused = false;
             match client.hello() {
                 None => step = Step::Close,
                 Some(false) => {}
+                Some(true) if self.leaving.len() >= LEAVING_MAX => client.paused = true,
                 Some(true) => match introduce(id, client, self.peers, self.attach) {
                     Ok(()) => {
                         client.state = State::Open;
@@ -604,30 +811,42 @@ impl<'a> Rounds<'a> {
             }
         }
         if step == Step::Go && inner & !POLLOUT != 0 {
-            step = client.answer(&mut self.scratch, now);
+            step = client.answer(&mut self.scratch, &mut self.shared, now);
         }
         if step == Step::Go && client.state == State::Open {
-            step = if client.pass(&mut self.pool, now) { client.feed() } else { client.calm(now) };
+            step = if client.pass(&mut self.shared, now) { client.feed() } else { client.calm(now) };
+        }
+        if step == Step::Go
+            && client.parting.is_some()
+            && let Some(mut client) = self.clients.remove(&id)
+        {
+            self.part(id, &mut client, now);
+            self.clients.insert(id, client);
         }
         step
     }
 
-    fn remove(&mut self, id: u64) {
-        let Some(client) = self.clients.remove(&id) else { return };
-        if let Some(fd) = client.fd {
-            let mut peers = self.peers.lock();
-            if peers.get(&fd).is_some_and(|(of, _)| *of == id) {
-                peers.remove(&fd);
-            }
+    fn remove(&mut self, id: u64, now: Instant) {
+        if let Some(mut client) = self.clients.remove(&id) {
+            self.part(id, &mut client, now);
         }
     }
 
-    /// Closes the connection that can be spared best: first those without a hello, then those without calls, the one that is
-    /// quiet for longest.
-    fn evict(&mut self) {
-        let rank = |c: &Client| (c.state == State::Open, c.calls > 0, c.since);
+    /// Closes the connection that can be spared best. It is of those who have the most of them, so that nobody is put out by
+    /// others who come in numbers; of these first without a hello, then without any answer yet, then without calls, the one
+    /// that is quiet for longest.
+    fn evict(&mut self, now: Instant) {
+        let mut of_network: HashMap<IpAddr, usize> = HashMap::new();
+        for client in self.clients.values() {
+            *of_network.entry(network(client.peer)).or_default() += 1;
+        }
+        let rank = |c: &Client| {
+            let others = usize::MAX - of_network.get(&network(c.peer)).copied().unwrap_or(0);
+            let served = c.served || !c.calls.answering.is_empty();
+            (others, c.state == State::Open, served, !c.calls.is_empty(), c.since)
+        };
         if let Some(id) = self.clients.iter().min_by_key(|(_, c)| rank(c)).map(|(&id, _)| id) {
-            self.remove(id);
+            self.remove(id, now);
         }
     }
 
@@ -639,20 +858,20 @@ impl<'a> Rounds<'a> {
                         continue;
                     }
                     while self.clients.len() >= CLIENTS_MAX {
-                        self.evict();
+                        self.evict(now);
                     }
                     self.last += 1;
                     self.clients.insert(self.last, Client::new(outer, listen::plain(peer), now));
                     // At once: a client that has said hello is not in the way of those that come after it.
                     if self.look(self.last, POLLIN, 0, now) == Step::Close {
-                        self.remove(self.last);
+                        self.remove(self.last, now);
                     }
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
                 Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
                 Err(e) => {
                     log::warn!("gRPC: cannot accept, closing idle connections to make room: {e}");
-                    (0..4).for_each(|_| self.evict());
+                    (0..4).for_each(|_| self.evict(now));
                     self.accept_at = now + PAUSE;
                     return;
                 }
@@ -667,10 +886,27 @@ fn introduce(id: u64, client: &mut Client, peers: &Peers, attach: &mut Attach) -
     ours.set_nonblocking(true)?;
     theirs.set_nonblocking(true)?;
     let fd = theirs.as_raw_fd();
+    client.theirs = Some(Theirs { fd, number: poll::socket_number(fd) });
     peers.lock().insert(fd, (id, client.peer));
     attach(theirs, client.peer);
-    (client.inner, client.fd) = (Some(ours), Some(fd));
+    client.inner = Some(ours);
     Ok(())
+}
+
+/// gRPC has closed its end of a connection.
+fn forget(peers: &Peers, id: u64, theirs: Theirs) {
+    let mut peers = peers.lock();
+    if peers.get(&theirs.fd).is_some_and(|(of, _)| *of == id) {
+        peers.remove(&theirs.fd);
+    }
+}
+
+/// Who has all addresses beside this one: of IPv6, 64 bits' worth of them are one subscriber's.
+fn network(peer: SocketAddr) -> IpAddr {
+    match peer.ip() {
+        IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() >> 64 << 64).into()),
+        v4 => v4,
+    }
 }
 
 /// An entry that reports nothing at all when no event is wanted: poll would report a hang-up again and again.
@@ -708,10 +944,11 @@ pub(crate) fn fuzz(data: &[u8]) {
     });
     let Some((&piece, bytes)) = data.split_first() else { return };
     let now = Instant::now();
+    let shared = || Shared { pool: Bucket::new(i64::MAX / 4, 0, now), held: 0, room: usize::MAX, asking: 0 };
     let run = |piece: usize| {
         let peer = SocketAddr::from(([127, 0, 0, 1], 7));
         let mut client = Client::new(SOCKET.1.try_clone().expect("a descriptor"), peer, now);
-        let mut pool = Bucket::new(i64::MAX / 4, 0, now);
+        let mut shared = shared();
         let mut passed = Vec::new();
         let mut calm = true;
         for piece in bytes.chunks(piece.max(1)) {
@@ -723,13 +960,17 @@ pub(crate) fn fuzz(data: &[u8]) {
                     Some(true) => (client.state, client.passed) = (State::Open, PREFACE.len()),
                 }
             }
-            calm = client.pass(&mut pool, now);
+            calm = client.pass(&mut shared, now);
             if !calm {
                 break;
             }
             assert!(client.passed <= client.up.len());
             passed.extend(client.up.drain(..client.passed));
             client.passed = 0;
+            assert_eq!((shared.held, shared.asking), (client.calls.held, client.calls.asking.len()));
+            if client.paused {
+                break; // wherever it is cut, at the same frame
+            }
             // Less than a head is held back.
             assert!(client.up.len() < HEAD);
         }
@@ -744,9 +985,10 @@ pub(crate) fn fuzz(data: &[u8]) {
     let heard = |piece: usize| {
         let peer = SocketAddr::from(([127, 0, 0, 1], 7));
         let mut client = Client::new(SOCKET.1.try_clone().expect("a descriptor"), peer, now);
-        bytes.chunks(piece.max(1)).for_each(|piece| client.observe(piece));
+        let mut shared = shared();
+        bytes.chunks(piece.max(1)).for_each(|piece| client.observe(piece, &mut shared));
         assert!(client.down_head.len() < HEAD);
-        (client.credit.left, client.own.left, client.calls, client.down_frames.payload, client.down_head)
+        (client.credit.left, client.own.left, client.served, client.down_frames.payload, client.down_head)
     };
     assert_eq!(heard(bytes.len()), heard(piece.into()));
 }

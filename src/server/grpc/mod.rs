@@ -38,7 +38,7 @@ use crate::host::threads;
 use crate::metrics::grpc::{COUNTS, End};
 use crate::metrics::snapshot::Snapshot;
 use auth::Auth;
-use gate::{Gate, Permit};
+use gate::{Gate, Permit, Shares};
 use guard::{Guard, Peers};
 use stream::{Answer, Guarded, Produce, Sending, Stream, later};
 use stubs::{SERVICE, name, served, served_unread};
@@ -46,8 +46,10 @@ use ticker::Ticker;
 
 /// Threads that run calls.
 const THREADS: usize = 2;
-/// Calls that gRPC holds ready for each thread before a client makes them.
-const SLOTS: usize = 128;
+/// Calls that gRPC holds ready for each thread before a client makes them. One that has begun and whose request is not whole
+/// keeps its place: there are more places than [`guard::ASKING_MAX`].
+const SLOTS: usize = 192;
+const _: () = assert!(THREADS * SLOTS > guard::ASKING_MAX);
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
 /// How often Watch looks for a change.
@@ -93,7 +95,7 @@ impl Drop for GrpcServer {
 struct Shared {
     api: Arc<Api>,
     ticker: Ticker,
-    calls: Gate,
+    calls: Shares,
     streams: Gate,
     /// Bytes of answers that clients have not taken yet.
     answers: Gate,
@@ -146,7 +148,6 @@ pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartEr
     let listener = Some(listener).filter(|_| credentials.is_none());
 
     grpcio::redirect_log();
-    os::raise_descriptors();
     let limits = &config.limits;
     let (answers, large) = (Gate::new(limits.answer_bytes), Arc::new(AtomicBool::new(false)));
     let rest = {
@@ -161,7 +162,7 @@ pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartEr
     let shared = Arc::new(Shared {
         api,
         ticker: Ticker::start(rest).map_err(setup)?,
-        calls: Gate::new(limits.calls),
+        calls: Shares::new(limits.calls),
         streams: Gate::new(limits.streams),
         answers,
         large,
@@ -209,7 +210,7 @@ pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartEr
                     poll::hand_over(server, socket);
                 }
             };
-            Some(Guard::start(listener, peers, Box::new(attach)).map_err(setup)?)
+            Some(Guard::start(listener, peers, limits.message_bytes, Box::new(attach)).map_err(setup)?)
         }
     };
     Ok(GrpcServer { address, auth, servers, guard, shared, _environment: environment })
@@ -314,6 +315,11 @@ impl Shared {
         context.spawn(Guarded(Answer::new(Sending::new(sink, result), self.ticker.timer(), [permit, room])));
     }
 
+    /// A place for a call, if one is free and its connection has no more than its share.
+    fn enter(&self, context: &RpcContext) -> Option<Permit> {
+        self.calls.enter(&context.peer())
+    }
+
     /// Address of the client.
     fn peer(&self, context: &RpcContext) -> String {
         let name = context.peer();
@@ -399,7 +405,7 @@ fn unary<Req: Message>(
     let shared = Arc::clone(shared);
     let method = served(MethodType::ServerStreaming, name);
     builder.add_server_streaming_handler(&method, move |context, request: Req, sink| {
-        let permit = shared.calls.enter();
+        let permit = shared.enter(&context);
         let result = match permit {
             Some(_) => guarded(|| answer(&shared, &request)),
             None => Err(too_many("calls")),
@@ -415,7 +421,7 @@ fn configure(
     request: &[u8],
     sink: ServerStreamingSink<GrpcSlice>,
 ) {
-    let Some(permit) = shared.calls.enter() else {
+    let Some(permit) = shared.enter(context) else {
         return shared.answer(context, sink, Err(too_many("calls")), None);
     };
     let (give, result) = later();

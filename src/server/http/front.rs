@@ -88,6 +88,9 @@ const STREAMS_MAX: usize = 16;
 /// Time for a client to read a line of its stream.
 const STREAM_PATIENCE: Duration = Duration::from_secs(60);
 
+/// Requests whose answers take long to make that may wait, while one is being made.
+const DEAR_MAX: usize = 4;
+
 /// Opens the stream that a query asks for, or says why there is none: status code and message.
 pub type OpenStream = dyn Fn(&str) -> Result<Ticks, (u16, String)> + Send;
 
@@ -257,6 +260,11 @@ impl Client {
             State::Writing { .. } | State::Streaming(_) => 2,
             State::InWork { .. } => 3,
         }
+    }
+
+    /// Whether it waits for an answer that takes long to make.
+    fn is_dear(&self) -> bool {
+        matches!(self.state, State::InWork { reply, .. } if reply.dear)
     }
 
     /// Its socket has these events to report.
@@ -464,6 +472,17 @@ impl Client {
         self.advance()
     }
 
+    /// The agent stops: ends a stream with its last chunk.
+    fn end_stream(&mut self) -> Step {
+        let State::Streaming(stream) = &mut self.state else { return Step::Wait };
+        let (mut bytes, sent) = (std::mem::take(&mut stream.bytes), stream.sent);
+        if stream.chunked && stream.ticks.is_some() {
+            bytes.extend_from_slice(b"0\r\n\r\n");
+        }
+        self.enter(State::Writing { bytes, sent, keep_alive: false });
+        self.flush()
+    }
+
     /// Answers with an error of the front's own, the last answer on this connection.
     fn refuse(&mut self, (code, message): (u16, &str)) -> Step {
         let head_only = matches!(self.state, State::InWork { reply: Reply { head_only: true, .. }, .. });
@@ -592,6 +611,7 @@ impl<'a> Front<'a> {
                 self.restart_inner(now);
             }
             self.logins(now);
+            self.thin_out();
             self.feed();
             self.open_streams();
             self.expire(now);
@@ -649,6 +669,12 @@ impl<'a> Front<'a> {
             self.shake_hands(&handshakes);
             if entries.get(clients).is_some_and(is_ready) && !stopping {
                 self.stop_at = Some(Instant::now() + STOP);
+                for id in self.clients.keys().copied().collect::<Vec<_>>() {
+                    if let Some(client) = self.clients.get_mut(&id) {
+                        let step = client.end_stream();
+                        self.act(id, step);
+                    }
+                }
             }
             // Accepted, they would push out those whose handshakes wait.
             if entries.get(clients + 1).is_some_and(is_ready) && Instant::now() >= self.handshakes_at {
@@ -920,12 +946,34 @@ impl<'a> Front<'a> {
         self.clients.iter().filter(|(_, c)| matches!(c.state, State::InWork { request: Some(_), .. }))
     }
 
+    /// Whether an answer is being made that takes long. One thread makes them all, and others have to wait for it.
+    fn is_slow(&self) -> bool {
+        self.clients.values().any(|c| c.is_dear() && matches!(c.state, State::InWork { request: None, .. }))
+    }
+
+    /// Refuses the requests for answers that take long of which there are too many, the last ones.
+    fn thin_out(&mut self) {
+        let mut waiting: Vec<_> = self.queue().filter(|(_, c)| c.is_dear()).map(|(&id, c)| (c.since, id)).collect();
+        if waiting.len() <= DEAR_MAX {
+            return;
+        }
+        waiting.sort_unstable();
+        for (_, id) in waiting.split_off(DEAR_MAX) {
+            if let Some(client) = self.clients.get_mut(&id) {
+                let step = client.refuse((429, "too many queries at a time, try again in a second"));
+                self.act(id, step);
+            }
+        }
+    }
+
     /// Gives waiting requests to free lanes, the oldest of those who are still there first; without tiny_http none
     /// can be answered.
     fn feed(&mut self) {
         while let lane = self.lanes.iter().position(Lane::is_free)
             && (lane.is_some() || self.lanes.is_empty())
-            && let Some((&id, _)) = self.queue().min_by_key(|(_, c)| (c.leaving, c.since))
+            && let slow = self.is_slow()
+            && let Some((&id, _)) =
+                self.queue().filter(|(_, c)| !(slow && c.is_dear())).min_by_key(|(_, c)| (c.leaving, c.since))
             && let Some(client) = self.clients.get_mut(&id)
             && let State::InWork { request, reply } = &mut client.state
         {

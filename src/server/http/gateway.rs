@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use protobuf::MessageFull;
 use protobuf::reflect::{MessageDescriptor, RuntimeFieldType, RuntimeType};
+use protobuf_json_mapping::PrintOptions;
 use serde_json::{Map, Value};
 
 use super::hosts::Hosts;
@@ -20,6 +21,12 @@ const PREFIX: &str = "/api/v1/ebpf/";
 pub const STREAM_PATH: &str = "/api/v1/ebpf/metrics/stream";
 /// The path that changes the agent.
 pub const CONFIGURE_PATH: &str = "/api/v1/ebpf/modules/configure";
+
+/// Whether the answer to a query may take long to make, and be large.
+pub fn is_dear(path: &str, query: &str) -> bool {
+    // Names may be encoded in many ways: any query but none may have a time range.
+    !query.is_empty() && matches!(path.strip_prefix(PREFIX), Some("metrics" | "io/stats"))
+}
 
 /// All of them, as the answer to another path names them.
 pub const PATHS: &str = ", /api/v1/ebpf/metrics, /api/v1/ebpf/metrics/stream, /api/v1/ebpf/io/stats, \
@@ -155,8 +162,10 @@ impl Drop for Done {
     }
 }
 
+/// What is false, 0 or empty is said too: only what is unknown is left out.
 fn json(message: &impl MessageFull) -> Result<String, Failure> {
-    let text = protobuf_json_mapping::print_to_string(message);
+    let options = PrintOptions { always_output_default_values: true, ..Default::default() };
+    let text = protobuf_json_mapping::print_to_string_with_options(message, &options);
     text.map_err(|e| Failure::new(Code::Internal, format!("no JSON can be made of the answer: {e}")))
 }
 

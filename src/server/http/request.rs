@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use httparse::{EMPTY_HEADER, Error, Header, Status};
 
-use super::gateway::{CONFIGURE_PATH, STREAM_PATH};
+use super::gateway::{CONFIGURE_PATH, STREAM_PATH, is_dear};
 use super::hosts::Hosts;
 
 /// Longest request head.
@@ -76,6 +76,8 @@ pub struct Reply {
     pub keep_alive: bool,
     /// The client speaks HTTP/1.0, where keep-alive has to be said.
     pub http_1_0: bool,
+    /// To make it takes long.
+    pub dear: bool,
 }
 
 /// Finds the end of the head, the offset behind its blank line. The first `seen` bytes were searched before.
@@ -148,7 +150,7 @@ pub fn parse(head: &[u8]) -> Result<Head, Refusal> {
             all.next().filter(|_| all.next().is_none()).map(<[u8]>::to_vec)
         },
         browser: guarded.then(|| (header("Host"), header("Origin"))),
-        reply: Reply { head_only: method == "HEAD", keep_alive, http_1_0: minor == 0 },
+        reply: Reply { head_only: method == "HEAD", keep_alive, http_1_0: minor == 0, dear: is_dear(path, query) },
     })
 }
 
