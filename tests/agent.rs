@@ -761,12 +761,16 @@ fn a_second_signal_ends_it_though_something_waits_to_be_sent() {
     for (first, second) in
         [(libc::SIGTERM, libc::SIGTERM), (libc::SIGINT, libc::SIGTERM), (libc::SIGTERM, libc::SIGINT)]
     {
-        let mut agent = Agent::start(&[
+        // As a shell starts what it runs in the background: there they are ignored.
+        let mut ignoring = common::command_of("sh");
+        ignoring.args(["-c", "trap '' INT TERM HUP; exec \"$0\" \"$@\""]).arg(common::binary());
+        let settings = [
             ("COLLECTOR_INTERVAL", "50ms"),
             ("EXPORT_TYPE", "banyandb"),
             ("EXPORT_BANYANDB_ENDPOINT", &endpoint),
             ("EXPORT_BANYANDB_TIMEOUT", "1h"),
-        ]);
+        ];
+        let mut agent = Agent::start_with(ignoring, &settings);
         agent.wait(|m| m.0.get("ebpf_sidecar_export_queue_points").is_some_and(|points| *points > 0.0));
         let held = bpf::held_by(agent.child.id());
         sys::kill(agent.child.id(), first);

@@ -51,12 +51,15 @@ pub struct Signals(libc::sigset_t);
 impl Signals {
     /// Blocks them for this thread and all that it starts: to be called before the first one is.
     pub fn block() -> io::Result<Self> {
-        // SAFETY: sigemptyset makes the set valid before it is used; the others only read or change it.
+        // SAFETY: sigemptyset makes the set valid before it is used; the others only read or change it. The action is the
+        // default, no function.
         unsafe {
             let mut set: libc::sigset_t = mem::zeroed();
             libc::sigemptyset(&mut set);
             for (signal, _) in Signal::ALL {
                 libc::sigaddset(&mut set, signal as libc::c_int);
+                // nohup, and a shell that starts it in the background, have them ignored: then no signal would end it.
+                libc::signal(signal as libc::c_int, libc::SIG_DFL);
             }
             match libc::pthread_sigmask(libc::SIG_BLOCK, &set, ptr::null_mut()) {
                 0 => Ok(Self(set)),
