@@ -456,8 +456,8 @@ fn turning_it_off_and_on_leaks_nothing() {
         assert!(configure(&client, false, "").success);
         assert!(configure(&client, true, "").success);
     };
-    // Emulated, a cycle takes seconds.
-    let cycles = if std::env::var_os("TEST_EMULATED").is_some() { 10 } else { 500 };
+    // A cycle waits for the kernel several times; emulated, it takes seconds.
+    let cycles = common::sized(100, 10);
     for _ in 0..cycles / 5 {
         cycle();
     }
