@@ -153,7 +153,7 @@ static __always_inline bool proves(void)
 	return false;
 }
 
-static __always_inline bool in_scope(settings_t *set)
+static __always_inline bool in_scope(void)
 {
 	struct state *st = the_state();
 	__u64 comm[COMM_LEN / 8];
@@ -181,8 +181,8 @@ static __always_inline bool in_scope(settings_t *set)
 	} else {
 		BPF_CORE_READ_INTO(&comm, current_task(), group_leader, comm);
 	}
-	want = (const volatile __u64 *)set->comm;
-	mask = (const volatile __u64 *)set->comm_mask;
+	want = (const volatile __u64 *)st->comm;
+	mask = (const volatile __u64 *)st->comm_mask;
 	return (comm[0] & mask[0]) == want[0] && (comm[1] & mask[1]) == want[1];
 }
 
@@ -204,7 +204,7 @@ static __always_inline settings_t *scoped(void)
 {
 	settings_t *set = the_settings();
 
-	return set && in_scope(set) ? set : 0;
+	return set && in_scope() ? set : 0;
 }
 
 #endif

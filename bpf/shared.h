@@ -55,8 +55,6 @@ struct function {
 struct settings {
 	__u64 page_shift;
 	__u64 regs_offset; /* of the saved registers in a task's stack; 0: not known */
-	char comm[COMM_LEN]; /* SCOPE_COMM: NUL-padded */
-	__u8 comm_mask[COMM_LEN]; /* and all bits of those bytes of a name that are compared: it and its NUL */
 	__u64 functions_known; /* 0: none */
 	struct function functions[FUNCTIONS];
 };
@@ -66,6 +64,8 @@ struct state {
 	__u64 scope; /* enum scope */
 	__u64 proved; /* SCOPE_PROOF: how often a program ran for that thread */
 	char prover[COMM_LEN]; /* and its name, NUL-padded */
+	char comm[COMM_LEN]; /* SCOPE_COMM: NUL-padded */
+	__u8 comm_mask[COMM_LEN]; /* and all bits of those bytes of a name that are compared: it and its NUL */
 	__u64 vmemmap; /* address of the struct page of page frame 0; 0: not known */
 	/* Found out by learn_stack() in reads.h; 0: not known. */
 	__u64 regs_offset; /* of the saved registers in a task's stack */

@@ -12,6 +12,7 @@ use crossbeam::channel::{self, Receiver, Sender};
 
 use crate::ebpf::object::{self, Error};
 use crate::ebpf::os;
+use crate::host::confine::{self, Role};
 use crate::host::process::{self, Usage};
 use crate::host::version;
 use crate::metrics::cell::SnapshotCell;
@@ -83,7 +84,8 @@ impl Control {
 }
 
 impl Collector {
-    /// Starts the modules, takes the first snapshot, then one every `interval`, in a thread of its own. `scope` is
+    /// Starts the modules, confines this thread and those that it starts from now on, takes the first snapshot, then one
+    /// every `interval`, in a thread of its own. `scope` is
     /// how the outputs name it; snapshots are kept for `history`. An error: nothing of a module could be attached.
     pub fn start(
         modules: Vec<Box<dyn Module>>,
@@ -110,14 +112,31 @@ impl Collector {
             modules: Vec::new(),
             last_error: None,
         };
-        let cell = SnapshotCell::with_history(state.collect(&nothing), history);
         let (stop, stopped) = channel::bounded(0);
         let (control, changes) = channel::bounded(CHANGES_MAX);
-        let publish = cell.clone();
+        let (entered, enters) = channel::bounded(1);
+        let (go, goes) = channel::bounded(1);
+        let (first, firsts) = channel::bounded(1);
+        let run = move || {
+            confine::enter(Role::Collector);
+            let _ = entered.send(());
+            if goes.recv().is_ok() {
+                let publish = SnapshotCell::with_history(state.collect(&nothing), history);
+                let _ = first.send(publish.clone());
+                state.run(&publish, &stopped, &changes);
+            }
+        };
         let thread = thread::Builder::new()
             .name("collector".into())
-            .spawn(move || state.run(&publish, &stopped, &changes))
+            .spawn(run)
             .map_err(|cause| Error::new("start the collector thread", cause))?;
+        // From here on the agent has no more than it needs, and the first collection shows whether that is enough.
+        let ended = |_| Error::new("begin to collect", io::Error::other("the thread has ended"));
+        enters.recv().map_err(ended)?;
+        confine::enter(Role::Main);
+        confine::verify().map_err(|why| Error::new("confine the agent", io::Error::other(why)))?;
+        let _ = go.send(());
+        let cell = firsts.recv().map_err(ended)?;
         Ok(Self { stop, thread, cell, control: Control(control) })
     }
 
@@ -224,6 +243,8 @@ impl State {
         if !change.enabled {
             slot.stop();
             slot.error = None;
+        } else if was_running && slot.module.adjust(&change.settings) {
+            log::debug!("module {}: changed as it runs", change.module);
         } else if !was_running || changes_module {
             slot.stop();
             let before = slot.module.configure(&change.settings);
@@ -355,6 +376,8 @@ impl State {
             Family::single(&m::COLLECT_SECONDS, Value::Histogram(self.durations.clone())),
             Family::single(&m::COLLECT_ERRORS, Value::Int(self.errors)),
         ];
+        own.push(Family::labelled(&m::CONFINED, confine::in_force().map(|(by, is)| (by, u64::from(is)))));
+        own.push(Family::single(&m::CALLS_REFUSED, Value::Int(confine::refusals())));
         own.extend(grpc::COUNTS.families());
         own.extend(http::COUNTS.families());
         own.extend(export::STATE.families());

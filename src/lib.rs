@@ -28,7 +28,7 @@ mod tests {
         ("metrics", "what is known, as values: the catalogue, a snapshot, a verdict"),
         ("config", "what the agent is told"),
         ("ebpf", "the kernel: system calls, objects, attaching; all of the unsafe code"),
-        ("host", "what surrounds the agent: cgroups, pods, systemd, log, clock, certificates"),
+        ("host", "what surrounds the agent: cgroups, pods, systemd, log, clock, certificates; how it is confined"),
         ("monitor", "what it observes: probes, counters, and the metrics made of them"),
         ("collector", "the loop that makes a snapshot of it"),
         ("api", "questions and their answers, over snapshots"),

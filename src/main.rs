@@ -73,7 +73,7 @@ fn dispatch() -> Result<(), u8> {
         }
         Command::Run => {
             let read = || config::load_for_host(cli.config.as_deref(), scope::fit);
-            run::run(&load(&cli)?, &read, cli.log_level).map_err(|e| fail(FAILED, e))
+            run::run(&load(&cli)?, cli.config.as_deref(), &read, cli.log_level).map_err(|e| fail(FAILED, e))
         }
     }
 }

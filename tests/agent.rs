@@ -15,6 +15,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ebpf_sidecar::config::Config;
+use ebpf_sidecar::ebpf::os;
+use ebpf_sidecar::ebpf::privilege::cap;
+use ebpf_sidecar::host::confine::{self, Role};
+use ebpf_sidecar::metrics::own::MEANS;
+
 use common::bpf::{self, assert_gone, assert_nothing_left_since};
 use common::{
     Agent, Cgroup, Killed, Metrics, Scoped, TempDir, TestFile, alone, command, free_port, free_ports, output,
@@ -64,7 +70,7 @@ fn check_examines_everything_and_leaves_nothing() {
     let words = |what: &str| &lines.iter().find(|l| l.1 == what).unwrap_or_else(|| panic!("{what}: {lines:?}")).2;
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     assert_eq!(words("kernel"), release.trim());
-    for what in ["BTF", "tracefs", "lockdown", "capabilities", "cgroup v2", "scope"] {
+    for what in ["BTF", "tracefs", "lockdown", "capabilities", "cgroup v2", "confined", "scope"] {
         assert!(!words(what).is_empty());
     }
     assert!(words("HTTP port").contains(&port) && words("gRPC port").contains(&grpc_port));
@@ -752,6 +758,205 @@ fn until_it_says(agent: &Agent, words: &str) {
     }
 }
 
+// ---- what it gives up ----
+
+/// What is said of each thread of the agent, by its name.
+fn threads_of(pid: u32, line: &str) -> Vec<(String, String)> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap().path());
+    let of = |path: PathBuf| {
+        let status = fs::read_to_string(path.join("status")).ok()?; // it may have ended
+        let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap().trim().to_owned();
+        Some((field("Name:"), field(line)))
+    };
+    tasks.filter_map(of).collect()
+}
+
+#[test]
+fn every_thread_gives_up_what_it_does_not_need() {
+    need_bpf!("every_thread_gives_up_what_it_does_not_need");
+    let missing: Vec<&str> = confine::missing().into_iter().map(|(what, _)| what).collect();
+    assert!(missing.iter().all(|what| *what == "landlock"), "seccomp is in every kernel: {missing:?}");
+    let expected: Vec<&str> = MEANS.into_iter().filter(|what| !missing.contains(what)).collect();
+    let zero = "0".repeat(16);
+    // From 5.19 on a descriptor is enough to read a map.
+    let of_collector = if os::kernel_version() >= (5, 19) { zero.clone() } else { format!("{:016x}", cap::BPF) };
+    for confine in ["auto", "on"] {
+        if confine == "on" && !missing.is_empty() {
+            let o = output(&[], &[("COLLECTOR_CONFINE", "on")]);
+            let said = String::from_utf8_lossy(&o.stderr).into_owned();
+            assert_eq!(o.status.code(), Some(1), "{said}");
+            assert!(said.contains("collector.confine is on, and here is no landlock (from Linux 5.13 on"), "{said}");
+            continue;
+        }
+        let settings = [("COLLECTOR_CONFINE", confine), ("EXPORT_TYPE", "banyandb"), ("COLLECTOR_INTERVAL", "1h")];
+        let mut agent = Agent::start(&settings);
+        until_it_says(&agent, "capabilities kept: ");
+        let pid = agent.child.id();
+        for (name, capabilities) in threads_of(pid, "CapEff:").into_iter().chain(threads_of(pid, "CapPrm:")) {
+            assert_eq!(capabilities, if name == "collector" { &*of_collector } else { &*zero }, "{name}");
+        }
+        for (name, value) in threads_of(pid, "NoNewPrivs:") {
+            assert_eq!(value, "1", "{name}");
+        }
+        for (name, value) in threads_of(pid, "Seccomp:") {
+            assert_eq!(value, "2", "{name}");
+        }
+        println!("{confine}: {} threads", threads_of(pid, "Name:").len());
+        let metrics = agent.metrics();
+        for what in MEANS {
+            let value = metrics.get(&format!("ebpf_sidecar_confined{{by=\"{what}\"}}"));
+            assert_eq!(value, f64::from(u8::from(expected.contains(&what))), "{what}");
+        }
+        assert_eq!(metrics.get("ebpf_sidecar_system_calls_refused_total"), 0.0, "{}", agent.log());
+        assert_eq!(health(&agent)["confined"], serde_json::json!(expected));
+        assert!(agent.log().contains(&format!("confined by {}", expected.join(", "))), "{}", agent.log());
+        assert_eq!(agent.log().contains("here is no landlock"), !missing.is_empty(), "{}", agent.log());
+        sys::kill(pid, libc::SIGTERM);
+        wait_for(&mut agent.child, Duration::from_secs(60)).unwrap_or_else(|| panic!("{}", agent.log()));
+        assert!(!agent.log().contains("refused: "), "{}", agent.log());
+    }
+    let agent = Agent::start(&[("COLLECTOR_CONFINE", "off")]);
+    assert!(threads_of(agent.child.id(), "Seccomp:").iter().all(|(_, value)| value == "0"));
+    assert_eq!(health(&agent)["confined"], serde_json::json!([]));
+}
+
+/// A thread of this process, confined as those of the agent are, that tries what none of them does.
+#[test]
+fn what_a_confined_thread_tries_is_refused_and_told() {
+    need_bpf!("what_a_confined_thread_tries_is_refused_and_told");
+    let (named, other) = (TempDir::new("named"), TempDir::new("other"));
+    let (config, secret) = (named.path.join("config.yaml"), other.path.join("secret"));
+    fs::write(&config, "").unwrap();
+    fs::write(&secret, "").unwrap();
+    let landlock = confine::missing().is_empty();
+    confine::plan(&Config::default(), Some(&config)).unwrap();
+    const BPF_MAP_CREATE: u64 = 0;
+    const BPF_PROG_LOAD: u64 = 5;
+    let calls: [(&str, i64, [u64; 3]); 18] = [
+        ("execve", libc::SYS_execve, [c"/bin/true".as_ptr() as u64, 0, 0]),
+        ("execveat", libc::SYS_execveat, [0; 3]),
+        ("clone", libc::SYS_clone, [libc::SIGCHLD as u64, 0, 0]),
+        ("bpf", libc::SYS_bpf, [BPF_PROG_LOAD, 0, 128]),
+        ("bpf", libc::SYS_bpf, [BPF_MAP_CREATE, 0, 128]),
+        ("perf_event_open", libc::SYS_perf_event_open, [0; 3]),
+        ("socket", libc::SYS_socket, [libc::AF_PACKET as u64, libc::SOCK_RAW as u64, 0]),
+        ("socket", libc::SYS_socket, [libc::AF_VSOCK as u64, libc::SOCK_STREAM as u64, 0]),
+        ("unshare", libc::SYS_unshare, [libc::CLONE_NEWUSER as u64, 0, 0]),
+        ("setns", libc::SYS_setns, [0; 3]),
+        ("ptrace", libc::SYS_ptrace, [0; 3]),
+        ("mount", libc::SYS_mount, [0; 3]),
+        ("init_module", libc::SYS_init_module, [0; 3]),
+        ("keyctl", libc::SYS_keyctl, [0; 3]),
+        ("io_uring_setup", libc::SYS_io_uring_setup, [0; 3]),
+        ("kill", libc::SYS_kill, [1, 0, 0]),
+        ("openat2", libc::SYS_openat2, [0; 3]),
+        ("prctl", libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, 1, 0]),
+    ];
+    for role in [Role::Main, Role::Collector, Role::Http, Role::Grpc, Role::Exporter] {
+        let (config, secret, named) = (config.clone(), secret.clone(), named.path.clone());
+        let confined = thread::spawn(move || {
+            if !matches!(role, Role::Main | Role::Collector) {
+                confine::enter(Role::Main);
+            }
+            confine::enter(role);
+            confine::newly_refused();
+            for (name, number, arguments) in calls {
+                assert_eq!(sys::attempt(number, arguments), Err(libc::EPERM), "{role:?}: {name} {arguments:?}");
+                let told = confine::newly_refused();
+                let words = format!("system call {number} {name}, 1 times, its first argument {:#x}", arguments[0]);
+                assert!(told.len() == 1 && told[0].contains(&words), "{role:?}: {told:?}");
+            }
+            // With glibc this one is answered as if there were none.
+            let netlink = sys::attempt(libc::SYS_socket, [libc::AF_NETLINK as u64, libc::SOCK_RAW as u64, 0]);
+            match cfg!(target_env = "gnu") && matches!(role, Role::Main | Role::Grpc | Role::Exporter) {
+                true => assert_eq!(netlink, Err(libc::ENOSYS)),
+                false => assert_eq!((netlink, confine::newly_refused().len()), (Err(libc::EPERM), 1), "{role:?}"),
+            }
+            let internet = TcpListener::bind("127.0.0.1:0").map(drop).map_err(|e| e.raw_os_error());
+            match role {
+                Role::Collector | Role::Http => assert_eq!(internet, Err(Some(libc::EPERM))),
+                Role::Main | Role::Grpc | Role::Exporter => assert_eq!(internet, Ok(())),
+            }
+            confine::newly_refused();
+
+            let refused = |result: std::io::Result<()>| result.unwrap_err().raw_os_error() == Some(libc::EPERM);
+            assert!(refused(fs::write(named.join("new"), "")), "a new file");
+            assert!(refused(fs::write(&config, "")), "one that is there");
+            assert!(refused(fs::remove_file(&config)));
+            assert!(refused(fs::create_dir(named.join("folder"))));
+            assert!(refused(fs::rename(&config, named.join("other"))));
+            // Two of them by the same number.
+            assert_eq!(confine::newly_refused().len(), 4);
+            // What the configuration does not name cannot be read, and the rest can.
+            let outside = fs::read(&secret).map_err(|e| e.kind());
+            match landlock {
+                true => assert_eq!(outside, Err(std::io::ErrorKind::PermissionDenied)),
+                false => assert_eq!(outside, Ok(Vec::new())),
+            }
+            assert!(fs::read(&config).is_ok() && fs::read_to_string("/proc/self/stat").is_ok());
+            assert!(fs::read_dir("/sys/fs").unwrap().count() > 0);
+            // As a panic prints it.
+            assert!(!std::backtrace::Backtrace::force_capture().to_string().is_empty());
+            thread::spawn(|| assert_eq!(fs::read_to_string("/proc/thread-self/comm").map(drop).ok(), Some(())))
+                .join()
+                .unwrap();
+            assert_eq!(confine::newly_refused(), Vec::<String>::new());
+        });
+        confined.join().unwrap();
+    }
+    // The others of this process are as they were.
+    fs::write(&secret, "still").unwrap();
+}
+
+#[test]
+fn a_confined_agent_says_what_a_reload_cannot_give_it() {
+    need_bpf!("a_confined_agent_says_what_a_reload_cannot_give_it");
+    let (dir, other) = (TempDir::new("confined"), TempDir::new("elsewhere"));
+    let file = dir.path.join("config.yaml");
+    let write = |yaml: &str| fs::write(&file, yaml).unwrap();
+    write("collector: {interval: 1h}");
+    let mut c = command();
+    c.arg("--config").arg(&file);
+    let agent = Agent::start_with(c, &[]);
+    let held = bpf::held_by(agent.child.id());
+    let reload = |yaml: &str, said: &[&str]| {
+        let before = agent.log().len();
+        write(yaml);
+        sys::kill(agent.child.id(), libc::SIGHUP);
+        for words in said {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !agent.log()[before..].contains(words) {
+                assert!(Instant::now() < deadline, "it does not say {words:?}:\n{}", agent.log());
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+    };
+    reload(
+        "server: {allow_configure: any}\ncollector: {interval: 1h, read_latency: off, scope: {comm: nobody-is-it}}",
+        &[
+            "INFO  reload: collector.scope.comm: none → \"nobody-is-it\"",
+            "WARN  reload: server.allow_configure: \"off\" → \"any\": takes a restart",
+            "WARN  reload: collector.read_latency: \"auto\" → \"off\": takes a restart",
+        ],
+    );
+    assert_eq!(agent.stats()["scope"], "comm:nobody-is-it");
+    assert_eq!(bpf::held_by(agent.child.id()), held, "another scope takes no other programs");
+    if confine::missing().is_empty() {
+        let cert = other.path.join("cert.pem");
+        fs::write(&cert, "").unwrap();
+        let cert = cert.to_str().unwrap();
+        reload(
+            &format!("server: {{grpc: {{tls: {{enabled: true, cert_file: {cert}, key_file: {cert}}}}}}}"),
+            &[&format!("ERROR reload: {cert}: it may not be read; confined (collector.confine)")],
+        );
+    }
+    // A configuration that was replaced, not written again, is read too.
+    fs::write(dir.path.join("new"), "collector: {interval: 2h}").unwrap();
+    fs::rename(dir.path.join("new"), &file).unwrap();
+    reload("collector: {interval: 30m}", &["INFO  reload: collector.interval: \"1h\" → \"30m\""]);
+    assert_eq!(agent.metrics().get("ebpf_sidecar_system_calls_refused_total"), 0.0, "{}", agent.log());
+}
+
 #[test]
 fn a_second_signal_ends_it_though_something_waits_to_be_sent() {
     need_bpf!("a_second_signal_ends_it_though_something_waits_to_be_sent");
@@ -797,7 +1002,8 @@ fn a_reload_takes_over_what_can_be_and_says_what_cannot() {
     write("collector: {interval: 1h}");
     let mut c = command();
     c.arg("--config").arg(&file);
-    let agent = Agent::start_with(c, &[]);
+    // One that is confined cannot let anybody attach later.
+    let agent = Agent::start_with(c, &[("COLLECTOR_CONFINE", "off")]);
     let reload = |said: &[&str]| {
         let before = agent.log().len();
         sys::kill(agent.child.id(), libc::SIGHUP);
@@ -908,6 +1114,8 @@ fn answer(stream: &mut BufReader<TcpStream>, path: &str) -> Option<String> {
 fn its_own_usage_is_known_when_there_are_no_more_descriptors() {
     need_bpf!("its_own_usage_is_known_when_there_are_no_more_descriptors");
     let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms")]);
+    // Its ports listen before gRPC has what it needs.
+    until_it_says(&agent, "capabilities kept: ");
     let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", agent.port)).unwrap());
     let mut metrics = || Metrics::parse(&answer(&mut stream, "/metrics").unwrap());
     let before = metrics();

@@ -437,6 +437,7 @@ fn disabled_it_costs_nothing_and_enabled_it_goes_on_counting() {
     assert_eq!(metrics.get("ebpf_fadvise_calls_total") - before, 1030.0);
     assert_eq!(s.agent.stats()["scope"], "comm:no-such-name");
     assert!(!metrics.0.keys().any(|k| k.starts_with("ebpf_read_wait_seconds")));
+    assert_eq!(metrics.get("ebpf_sidecar_system_calls_refused_total"), 0.0, "{}", s.agent.log());
     assert!(s.agent.log().contains("ConfigureModule by 127.0.0.1:"), "{}", s.agent.log());
 }
 
@@ -468,6 +469,7 @@ fn turning_it_off_and_on_leaks_nothing() {
     assert_eq!(used(), before);
     let grown = agent.rss_kib().saturating_sub(rss);
     assert!(grown <= 1024, "{grown} KiB more after {cycles} cycles");
+    assert_eq!(agent.metrics().get("ebpf_sidecar_system_calls_refused_total"), 0.0, "{}", agent.log());
 }
 
 // ---- the same over HTTP ----

@@ -668,6 +668,68 @@ fn a_reload_takes_over_another_web_configuration() {
     assert_eq!(agent.get("/metrics").status, 200);
 }
 
+/// As Kubernetes mounts a secret: files are links through `..data`, and a new `..data` is another folder.
+#[test]
+fn a_confined_agent_follows_links_to_folders_that_are_new() {
+    need_bpf!("a_confined_agent_follows_links_to_folders_that_are_new");
+    let (files, other) = (Files::new(TLS), TempDir::new("elsewhere"));
+    let path = |name: &str| files.dir.path.join(name);
+    let put = |folder: &str, serial: u32, token: &str| {
+        let own = Identity::new(serial, Some(&files.ca), YEAR);
+        fs::create_dir(path(folder)).unwrap();
+        fs::write(path(folder).join("tls.crt"), own.cert_pem()).unwrap();
+        fs::write(path(folder).join("tls.key"), own.key_pem()).unwrap();
+        fs::write(path(folder).join("token"), token).unwrap();
+        fs::write(path(folder).join("web.yml"), TLS).unwrap();
+        std::os::unix::fs::symlink(folder, path("new")).unwrap();
+        fs::rename(path("new"), path("..data")).unwrap();
+    };
+    put("..1", 11, "the-token-of-the-first");
+    for name in ["tls.crt", "tls.key", "token", "web.yml"] {
+        let _ = fs::remove_file(path(name));
+        std::os::unix::fs::symlink(format!("..data/{name}"), path(name)).unwrap();
+    }
+    // Named from another folder, and with what it names beside it.
+    let [web, token, cert, key, ca] = ["web.yml", "token", "tls.crt", "tls.key", "ca.crt"].map(path);
+    let settings = [
+        ("SERVER_HTTP_WEB_CONFIG", text(&web)),
+        ("SERVER_GRPC_AUTH_TOKEN_FILE", text(&token)),
+        ("SERVER_GRPC_TLS_ENABLED", "true"),
+        ("SERVER_GRPC_TLS_CERT_FILE", text(&cert)),
+        ("SERVER_GRPC_TLS_KEY_FILE", text(&key)),
+        ("CLIENT_CA_FILE", text(&ca)),
+    ];
+    let agent = start_agent(&settings);
+    let address = SocketAddr::from(([127, 0, 0, 1], agent.port));
+    let serial = || {
+        let mut stream = files.connect(address);
+        let (status, _, metrics) = ask(&mut stream, "/metrics", "").unwrap();
+        assert!(status == 200 && metrics.contains("\nebpf_sidecar_system_calls_refused_total 0\n"), "{}", agent.log());
+        let cert = stream.ssl().peer_certificate().unwrap();
+        cert.serial_number().to_bn().unwrap().to_dec_str().unwrap().parse::<u32>().unwrap()
+    };
+    assert_eq!(serial(), 11);
+    put("..2", 12, "the-token-of-the-second");
+    fs::remove_dir_all(path("..1")).unwrap();
+    let_it_look();
+    assert_eq!(serial(), 12, "{}", agent.log());
+    let top = command(&agent, &["top", "--once"], &settings);
+    assert!(top.status.success(), "{}{}", said(&top), agent.log());
+    // What it names now is in a folder that nothing named at the start.
+    if ebpf_sidecar::host::confine::missing().is_empty() {
+        for name in ["tls.crt", "tls.key"] {
+            fs::copy(path("..2").join(name), other.path.join(name)).unwrap();
+        }
+        let (cert, key) = (other.path.join("tls.crt"), other.path.join("tls.key"));
+        let elsewhere = format!("tls_server_config: {{cert_file: {}, key_file: {}}}", text(&cert), text(&key));
+        fs::write(path("..2").join("web.yml"), elsewhere).unwrap();
+        let_it_look();
+        assert_eq!(serial(), 12);
+        let log = agent.log();
+        assert!(log.contains(text(&cert)) && log.contains("another one takes a restart"), "{log}");
+    }
+}
+
 #[test]
 fn a_configuration_that_cannot_be_used_ends_the_start() {
     need_bpf!("a_configuration_that_cannot_be_used_ends_the_start");

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 
 use crate::config::{self, Config, Switch};
 use crate::ebpf::os;
-use crate::host::{cgroup, scope};
+use crate::host::{cgroup, confine, scope};
+use crate::metrics::own::MEANS;
 use crate::monitor::Module;
 use crate::monitor::iomonitor::IoMonitor;
 use crate::server::grpc::tls;
@@ -103,6 +104,18 @@ pub fn check(config: &Config) -> (String, bool) {
         Some(path) => report.line(true, "cgroup v2", path.display()),
         None => {
             report.note("cgroup v2", "not mounted: collector.scope.cgroup cannot be used, collector.scope.comm can")
+        }
+    }
+    match (config.collector.confine, confine::missing()) {
+        (Switch::Off, _) => report.note("confined", "no: collector.confine is off"),
+        (_, missing) if missing.is_empty() => report.line(true, "confined", format!("by {}", MEANS.join(", "))),
+        (switch, missing) => {
+            let missing: Vec<String> = missing.into_iter().map(|(what, why)| format!("{what}: {why}")).collect();
+            let words = format!("not by all of {}: here is no {}", MEANS.join(", "), missing.join("; "));
+            match switch {
+                Switch::On => report.line(false, "confined", words),
+                _ => report.note("confined", words),
+            }
         }
     }
     let config::Server { grpc, http, .. } = &config.server;

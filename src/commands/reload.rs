@@ -9,7 +9,7 @@ use log::LevelFilter;
 use crate::api::Api;
 use crate::collector::{Change, Control, Outcome};
 use crate::config::{Config, ConfigError};
-use crate::host::logging;
+use crate::host::{confine, logging};
 use crate::monitor::ModuleSettings;
 use crate::server::grpc::{GrpcServer, tls};
 use crate::server::http::access::{self, Access};
@@ -50,12 +50,16 @@ impl Reload<'_> {
 
     fn try_reload(&mut self, grpc: Option<&GrpcServer>) -> Result<(), String> {
         let new = (self.read)().map_err(|e| e.to_string())?;
+        if let Some(file) = new.files().into_iter().find(|file| confine::is_outside(file)) {
+            return Err(format!("{}: it may not be read; {}", file.display(), confine::OUTSIDE));
+        }
         // They are read for each connection: here it only shows early that they cannot be used.
         tls::check(&new.server.grpc)?;
-        if let Some(path) = &new.server.http.web_config {
+        let web_config = new.server.http.web_config.as_deref();
+        if let Some(path) = web_config {
             access::check(path)?;
         }
-        let taken = self.in_use.taking_over(&new);
+        let taken = self.in_use.taking_over(&new, confine::can_attach());
         self.collect(&taken)?;
         self.access.set(taken.server.http.web_config.as_deref())?;
         logging::set_level(self.level.unwrap_or(taken.log.level));

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -14,7 +15,7 @@ use crate::config::{Config, ExportKind, ModuleName};
 use crate::ebpf::os::{self, Signal, Signals};
 use crate::export::{banyandb, json, prometheus};
 use crate::host::systemd::Systemd;
-use crate::host::{logging, scope, version};
+use crate::host::{confine, logging, scope, version};
 use crate::metrics::cell::SnapshotCell;
 use crate::metrics::health::{self, Status};
 use crate::metrics::snapshot::Snapshot;
@@ -26,9 +27,9 @@ use crate::server::http::gateway::Gateway;
 use crate::server::http::hosts::Hosts;
 use crate::server::http::{self, Page, Rendered};
 
-/// Runs the agent until a signal stops it. `read` reads its configuration again when SIGHUP asks for that; `level` is the
+/// Runs the agent until a signal stops it. Its configuration is from `file`, or from where it usually is; `read` reads its configuration again when SIGHUP asks for that; `level` is the
 /// command line's. An error is why it ends, in words for the user.
-pub fn run(config: &Config, read: Read, level: Option<log::LevelFilter>) -> Result<(), String> {
+pub fn run(config: &Config, file: Option<&Path>, read: Read, level: Option<log::LevelFilter>) -> Result<(), String> {
     logging::start(level.unwrap_or(config.log.level));
     // Both belong to the first thread: the others inherit the blocked signals and the mount namespace.
     let signals = Signals::block().map_err(|e| format!("cannot block signals: {e}"))?;
@@ -42,6 +43,7 @@ pub fn run(config: &Config, read: Read, level: Option<log::LevelFilter>) -> Resu
     os::share_heap();
     log::info!("ebpf-sidecar {} ({}), Linux {}", version::VERSION, version::COMMIT, os::kernel_release());
 
+    confine::plan(config, file)?;
     log::info!("counting {} every {:?}", scope::words(&config.collector), config.collector.interval);
     let (interval, history) = (config.collector.interval, config.collector.history);
     let collector =
@@ -81,6 +83,10 @@ pub fn run(config: &Config, read: Read, level: Option<log::LevelFilter>) -> Resu
     };
 
     os::unmap_start();
+    confine::verify()?;
+    if let Some(words) = confine::words() {
+        log::info!("{words}");
+    }
     let systemd = Systemd::from_env();
     let mut reload = Reload { read, in_use: config.clone(), level, control: collector.control(), api, hosts, access };
     let signal = loop {
@@ -102,7 +108,15 @@ pub fn run(config: &Config, read: Read, level: Option<log::LevelFilter>) -> Resu
     }
     drop(grpc);
     http.stop();
-    collector.stop().map_err(|e| format!("the collector had failed: {e}"))
+    let stopped = collector.stop().map_err(|e| format!("the collector had failed: {e}"));
+    tell_refused();
+    stopped
+}
+
+fn tell_refused() {
+    for line in confine::newly_refused() {
+        log::error!("{line}");
+    }
 }
 
 /// From now on a signal to stop ends the process at once, whatever still waits to be sent.
@@ -130,6 +144,7 @@ fn wait(signals: &Signals, systemd: &Systemd, snapshots: &SnapshotCell) -> io::R
         if pulse.beats(&snapshots.load(), Instant::now()) {
             systemd.alive();
         }
+        tell_refused();
         logging::tell_left_out();
         if let Some(signal) = signals.wait_for(period)? {
             return Ok(signal);

@@ -46,6 +46,10 @@ take a restart. A configuration that cannot be used is told in the log, and the 
 in files need no signal: they are read for each connection or batch. What ConfigureModule has changed meanwhile stays, unless that key
 changed.
 
+Confined (`collector.confine`), the agent reads files in the folders that its configuration named when it started, and attaches
+nothing any more unless `server.allow_configure` let somebody ask for it then. So a file elsewhere, `collector.read_latency`, and
+`server.allow_configure` other than `off` take a restart, and the log says so ([how it is confined](confinement.md)).
+
 A first SIGTERM or SIGINT stops the agent, which may take up to `export.banyandb.timeout` to send what is left; a second one ends
 it at once.
 

@@ -322,6 +322,15 @@ pub(super) static KEYS: &[Key] = &[
         get: |c| name_of(&Switch::NAMES, c.collector.ebpf.btf),
     },
     Key {
+        path: "collector.confine",
+        kind: Kind::Scalar,
+        allowed: "auto, on or off",
+        help: "Whether the agent, once started, gives up capabilities, system calls and files that it does not need; \
+               auto: as far as the kernel can, on: or it does not start.",
+        set: |c, s| put(&mut c.collector.confine, named(&Switch::NAMES, s)),
+        get: |c| name_of(&Switch::NAMES, c.collector.confine),
+    },
+    Key {
         path: "export.type",
         kind: Kind::Scalar,
         allowed: "prometheus or banyandb",

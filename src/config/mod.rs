@@ -203,6 +203,8 @@ pub struct Collector {
     pub read_latency: Switch,
     /// The BPF programs.
     pub ebpf: Ebpf,
+    /// Whether the agent is confined once it has started.
+    pub confine: Switch,
 }
 
 /// Names of all probes.
@@ -422,6 +424,7 @@ impl Default for Config {
                 probes: PROBES.to_vec(),
                 read_latency: Switch::Auto,
                 ebpf: Ebpf { attach: AttachMode::Auto, btf: Switch::Auto },
+                confine: Switch::Auto,
             },
             export: Export {
                 kind: ExportKind::Prometheus,
@@ -451,11 +454,35 @@ impl Default for Config {
 }
 
 impl Config {
-    /// This configuration with what a running agent can take over from `new`; the rest needs a restart.
-    pub fn taking_over(&self, new: &Config) -> Config {
+    /// The files that a running agent reads because this names them, and those that `server.http.web_config` names as it
+    /// is now. What `client` names the commands read.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let (server, client) = (&self.server.grpc.tls, &self.export.banyandb.tls);
+        let web = &self.server.http.web_config;
+        // What is wrong with it is told by those who use it.
+        let named = web.as_deref().and_then(|path| web::read(path).ok()).map(|(_, config)| config.files());
+        let files = [
+            web,
+            &self.server.grpc.token_file,
+            &server.cert_file,
+            &server.key_file,
+            &server.client_ca_file,
+            &client.ca_file,
+            &client.cert_file,
+            &client.key_file,
+            &self.export.banyandb.password_file,
+        ];
+        files.into_iter().flatten().cloned().chain(named.unwrap_or_default()).collect()
+    }
+
+    /// This configuration with what a running agent can take over from `new`; the rest needs a restart, as does what
+    /// modules would have to be attached anew for, unless it `can_attach`.
+    pub fn taking_over(&self, new: &Config, can_attach: bool) -> Config {
         let mut taken = self.clone();
         taken.log.level = new.log.level;
-        taken.server.allow_configure = new.server.allow_configure;
+        if can_attach || new.server.allow_configure == AllowConfigure::Off {
+            taken.server.allow_configure = new.server.allow_configure;
+        }
         taken.server.http.hosts.clone_from(&new.server.http.hosts);
         taken.server.http.web_config.clone_from(&new.server.http.web_config);
         taken.server.grpc.limits.streams = new.server.grpc.limits.streams;
@@ -465,7 +492,9 @@ impl Config {
         taken.collector.interval = new.collector.interval;
         taken.collector.scope.clone_from(&new.collector.scope);
         taken.collector.pod.clone_from(&new.collector.pod);
-        taken.collector.read_latency = new.collector.read_latency;
+        if can_attach {
+            taken.collector.read_latency = new.collector.read_latency;
+        }
         taken
     }
 

@@ -87,6 +87,7 @@ collector:
   probes: [kswapd, fadvise]
   read_latency: off
   ebpf: {attach: kprobe, btf: off}
+  confine: on
 export:
   type: banyandb
   banyandb:
@@ -138,6 +139,7 @@ client: {ca_file: ca, cert_file: c, key_file: k, username: Ünï, password_file:
             pod: None,
             probes: vec!["kswapd", "fadvise"],
             read_latency: Switch::Off,
+            confine: Switch::On,
             ebpf: Ebpf { attach: AttachMode::Kprobe, btf: Switch::Off },
         },
         export: Export {
@@ -239,6 +241,7 @@ const BAD_VALUES: &[(&str, &str, &[&str])] = &[
     ("collector.read_latency", "", &["true", "no", "Auto", "''"]),
     ("collector.ebpf.attach", "", &["fexit", "Auto"]),
     ("collector.ebpf.btf", "", &["no", "Off"]),
+    ("collector.confine", "", &["true", "''"]),
     ("export.type", "", &["influxdb", "Prometheus", "''"]),
     ("export.banyandb.endpoint", "no scheme stands before the host", &["http://a:1"]),
     (
@@ -535,7 +538,7 @@ fn a_running_agent_takes_over_what_it_can_of_a_new_configuration() {
     let live = "{log: {level: debug}, collector: {interval: 1s, read_latency: off, scope: {comm: db}},
         server: {allow_configure: any, http: {hosts: [a.example], web_config: web.yml}, grpc: {address: 127.0.0.1, auth: {token_file: t}, limits: {streams: 1, calls: 2}}}}";
     let new = load_text(live, &[]).unwrap();
-    let taken = old.taking_over(&new);
+    let taken = old.taking_over(&new, true);
     let keys = |lines: Vec<String>| -> Vec<String> {
         lines.iter().map(|line| line.split(':').next().unwrap().to_owned()).collect()
     };
@@ -554,7 +557,7 @@ fn a_running_agent_takes_over_what_it_can_of_a_new_configuration() {
         load_text(&format!("export: {{type: banyandb, banyandb: {{username: me, password: {password}}}}}"), &[])
             .unwrap()
     };
-    assert_eq!(with("old").taking_over(&with("new")), with("old"));
+    assert_eq!(with("old").taking_over(&with("new"), true), with("old"));
     assert_eq!(with("old").differences(&with("new")), ["export.banyandb.password: *** → ***"]);
 }
 

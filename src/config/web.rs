@@ -45,6 +45,14 @@ pub struct WebConfig {
     pub rate_limit: RateLimit,
 }
 
+impl WebConfig {
+    /// The files that it names.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let of = |tls: &TlsServer| [&tls.cert_file, &tls.key_file, &tls.client_ca_file].map(Clone::clone);
+        self.tls.as_ref().map(of).into_iter().flatten().flatten().collect()
+    }
+}
+
 /// Encryption.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -63,10 +63,6 @@ plain! {
         page_shift: u64,
         /// Where the saved registers lie in a task's stack; 0: not known.
         regs_offset: u64,
-        /// Name to match under [`SCOPE_COMM`], NUL-padded.
-        comm: [u8; COMM_LEN],
-        /// All bits of the bytes that are compared: the name and its NUL.
-        comm_mask: [u8; COMM_LEN],
         /// Of the functions, those whose place is known.
         functions_known: u64,
         /// What tells from a task's stack why a page is filled.
@@ -81,6 +77,10 @@ plain! {
         proved: u64,
         /// And that name, NUL-padded.
         prover: [u8; COMM_LEN],
+        /// Name to match under [`SCOPE_COMM`], NUL-padded.
+        comm: [u8; COMM_LEN],
+        /// All bits of the bytes that are compared: the name and its NUL.
+        comm_mask: [u8; COMM_LEN],
         /// Address of the `struct page` of page frame 0; 0: not known.
         vmemmap: u64,
         /// Where the saved registers lie in a task's stack; 0: the programs fill it in.

@@ -9,4 +9,5 @@ pub mod layout;
 pub mod object;
 pub mod os;
 pub mod poll;
+pub mod privilege;
 pub mod verifier;

@@ -736,6 +736,12 @@ impl Map {
         if code == 0 { Ok(()) } else { Err(Error::new(self.what("write"), errno(code))) }
     }
 
+    /// The same map by another descriptor.
+    pub fn try_clone(&self) -> Result<Map, Error> {
+        let fd = self.fd.try_clone().map_err(|e| Error::new(self.what("duplicate the descriptor of"), e))?;
+        Ok(Map { name: self.name.clone(), fd, ..*self })
+    }
+
     /// Puts a descriptor into slot 0 of a map of descriptors (maps, cgroups). For a map of maps the kernel
     /// returns only when no program works on the map that was there before (4.20+).
     pub fn set_fd(&self, fd: BorrowedFd<'_>) -> Result<(), Error> {

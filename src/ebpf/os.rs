@@ -7,18 +7,24 @@ use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufRead, Read, Write};
 use std::mem;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::str::FromStr;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// 0, or the errno of the call that returned -1.
 fn check(code: libc::c_int) -> io::Result<libc::c_int> {
     if code < 0 { Err(io::Error::last_os_error()) } else { Ok(code) }
+}
+
+/// The same for a call that returns nothing else.
+pub(super) fn checked(code: libc::c_long) -> io::Result<()> {
+    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 // ---- signals ----
@@ -176,6 +182,11 @@ fn open_at(folder: &OwnedFd, path: &str, flags: libc::c_int) -> io::Result<fs::F
     Ok(unsafe { fs::File::from_raw_fd(fd) })
 }
 
+/// The root of that mount, if there is one without a place.
+pub fn own_tracefs() -> Option<BorrowedFd<'static>> {
+    OWN_TRACEFS.get().map(AsFd::as_fd)
+}
+
 /// Opens a file of tracefs, wherever that is: to be read, or to have lines added.
 fn open_in_tracefs(path: &str, adds: bool) -> io::Result<fs::File> {
     let (opened, name) = match (tracefs(), OWN_TRACEFS.get()) {
@@ -299,6 +310,8 @@ pub fn perf_kprobe(name: &CStr, prog: &OwnedFd) -> io::Result<OwnedFd> {
 /// random. The kernel refuses to remove an event that somebody has opened, which tells what is in use from what was left.
 pub struct FunctionEvent {
     name: String,
+    /// The list, open for writing: by the time that the event is to go the agent may not open it any more.
+    list: fs::File,
 }
 
 /// Where in a function.
@@ -342,8 +355,9 @@ impl FunctionEvent {
         // A random number that std makes for each of these.
         let random = RandomState::new().hash_one(0);
         let name = format!("{letter}_{function}_{random:016x}").replace('.', "_");
-        Self::write(&format!("{kind}:{EVENT_GROUP}/{name} {function}"))?;
-        Ok(Self { name })
+        let mut list = Self::open()?;
+        list.write_all(format!("{kind}:{EVENT_GROUP}/{name} {function}").as_bytes())?;
+        Ok(Self { name, list })
     }
 
     fn is_there(&self) -> bool {
@@ -362,15 +376,18 @@ impl FunctionEvent {
     pub fn clear_left_behind() {
         for name in Self::names().unwrap_or_default() {
             // Refused (EBUSY) for one that is in use.
-            let _ = Self::write(&format!("-:{EVENT_GROUP}/{name}"));
+            let _ = Self::open().and_then(|mut list| Self::remove(&mut list, &name));
         }
     }
 
     const LIST: &str = "kprobe_events";
 
-    fn write(line: &str) -> io::Result<()> {
-        let opened = open_in_tracefs(Self::LIST, true);
-        let mut file = opened.map_err(|e| match e.kind() {
+    fn remove(list: &mut fs::File, name: &str) -> io::Result<()> {
+        list.write_all(format!("-:{EVENT_GROUP}/{name}").as_bytes())
+    }
+
+    fn open() -> io::Result<fs::File> {
+        open_in_tracefs(Self::LIST, true).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound if has_tracefs() => {
                 let none = "no kprobes in this kernel: neither perf nor tracefs (kprobe_events) has them";
                 io::Error::new(io::ErrorKind::Unsupported, none)
@@ -379,14 +396,13 @@ impl FunctionEvent {
                 io::Error::new(e.kind(), "kprobe_events may not be written: that takes root, or CAP_DAC_OVERRIDE")
             }
             _ => e,
-        })?;
-        file.write_all(line.as_bytes())
+        })
     }
 }
 
 impl Drop for FunctionEvent {
     fn drop(&mut self) {
-        if let Err(e) = Self::write(&format!("-:{EVENT_GROUP}/{}", self.name))
+        if let Err(e) = Self::remove(&mut self.list, &self.name)
             && self.is_there()
         {
             log::warn!("the event {EVENT_GROUP}/{} stays in tracefs: {e}", self.name);
@@ -517,14 +533,22 @@ fn functions_in(mut lines: impl BufRead, names: &[&str]) -> io::Result<Vec<Optio
 /// How far the kernel is locked down: `none`, `integrity` or `confidentiality`. `None` where it does not tell: it has no
 /// lockdown, or /sys/kernel/security is not mounted and may not be by this process.
 pub fn lockdown() -> Option<String> {
-    let read = || {
-        let mut text = String::new();
-        let mount = detached_mount(c"securityfs")?;
-        open_at(&mount, "lockdown", libc::O_RDONLY)?.read_to_string(&mut text)?;
-        Ok::<_, io::Error>(text)
+    /// Where it is not mounted; open from the first look on, since later the agent may not mount it any more.
+    static OWN: OnceLock<Option<fs::File>> = OnceLock::new();
+    let open = || open_at(&detached_mount(c"securityfs").ok()?, "lockdown", libc::O_RDONLY).ok();
+    let read_own = || {
+        let (file, mut bytes) = (OWN.get_or_init(open).as_ref()?, [0; 256]);
+        let n = file.read_at(&mut bytes, 0).ok()?;
+        Some(String::from_utf8_lossy(&bytes[..n]).into_owned())
     };
-    let text = fs::read_to_string("/sys/kernel/security/lockdown").or_else(|_| read()).ok()?;
+    let text = fs::read_to_string("/sys/kernel/security/lockdown").ok().or_else(read_own)?;
     mode_of(&text)
+}
+
+/// Looks at what [`what_forbids`] tells while the agent still can, and before it forbids itself what it does not need.
+pub fn look_what_forbids() {
+    lockdown();
+    has_seccomp_filter();
 }
 
 /// Whether the kernel's memory may not be read, by BPF programs either.
@@ -572,10 +596,11 @@ pub fn is_in_user_namespace() -> bool {
     !map.is_empty() && !map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
-/// Whether a seccomp filter decides what this thread may call.
+/// Whether a seccomp filter of somebody else decides what the agent may call.
 fn has_seccomp_filter() -> bool {
+    static IS_FILTERED: OnceLock<bool> = OnceLock::new();
     // SAFETY: no pointers.
-    unsafe { libc::prctl(libc::PR_GET_SECCOMP) == 2 }
+    *IS_FILTERED.get_or_init(|| unsafe { libc::prctl(libc::PR_GET_SECCOMP) == 2 })
 }
 
 // ---- the kernel and this process ----
@@ -818,7 +843,7 @@ impl Drop for Directory {
     }
 }
 
-/// Effective capabilities of this process, a bit each; none where the kernel does not tell.
+/// Effective capabilities of this thread, a bit each; none where the kernel does not tell.
 pub fn capabilities() -> u64 {
     // Version 3 of linux/capability.h: this thread, and two sets of effective, permitted and inheritable bits.
     let header: [u32; 2] = [0x2008_0522, 0];
@@ -853,9 +878,20 @@ pub fn memory_file(name: &CStr) -> io::Result<fs::File> {
     Ok(unsafe { fs::File::from_raw_fd(fd) })
 }
 
+/// Whether the agent may make files no more.
+static NO_FILES: AtomicBool = AtomicBool::new(false);
+
+/// From now on [`cached_file`] does not try.
+pub fn make_no_files() {
+    NO_FILES.store(true, Ordering::Relaxed);
+}
+
 /// A file in the page cache, with no name and on no disk if the kernel lets us (from 5.2 on, with CAP_SYS_ADMIN), else in a
 /// folder for such files. Unlike those in memory it is read, filled and emptied as every other.
 pub fn cached_file() -> io::Result<fs::File> {
+    if NO_FILES.load(Ordering::Relaxed) {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "confined, the agent makes no files"));
+    }
     if let Ok(mount) = detached_mount(c"ramfs") {
         let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC;
         // SAFETY: a live descriptor and a C string.

@@ -9,7 +9,8 @@ use serde::{Serialize, Serializer};
 use crate::host::time::rfc3339;
 use crate::metrics::health::{self, Health, Status};
 use crate::metrics::histogram::{Histogram, cumulative};
-use crate::metrics::snapshot::{Family, ProbeStatus, ProcessRow, Snapshot, Value};
+use crate::metrics::own::CONFINED;
+use crate::metrics::snapshot::{Family, ProbeStatus, ProcessRow, Snapshot, Value, find};
 use crate::monitor::catalogue;
 
 /// The I/O statistics. The status is that at the time of the collection, so that the text can be kept.
@@ -46,6 +47,7 @@ pub fn health(snapshot: &Snapshot, now: Instant) -> (Health, String) {
                 probes: m.probes.iter().map(ProbeJson::from).collect(),
             })
             .collect(),
+        confined: confined(snapshot),
     });
     (health, body)
 }
@@ -107,6 +109,13 @@ struct HealthJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     last_error: Option<&'a str>,
     modules: Vec<ModuleJson<'a>>,
+    /// By what the agent is confined.
+    confined: Vec<&'a str>,
+}
+
+fn confined(snapshot: &Snapshot) -> Vec<&str> {
+    let series = find(&snapshot.families, CONFINED.name).into_iter().flat_map(|family| &family.series);
+    series.filter(|s| matches!(s.value, Value::Int(1))).filter_map(|s| s.labels.first().map(String::as_str)).collect()
 }
 
 #[derive(Serialize)]
@@ -369,6 +378,7 @@ mod tests {
                           "failures": [{ "mode": "tracepoint", "reason": "EACCES" }] },
                     ],
                 }],
+                "confined": [],
             })
         );
     }

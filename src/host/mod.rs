@@ -1,6 +1,7 @@
 //! What surrounds the agent on its host: cgroups, the pod it runs in, systemd, its log, clock, certificates and own usage.
 
 pub mod cgroup;
+pub mod confine;
 pub mod logging;
 pub mod pem;
 pub mod pod;

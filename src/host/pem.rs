@@ -9,6 +9,7 @@ use openssl::pkey::{PKey, Private};
 use openssl::x509::X509;
 
 use crate::config;
+use crate::host::confine;
 
 /// More than any chain of certificates has.
 const MAX_BYTES: u64 = 1 << 20;
@@ -19,7 +20,7 @@ fn wrong(key: &str, path: &Path, why: impl Display) -> String {
 
 /// What the file holds.
 pub fn read(key: &str, path: &Path) -> Result<Vec<u8>, String> {
-    let pem = config::read_file(path, MAX_BYTES).map_err(|e| wrong(key, path, e))?;
+    let pem = config::read_file(path, MAX_BYTES).map_err(|e| wrong(key, path, confine::explained(e)))?;
     // grpcio panics on it, in the middle of C code.
     if pem.contains(&0) { Err(wrong(key, path, "has a NUL byte: not PEM")) } else { Ok(pem) }
 }

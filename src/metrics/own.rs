@@ -20,6 +20,9 @@ const STATES: [&str; 3] = ["healthy", "degraded", "unhealthy"];
 /// What becomes of a gRPC call.
 const CALL_RESULTS: [&str; 3] = ["ok", "failed", "refused"];
 
+/// By what the agent is confined once it has started, as in `ebpf_sidecar_confined{by}`.
+pub const MEANS: [&str; 4] = ["capabilities", "no_new_privs", "landlock", "seccomp"];
+
 /// Why a point has to be sent again, as in `ebpf_sidecar_export_points_failed_total{reason}`.
 pub const FAILURES: [&str; 9] = [
     "connection",
@@ -91,6 +94,11 @@ metrics! {
         "When BanyanDB last acknowledged a whole batch; absent before.";
     EXPORT_BATCH_SECONDS = Histogram "ebpf_sidecar_export_batch_seconds" [] "seconds":
         "How long each batch took until all of it was acknowledged, with what had to be sent again.";
+
+    CONFINED = Gauge "ebpf_sidecar_confined" ["by" in MEANS] "":
+        "1 for each means by which all threads of the agent are confined since it has started, 0 for one that this kernel lacks, or that collector.confine leaves out.";
+    CALLS_REFUSED = Counter "ebpf_sidecar_system_calls_refused_total" [] "calls":
+        "System calls of the agent that its own filter refused, and the log tells of: none is made as long as it does what it is made for.";
 
     PROCESS_CPU = Counter "process_cpu_seconds_total" [] "seconds":
         "User and system CPU time of the agent.";

@@ -65,6 +65,10 @@ pub struct IoMonitor {
 /// What lives in the kernel; dropping it detaches and frees.
 struct Attached {
     scope: Option<CgroupScope>,
+    /// The map that holds the scope's cgroup.
+    cgroups: Map,
+    /// What the programs are told as they run.
+    state: Map,
     running: Running,
     /// As the programs have them, all zero.
     counters: Counters,
@@ -176,6 +180,17 @@ impl Module for IoMonitor {
         }
     }
 
+    fn adjust(&mut self, new: &ModuleSettings) -> bool {
+        let (Some(attached), Some(scope), None) = (&mut self.attached, &new.scope, new.read_latency) else {
+            return false;
+        };
+        match attached.count_in(scope) {
+            Ok(()) => self.config.scope = scope.clone(),
+            Err(e) => log::warn!("{NAME}: the scope cannot be changed as it runs: {e}"),
+        }
+        self.config.scope == *scope
+    }
+
     /// Swapping the maps of processes waits for an RCU grace period: some milliseconds asleep. It comes
     /// before the totals are read, so that each call in the rows taken is in the totals too.
     fn prepare(&mut self) -> Result<(), Error> {
@@ -223,6 +238,20 @@ impl Module for IoMonitor {
 }
 
 impl Attached {
+    /// Has the programs count in this scope from now on.
+    fn count_in(&mut self, scope: &Scope) -> Result<(), Error> {
+        let (key, mut value) = (0u32.to_ne_bytes(), Vec::new());
+        self.state.lookup(&key, &mut value)?;
+        let State { scope: number, comm, comm_mask, .. } = state_for(scope);
+        // What the programs have found out stays; what one of them finds out just now it finds out once more.
+        let state = State { scope: number, comm, comm_mask, ..State::read(&value).unwrap_or_default() };
+        // A cgroup is there before it is asked for.
+        let cgroup = cgroup_scope(&self.cgroups, scope)?;
+        self.state.update(&key, state.bytes())?;
+        self.scope = cgroup;
+        Ok(())
+    }
+
     /// The counters now, and those of earlier attachments.
     fn counters(&self, base: &Counters) -> Result<Counters, Error> {
         let mut value = Vec::new();
@@ -247,7 +276,7 @@ impl Attached {
 
 /// Loads the object and attaches each probe in the first way that works.
 fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Error> {
-    let mut settings = settings_for(&config.scope);
+    let mut settings = Settings { page_shift: os::page_size().ilog2().into(), ..Default::default() };
     if config.probes.contains(&CACHE_FILL) {
         causes::tell(&mut settings);
     }
@@ -260,12 +289,9 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
         object.map("settings")?.update(&0u32.to_ne_bytes(), settings.bytes())?;
         vmemmap = layout.vmemmap().unwrap_or(0); // asked for again by what needs it
     }
-    let scope = match &config.scope {
-        Scope::Cgroup(path) => Some(CgroupScope::new(object.map("scope_cgroup")?, path)),
-        Scope::Host | Scope::Comm(_) => None,
-    };
-    let prover =
-        Prover::new(state_map(&object)?, State { scope: scope_number(&config.scope), vmemmap, ..State::default() })?;
+    let cgroups = object.map("scope_cgroup")?;
+    let scope = cgroup_scope(&cgroups, &config.scope)?;
+    let prover = Prover::new(state_map(&object)?, State { vmemmap, ..state_for(&config.scope) })?;
     let begin = Instant::now();
     let kernel = Kernel::running();
     let no_btf = layout.is_some().then_some(match config.ebpf.btf {
@@ -284,6 +310,8 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     log::debug!("programs loaded and attached in {:.6} s", begin.elapsed().as_secs_f64());
     let attached = Attached {
         scope,
+        cgroups,
+        state: state_map(&object)?,
         running,
         counters: Counters::new(&object)?,
         totals: object.map("totals")?,
@@ -339,24 +367,29 @@ fn without_btf() -> Result<(Object, Layout), Error> {
     Ok((object, layout))
 }
 
-/// What the programs are told before they are loaded.
-fn settings_for(scope: &Scope) -> Settings {
-    let mut settings = Settings { page_shift: os::page_size().ilog2().into(), ..Default::default() };
-    if let Scope::Comm(name) = scope {
-        // The kernel cuts names the same way, and the configuration allows no longer one.
-        let n = name.len().min(COMM_LEN - 1);
-        settings.comm[..n].copy_from_slice(&name.as_bytes()[..n]);
-        settings.comm_mask[..=n].fill(0xff);
+/// The cgroup that is counted, if one is.
+fn cgroup_scope(map: &Map, scope: &Scope) -> Result<Option<CgroupScope>, Error> {
+    match scope {
+        Scope::Cgroup(path) => Ok(Some(CgroupScope::new(map.try_clone()?, path))),
+        Scope::Host | Scope::Comm(_) => Ok(None),
     }
-    settings
 }
 
-fn scope_number(scope: &Scope) -> u64 {
+/// What tells the programs whom to count.
+fn state_for(scope: &Scope) -> State {
+    let mut state = State::default();
     match scope {
-        Scope::Host => abi::SCOPE_HOST,
-        Scope::Cgroup(_) => abi::SCOPE_CGROUP,
-        Scope::Comm(_) => abi::SCOPE_COMM,
+        Scope::Host => state.scope = abi::SCOPE_HOST,
+        Scope::Cgroup(_) => state.scope = abi::SCOPE_CGROUP,
+        Scope::Comm(name) => {
+            state.scope = abi::SCOPE_COMM;
+            // The kernel cuts names the same way, and the configuration allows no longer one.
+            let n = name.len().min(COMM_LEN - 1);
+            state.comm[..n].copy_from_slice(&name.as_bytes()[..n]);
+            state.comm_mask[..=n].fill(0xff);
+        }
     }
+    state
 }
 
 /// Where the programs keep what changes: a variable of theirs, or a map of programs that have none.

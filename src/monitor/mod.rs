@@ -41,6 +41,12 @@ pub trait Module: Send {
     /// Takes settings for the next start, and returns those that they replace.
     fn configure(&mut self, settings: &ModuleSettings) -> ModuleSettings;
 
+    /// Takes these settings as it runs, all of them; false if it has to be started again for them, and nothing has
+    /// changed.
+    fn adjust(&mut self, _: &ModuleSettings) -> bool {
+        false
+    }
+
     /// Gets ready for [`Module::collect`]; may sleep until the kernel is, and is not counted as collecting.
     fn prepare(&mut self) -> Result<(), Error>;
 

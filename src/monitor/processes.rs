@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::ebpf::abi::{MAX_PROCS, ProcKey, ProcRow, START_SHIFT};
@@ -161,7 +162,8 @@ pub fn in_initial_pid_namespace() -> bool {
 /// same id.
 fn is_alive(key: &ProcKey) -> Option<bool> {
     let stat = match fs::read_to_string(format!("/proc/{}/stat", key.tgid)) {
-        Err(e) => return has_gone(&e).then_some(false),
+        // Where /proc hides processes (hidepid), init seems to have gone too.
+        Err(e) => return (has_gone(&e) && Path::new("/proc/1").exists()).then_some(false),
         Ok(stat) => stat,
     };
     let started = os::stat_field::<u64>(&stat, 22)?;

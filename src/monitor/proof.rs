@@ -3,12 +3,14 @@
 //! whether the program ran. Until all is attached nothing counts, so none of it does.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use crate::ebpf::abi::{Plain, SCOPE_PROOF, State};
@@ -18,6 +20,9 @@ use crate::ebpf::os;
 
 /// A program can be skipped while another of its kind is preempted on the CPU.
 const ATTEMPTS: u32 = 5;
+
+/// What was found out about ways, by where their programs stand in memory.
+static FOUND: Mutex<BTreeMap<usize, Result<(), Error>>> = Mutex::new(BTreeMap::new());
 
 /// Proves ways of attaching.
 pub struct Prover {
@@ -58,9 +63,16 @@ impl Prover {
         self.set(State { scope: self.scope, ..self.state() })
     }
 
-    /// Whether the programs of a way that was attached run; the error is that they do not.
+    /// Whether the programs of a way that was attached run; the error is that they do not. The kernel stays the same, so
+    /// it is found out once: later the agent may no longer be able to do what it takes.
     pub fn prove(&self, way: &Way) -> Result<(), Error> {
         let Some(proof) = way.proof else { return Ok(()) };
+        // A panic leaves it as it was.
+        let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+        found.entry(way.programs.as_ptr() as usize).or_insert_with(|| self.find_out(way, &proof)).clone()
+    }
+
+    fn find_out(&self, way: &Way, proof: &Act) -> Result<(), Error> {
         let (before, name) = (self.proved()?, &self.name);
         for _ in 0..ATTEMPTS {
             let done = (proof.prepare)().and_then(|mut file| {

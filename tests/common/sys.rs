@@ -496,6 +496,16 @@ pub fn keep_capabilities(kept: u64) {
     assert_eq!(unsafe { libc::syscall(libc::SYS_capset, &header, &data) }, 0);
 }
 
+/// Makes a system call with these arguments: what it returned, or the errno.
+pub fn attempt(number: i64, arguments: [u64; 3]) -> Result<i64, i32> {
+    let [a, b, c] = arguments;
+    // SAFETY: for calls that are refused before they look at anything, and those without pointers.
+    match unsafe { libc::syscall(number, a, b, c) } {
+        -1 => Err(std::io::Error::last_os_error().raw_os_error().unwrap()),
+        value => Ok(value),
+    }
+}
+
 /// What this thread starts from now on is in a pid namespace of its own, the first as process 1.
 pub fn new_pid_namespace() {
     // SAFETY: no pointers.

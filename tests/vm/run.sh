@@ -138,7 +138,9 @@ job_of() {
         echo 'agent --test-threads=1 --show-output --exact by_default_it_attaches_in_the_best_way' \
             'check_examines_everything_and_leaves_nothing without_privilege_it_says_which_and_how' \
             'the_fewest_capabilities a_refused_program_is_explained_wherever_one_looks' \
-            'without_btf_it_says_why_not_in_a_better_way || failed=1'
+            'without_btf_it_says_why_not_in_a_better_way every_thread_gives_up_what_it_does_not_need' \
+            'what_a_confined_thread_tries_is_refused_and_told' \
+            'a_confined_agent_says_what_a_reload_cannot_give_it || failed=1'
         echo 'ebpf_sidecar --test-threads=1 --show-output refusals_of_this_kernel || failed=1'
         echo "truth --test-threads=1 --show-output $once || failed=1"
         disable

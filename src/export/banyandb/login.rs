@@ -5,6 +5,7 @@ use std::time::Duration;
 use grpcio::{CallOption, MetadataBuilder};
 
 use crate::config::{BanyanDb, credential, read_file};
+use crate::host::confine;
 
 /// More than any password has.
 const MAX_BYTES: u64 = 4096;
@@ -18,7 +19,7 @@ pub fn option(config: &BanyanDb, limit: Duration) -> Result<CallOption, String> 
         (None, Some(path)) => {
             let wrong =
                 |why: &dyn std::fmt::Display| format!("export.banyandb.password_file: {}: {why}", path.display());
-            let bytes = read_file(path, MAX_BYTES).map_err(|e| wrong(&e))?;
+            let bytes = read_file(path, MAX_BYTES).map_err(|e| wrong(&confine::explained(e)))?;
             let text = String::from_utf8_lossy(&bytes);
             let text = text.trim_end_matches(['\r', '\n']);
             credential(text).map_err(|_| wrong(&"not 1 to 255 printable ASCII characters"))?

@@ -10,6 +10,7 @@ use grpcio::Environment;
 
 use super::queue::Queue;
 use super::{End, Points};
+use crate::host::confine::Role;
 use crate::host::threads;
 use crate::metrics::export::STATE;
 use crate::metrics::snapshot::Snapshot;
@@ -66,7 +67,7 @@ impl<P: Points> Intake<P> {
 
     /// gRPC's thread, made when it is first needed.
     pub fn environment(&mut self) -> Arc<Environment> {
-        Arc::clone(self.environment.get_or_insert_with(|| threads::grpc(1, "export")))
+        Arc::clone(self.environment.get_or_insert_with(|| threads::grpc(1, "export", Role::Exporter)))
     }
 
     /// Time limit of a call made now; never none, which gRPC would take as no limit.

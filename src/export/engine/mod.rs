@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, Sender};
 
+use crate::host::confine::{self, Role};
 use crate::host::logging::clean;
 use crate::metrics::cell::SnapshotCell;
 use crate::metrics::export::STATE;
@@ -135,6 +136,7 @@ pub fn start<E: Encoding>(settings: Settings, encoding: E, cell: &SnapshotCell) 
     let snapshots = cell.subscribe();
     STATE.started(settings.unhealthy_after);
     let spawned = thread::Builder::new().name("exporter".into()).spawn(move || {
+        confine::enter(Role::Exporter);
         let meter = Meter::default();
         let (converter, queue) = (encoding.converter(meter.clone()), Queue::new(settings.limits, meter));
         let intake = Intake::new(snapshots, stopped, settings.timeout, converter, queue);

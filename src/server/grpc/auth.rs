@@ -12,6 +12,7 @@ use openssl::sha::sha256;
 
 use super::stubs::name;
 use crate::config::read_file;
+use crate::host::confine;
 use crate::metrics::grpc::{COUNTS, End};
 
 /// Length of a token: one that cannot be guessed, and fits into the head of a call.
@@ -36,7 +37,7 @@ struct State {
 /// The token in the file.
 pub fn read(path: &Path) -> Result<String, String> {
     let wrong = |why: &dyn std::fmt::Display| format!("server.grpc.auth.token_file: {}: {why}", path.display());
-    let bytes = read_file(path, *LENGTH.end() as u64 + 2).map_err(|e| wrong(&e))?;
+    let bytes = read_file(path, *LENGTH.end() as u64 + 2).map_err(|e| wrong(&confine::explained(e)))?;
     let token = bytes.trim_ascii_end();
     if !LENGTH.contains(&token.len()) || !token.iter().all(u8::is_ascii_graphic) {
         let allowed = "no token: allowed are 16 to 4096 printable ASCII characters without spaces, such as \

@@ -22,6 +22,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::ebpf::poll::{self, POLLIN, POLLOUT, POLLRDHUP, PollFd};
+use crate::host::confine::{self, Role};
 use crate::server::listen;
 
 /// Most client connections; a further one takes the place of one that has been quiet for longest.
@@ -127,6 +128,7 @@ impl Guard {
         let room = ROOM.max(LARGEST * request);
         let (wake, woken) = UnixStream::pair()?;
         let serve = move || {
+            confine::enter(Role::Grpc);
             loop {
                 let mut rounds = Rounds::new(&listener, &woken, &peers, room, attach.as_mut());
                 match catch_unwind(AssertUnwindSafe(|| rounds.serve())) {

@@ -33,6 +33,7 @@ use crate::api::proto::rpc;
 use crate::api::{ANSWER_MAX, Api, Caller, Code, Failure};
 use crate::config;
 use crate::ebpf::{os, poll};
+use crate::host::confine::Role;
 use crate::host::logging::clean;
 use crate::host::threads;
 use crate::metrics::grpc::{COUNTS, End};
@@ -169,7 +170,7 @@ pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartEr
         peers: peers.clone(),
         encoded: Mutex::new(None),
     });
-    let environment = threads::grpc(THREADS, "grpc");
+    let environment = threads::grpc(THREADS, "grpc", Role::Grpc);
     let serve = || {
         let quota = ResourceQuota::new(Some("ebpf-sidecar")).resize_memory(limits.memory_bytes);
         let server = |local| {
@@ -196,7 +197,7 @@ pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartEr
         servers.iter_mut().for_each(Server::start);
         Ok(servers)
     };
-    let servers = threads::named(threads::GRPC_CORE, serve).map_err(setup)??;
+    let servers = threads::named(threads::GRPC_CORE, Role::Grpc, serve).map_err(setup)??;
     let servers: Servers = Arc::new(Mutex::new(servers));
     let guard = match listener {
         None => None,

@@ -8,6 +8,8 @@ use std::task::Waker;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::host::confine::{self, Role};
+
 /// Longest sleep. A time that is further away needs no wake-up of the thread when it is set.
 const SLEEP: Duration = Duration::from_secs(10);
 
@@ -80,7 +82,10 @@ impl Ticker {
     pub fn start(rest: impl Fn() + Send + 'static) -> io::Result<Self> {
         let times = Arc::<Times>::default();
         let of_thread = Arc::clone(&times);
-        let thread = thread::Builder::new().name("grpc-ticker".into()).spawn(move || of_thread.run(rest))?;
+        let thread = thread::Builder::new().name("grpc-ticker".into()).spawn(move || {
+            confine::enter(Role::Grpc);
+            of_thread.run(rest);
+        })?;
         Ok(Self { times, thread: Some(thread) })
     }
 

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use httparse::{EMPTY_HEADER, Status};
 
+use crate::host::confine::Role;
 use crate::host::threads;
 
 /// Number of connections to tiny_http, each with a thread: while it answers on one, and for as long as a change of a module
@@ -44,7 +45,7 @@ impl Inner {
         UnixStream::from(OwnedFd::from(listener.try_clone()?)).shutdown(Shutdown::Both)?;
         // It needs two descriptors for each lane, and panics without: see that they are there.
         drop((0..2 * LANES).map(|_| listener.try_clone()).collect::<io::Result<Vec<_>>>()?);
-        let server = threads::named("http-lane", || tiny_http::Server::from_listener(listener, None))?;
+        let server = threads::named("http-lane", Role::Http, || tiny_http::Server::from_listener(listener, None))?;
         let server = server.map_err(io::Error::other)?;
         Ok((Arc::new(Inner { server: ManuallyDrop::new(server), retired: AtomicBool::new(false) }), lanes))
     }

@@ -28,6 +28,7 @@ use self::login::Login;
 use self::request::PEER;
 use crate::api::{Code, Failure};
 use crate::ebpf::poll;
+use crate::host::confine::{self, Role};
 use crate::metrics::cell::SnapshotCell;
 use crate::metrics::snapshot::Snapshot;
 use crate::server::listen::{self, StartError};
@@ -156,14 +157,16 @@ pub fn start(
 
     let mut server = HttpServer { address, wake: Some(wake), threads: Vec::with_capacity(2) };
     let answer = thread::Builder::new().name("http".into()).spawn(move || {
+        confine::enter(Role::Http);
         for inner in received {
             answer_all(&inner, &mut routes);
         }
     });
     server.threads.push(answer.map_err(setup)?);
-    let front = thread::Builder::new()
-        .name("http-front".into())
-        .spawn(move || front::run(&listener, &woken, inner, &servers, &open_stream, hosts.as_ref(), (&access, login)));
+    let front = thread::Builder::new().name("http-front".into()).spawn(move || {
+        confine::enter(Role::Http);
+        front::run(&listener, &woken, inner, &servers, &open_stream, hosts.as_ref(), (&access, login));
+    });
     // On failure the closure is gone, and with it the sender that the first thread waits for.
     server.threads.push(front.map_err(setup)?);
     Ok(server)
