@@ -11,12 +11,11 @@
  */
 static __always_inline int fadvise_returned(__u32 advice, long ret)
 {
-	__u64 slot = advice < ADVICE_INVALID ? advice : ADVICE_INVALID;
+	__u64 slot = index_of(advice < ADVICE_INVALID ? advice : ADVICE_INVALID);
 	struct proc_key key;
 	struct proc_row *row;
 	struct totals *t = cpu_totals();
 
-	barrier_var(slot); /* as in reclaim_ends() */
 	if (!t || slot >= ADVICES)
 		return 0;
 	ADD((ret ? t->fadvise_failed : t->fadvise_success)[slot], 1);

@@ -193,8 +193,7 @@ static __always_inline int pages_added(void *ctx, settings_t *set, struct inode 
 
 	if (!t)
 		return 0;
-	cause = fill_cause(ctx, set, inode, stack);
-	barrier_var(cause); /* as in reclaim_ends() */
+	cause = index_of(fill_cause(ctx, set, inode, stack));
 	if (cause < FILL_CAUSES)
 		ADD(t->fills[cause], pages);
 	return 0;

@@ -166,9 +166,16 @@ struct trace_event_raw_mm_filemap_op_page_cache {
 	unsigned char order; /* 6.1+ */
 };
 
+struct kernel_clone_args {
+	unsigned int user_worker : 1; /* 6.4+ */
+};
+
 #ifdef NO_BTF
 /* As large as `order` lies far from the beginning of the struct above; not there where it is not. */
 struct place_of_order {};
+
+/* NO_BTF: there if the kernel has PF_USER_WORKER (src/ebpf/layout.rs). */
+struct has_user_workers {};
 #endif
 
 struct trace_event_raw_mm_vmscan_lru_shrink_inactive {
@@ -187,7 +194,7 @@ struct trace_event_raw_mm_vmscan_direct_reclaim_end_template {
 #define PF_KSWAPD 0x00020000
 #define PF_MEMALLOC 0x00000800
 #define PF_IO_WORKER 0x00000010 /* of io_uring; 5.12+ */
-#define PF_USER_WORKER 0x00004000 /* also of vhost; 6.4+ */
+#define PF_USER_WORKER 0x00004000 /* also of vhost; 6.4+; before 5.17 something else, which init may have left to all */
 
 #define S_IFMT 00170000
 #define S_IFREG 0100000

@@ -75,25 +75,23 @@ static __always_inline int reclaim_ends(__u64 freed)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct stall *stall = bpf_map_lookup_elem(&stalls, &thread);
+	struct totals *t = cpu_totals();
 	struct proc_key proc;
 	struct proc_row *row;
-	struct totals *t;
 	__u64 ns, bucket;
 
-	if (!stall)
+	/* Looked at once: on the way on from a null pointer 4.14 takes it for any number. */
+	if (!stall || !t)
 		return 0;
 	ns = bpf_ktime_get_ns() - stall->since_ns;
-	t = cpu_totals();
-	if (t)
-		ADD(t->ended[stall->reclaimer == RECLAIM_MEMCG ? RECLAIM_MEMCG : RECLAIM_DIRECT], freed);
+	ADD(t->ended[stall->reclaimer == RECLAIM_MEMCG ? RECLAIM_MEMCG : RECLAIM_DIRECT], freed);
 	if (!stall->proactive) {
 		proc = stall->proc; /* before 4.18 a key has to lie on the stack */
 		row = current_row(&proc);
 		if (row)
 			ADD(row->stalls, 1);
-		bucket = duration_bucket(ns);
-		barrier_var(bucket); /* older verifiers must see the check below on the very register that is the index */
-		if (t && bucket < STALL_BUCKETS) {
+		bucket = index_of(duration_bucket(ns));
+		if (bucket < STALL_BUCKETS) {
 			ADD(t->stall_buckets[bucket], 1);
 			ADD(t->stall_ns, ns);
 		}

@@ -89,6 +89,22 @@ static __always_inline struct state *the_state(void)
 #endif
 }
 
+/*
+ * A number that is going to be checked, and then an index. Older verifiers must see the check on the very register that
+ * is the index. And the first ones, as 4.14's, walk on where a check can only go the other way, with a number beyond its
+ * own bound, which they refuse as an index: of what comes from the stack they know nothing that a check could contradict.
+ */
+static __always_inline __u64 index_of(__u64 number)
+{
+#ifdef NO_BTF
+	volatile __u64 stacked = number;
+
+	number = stacked;
+#endif
+	barrier_var(number);
+	return number;
+}
+
 static __always_inline struct totals *cpu_totals(void)
 {
 	__u32 zero = 0;

@@ -162,13 +162,19 @@ struct syscall {
 /* Where the saved registers lie in a task's stack, as the settings say. */
 static __always_inline __u64 regs_offset(void);
 
+#ifdef NO_BTF
+#define HAS_USER_WORKERS (bpf_core_type_size(struct has_user_workers) != 0)
+#else
+#define HAS_USER_WORKERS bpf_core_field_exists(struct kernel_clone_args, user_worker)
+#endif
+
 /*
  * The call that this_task() is in, whose flags are `flags`, with its number as it stands in the register. The helper is
  * from 5.15. Before, the registers are where the kernel's entry code puts them: at the top of the task's stack.
  */
 static __always_inline void saved_call(struct task_struct *task, unsigned int flags, struct syscall *call)
 {
-	if (flags & (PF_KTHREAD | PF_IO_WORKER | PF_USER_WORKER)) {
+	if (flags & (PF_KTHREAD | PF_IO_WORKER) || (flags & PF_USER_WORKER && HAS_USER_WORKERS)) {
 		call->nr = NR_NONE;
 		call->regs = 0;
 		return;

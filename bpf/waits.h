@@ -168,8 +168,7 @@ static __always_inline void read_ends(struct read_wait *wait, bool success)
 		return;
 	ns = bpf_ktime_get_ns() - wait->since_ns;
 	t = cpu_totals();
-	bucket = duration_bucket(ns);
-	barrier_var(bucket); /* as in reclaim_ends() */
+	bucket = index_of(duration_bucket(ns));
 	if (t && bucket < READ_BUCKETS) {
 		ADD(t->wait_buckets[bucket], 1);
 		ADD(t->wait_ns, ns);

@@ -162,6 +162,9 @@ impl Layout {
             }
         }
         layout.place_order();
+        if os::kernel_version() >= (6, 4) {
+            layout.structs.entry("has_user_workers").or_default().size = 1;
+        }
         Ok(layout)
     }
 

@@ -286,6 +286,7 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     let mut vmemmap = 0;
     if let Some(layout) = &layout {
         settings.regs_offset = layout.regs_offset;
+        log::debug!("the saved registers lie at {} of a task's stack", layout.regs_offset);
         object.map("settings")?.update(&0u32.to_ne_bytes(), settings.bytes())?;
         vmemmap = layout.vmemmap().unwrap_or(0); // asked for again by what needs it
     }
