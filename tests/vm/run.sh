@@ -243,9 +243,13 @@ overhead() {
 for kernel in ${VM_OVERHEAD:-}; do
     begin "overhead-table-$kernel" overhead "$kernel" >"$out/overhead-table-$kernel.log" 2>&1
 done
-for kernel in $found; do
-    for mode in $(modes_of "$kernel"); do
-        begin "$kernel-$mode" boot "$kernel" "$mode"
+# Those of the mode auto first, which take longest.
+for pass in auto others; do
+    for kernel in $found; do
+        for mode in $(modes_of "$kernel"); do
+            case $mode-$pass in auto-others) continue ;; auto-auto | *-others) ;; *) continue ;; esac
+            begin "$kernel-$mode" boot "$kernel" "$mode"
+        done
     done
 done
 wait
