@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use ebpf_sidecar::config::Config;
 use ebpf_sidecar::ebpf::os;
-use ebpf_sidecar::ebpf::privilege::cap;
+use ebpf_sidecar::ebpf::os::cap;
 use ebpf_sidecar::host::confine::{self, Role};
 use ebpf_sidecar::metrics::own::MEANS;
 
@@ -749,13 +749,23 @@ fn signals_stop_it_and_nothing_stays() {
     assert_eq!(tracing_mounts(), mounts);
 }
 
-/// Waits until the agent's log says so.
-fn until_it_says(agent: &Agent, words: &str) {
+/// Waits until the agent's log says so, behind its first `before` bytes.
+fn until_it_says(agent: &Agent, before: usize, words: &str) {
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !agent.log().contains(words) {
+    while !agent.log()[before..].contains(words) {
         assert!(Instant::now() < deadline, "it does not say {words:?}:\n{}", agent.log());
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Has the agent read its configuration again, and waits until it has said all this. What it has said meanwhile.
+fn reload(agent: &Agent, said: &[&str]) -> String {
+    let before = agent.log().len();
+    sys::kill(agent.child.id(), libc::SIGHUP);
+    for words in said {
+        until_it_says(agent, before, words);
+    }
+    agent.log()[before..].to_owned()
 }
 
 // ---- what it gives up ----
@@ -790,7 +800,7 @@ fn every_thread_gives_up_what_it_does_not_need() {
         }
         let settings = [("COLLECTOR_CONFINE", confine), ("EXPORT_TYPE", "banyandb"), ("COLLECTOR_INTERVAL", "1h")];
         let mut agent = Agent::start(&settings);
-        until_it_says(&agent, "capabilities kept: ");
+        until_it_says(&agent, 0, "capabilities kept: ");
         let pid = agent.child.id();
         for (name, capabilities) in threads_of(pid, "CapEff:").into_iter().chain(threads_of(pid, "CapPrm:")) {
             assert_eq!(capabilities, if name == "collector" { &*of_collector } else { &*zero }, "{name}");
@@ -920,16 +930,8 @@ fn a_confined_agent_says_what_a_reload_cannot_give_it() {
     let agent = Agent::start_with(c, &[]);
     let held = bpf::held_by(agent.child.id());
     let reload = |yaml: &str, said: &[&str]| {
-        let before = agent.log().len();
         write(yaml);
-        sys::kill(agent.child.id(), libc::SIGHUP);
-        for words in said {
-            let deadline = Instant::now() + Duration::from_secs(60);
-            while !agent.log()[before..].contains(words) {
-                assert!(Instant::now() < deadline, "it does not say {words:?}:\n{}", agent.log());
-                thread::sleep(Duration::from_millis(10));
-            }
-        }
+        reload(&agent, said);
     };
     reload(
         "server: {allow_configure: any}\ncollector: {interval: 1h, read_latency: off, scope: {comm: nobody-is-it}}",
@@ -979,7 +981,7 @@ fn a_second_signal_ends_it_though_something_waits_to_be_sent() {
         agent.wait(|m| m.0.get("ebpf_sidecar_export_queue_points").is_some_and(|points| *points > 0.0));
         let held = bpf::held_by(agent.child.id());
         sys::kill(agent.child.id(), first);
-        until_it_says(&agent, ": stopping");
+        until_it_says(&agent, 0, ": stopping");
         // Nor does another reload hurry it.
         sys::kill(agent.child.id(), libc::SIGHUP);
         assert_eq!(agent.child.try_wait().unwrap(), None, "{}", agent.log());
@@ -1004,18 +1006,7 @@ fn a_reload_takes_over_what_can_be_and_says_what_cannot() {
     c.arg("--config").arg(&file);
     // One that is confined cannot let anybody attach later.
     let agent = Agent::start_with(c, &[("COLLECTOR_CONFINE", "off")]);
-    let reload = |said: &[&str]| {
-        let before = agent.log().len();
-        sys::kill(agent.child.id(), libc::SIGHUP);
-        for words in said {
-            let deadline = Instant::now() + Duration::from_secs(60);
-            while !agent.log()[before..].contains(words) {
-                assert!(Instant::now() < deadline, "it does not say {words:?}:\n{}", agent.log());
-                thread::sleep(Duration::from_millis(10));
-            }
-        }
-        agent.log()[before..].to_owned()
-    };
+    let reload = |said: &[&str]| reload(&agent, said);
     let change = |host: &str| {
         let head = format!(
             "POST /api/v1/ebpf/modules/configure HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n\
@@ -1052,7 +1043,7 @@ export: {banyandb: {username: me, password: secret}}",
     agent.settled();
     assert_eq!(scope(), "comm:nobody-is-it");
     assert_eq!((change("localhost"), change("agent.example"), change("evil.example")), (404, 404, 403));
-    until_it_says(&agent, "DEBUG ");
+    until_it_says(&agent, 0, "DEBUG ");
     assert_gone(&held.difference(&bpf::held_by(agent.child.id())).cloned().collect());
 
     // What takes a restart is said each time.
@@ -1115,7 +1106,7 @@ fn its_own_usage_is_known_when_there_are_no_more_descriptors() {
     need_bpf!("its_own_usage_is_known_when_there_are_no_more_descriptors");
     let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms")]);
     // Its ports listen before gRPC has what it needs.
-    until_it_says(&agent, "capabilities kept: ");
+    until_it_says(&agent, 0, "capabilities kept: ");
     let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", agent.port)).unwrap());
     let mut metrics = || Metrics::parse(&answer(&mut stream, "/metrics").unwrap());
     let before = metrics();

@@ -12,11 +12,12 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use ebpf_sidecar::metrics::cell::SnapshotCell;
 use ebpf_sidecar::metrics::http::COUNTS;
 use ebpf_sidecar::metrics::snapshot::{Snapshot, Value};
+use ebpf_sidecar::monitor::example;
 use ebpf_sidecar::server::http::access::{self, Access};
 use ebpf_sidecar::server::http::{self, HttpServer, Page};
 use openssl::pkey::{PKey, Private};
@@ -99,19 +100,7 @@ struct Server {
 
 impl Server {
     fn start(access: Access) -> Self {
-        let snapshot = Snapshot {
-            scope: "host".into(),
-            sequence: 1,
-            collected_at: SystemTime::now(),
-            collected_instant: Instant::now(),
-            started: Instant::now(),
-            interval: Duration::from_secs(10),
-            families: Vec::new(),
-            processes: None,
-            modules: Vec::new(),
-            last_error: None,
-        };
-        let cell = SnapshotCell::new(snapshot);
+        let cell = SnapshotCell::new(example::snapshot());
         let render = Box::new(|page: Page, _: &Snapshot| match page {
             Page::Stats => "s".repeat(STATS_BYTES).into(),
             _ => "fine\n".to_owned().into(),

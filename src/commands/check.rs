@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use crate::config::{self, Config, Switch};
-use crate::ebpf::os;
+use crate::ebpf::os::{self, cap};
 use crate::host::{cgroup, confine, scope};
 use crate::metrics::own::MEANS;
 use crate::monitor::Module;
@@ -12,16 +12,6 @@ use crate::monitor::iomonitor::IoMonitor;
 use crate::server::grpc::tls;
 use crate::server::http::access;
 use crate::server::listen;
-
-/// A capability as the agent may lack it: the name behind `CAP_`, its bit (linux/capability.h), and what for.
-struct Capability(&'static str, u32, &'static str);
-
-const SYS_ADMIN: Capability = Capability("SYS_ADMIN", 21, "");
-const PERFMON: Capability = Capability("PERFMON", 38, "");
-const BPF: Capability = Capability("BPF", 39, "");
-const DAC_READ_SEARCH: Capability = Capability("DAC_READ_SEARCH", 2, "to read tracefs as a user other than root");
-const SYS_RESOURCE: Capability =
-    Capability("SYS_RESOURCE", 24, "to lift RLIMIT_MEMLOCK, which BPF maps count against before 5.11");
 
 /// What this machine makes necessary besides.
 #[derive(Clone, Copy, Default)]
@@ -45,33 +35,32 @@ pub fn missing_privilege(attached: bool) -> Option<String> {
 }
 
 fn missing_of(have: u64, release: &str, needs: Needs) -> Option<String> {
-    let has = |c: &Capability| have & (1 << c.1) != 0;
-    // CAP_BPF and CAP_PERFMON were split off CAP_SYS_ADMIN in 5.8, which still stands for both.
-    let mut wanted = match os::version_of(release) < (5, 8) || has(&SYS_ADMIN) {
-        true => vec![SYS_ADMIN],
-        false => vec![BPF, PERFMON],
-    };
-    wanted.extend(needs.tracefs.then_some(DAC_READ_SEARCH));
-    wanted.extend(needs.memlock.then_some(SYS_RESOURCE));
-    let names = |of: &[&Capability], prefix: &str, between: &str| -> String {
-        of.iter().map(|c| format!("{prefix}{}", c.0)).collect::<Vec<_>>().join(between)
-    };
-    let lacking: Vec<&Capability> = wanted.iter().filter(|c| !has(c)).collect();
-    if lacking.is_empty() {
+    /// Those that only some machines want, and what for.
+    const BESIDES: [(u64, &str); 2] = [
+        (cap::DAC_READ_SEARCH, "to read tracefs as a user other than root"),
+        (cap::SYS_RESOURCE, "to lift RLIMIT_MEMLOCK, which BPF maps count against before 5.11"),
+    ];
+    let besides = BESIDES.iter().zip([needs.tracefs, needs.memlock]).filter(|(_, needed)| *needed);
+    let wanted = besides.fold(cap::for_tracing(have, os::version_of(release)), |all, ((bit, _), _)| all | bit);
+    let lacking = wanted & !have;
+    if lacking == 0 {
         return None;
     }
-    let why: Vec<String> =
-        lacking.iter().filter(|c| !c.2.is_empty()).map(|c| format!("CAP_{} is {}", c.0, c.2)).collect();
+    let names = |of: u64, prefix: &str, between: &str| cap::names(of, prefix).join(between);
+    let why: Vec<String> = BESIDES
+        .iter()
+        .filter(|(bit, _)| lacking & bit != 0)
+        .map(|(bit, why)| format!("{} is {why}", names(*bit, "CAP_", "")))
+        .collect();
     let why = if why.is_empty() { String::new() } else { format!(" ({})", why.join("; ")) };
     // The grant is of all of them: setcap replaces what was granted before.
-    let all: Vec<&Capability> = wanted.iter().collect();
     Some(format!(
         "{} missing{why}: run as root, or grant it: setcap {}+ep ebpf-sidecar; docker run {}; \
          systemd AmbientCapabilities={}",
-        names(&lacking, "CAP_", " and "),
-        names(&all, "cap_", ",").to_lowercase(),
-        names(&all, "--cap-add ", " "),
-        names(&all, "CAP_", " "),
+        names(lacking, "CAP_", " and "),
+        names(wanted, "cap_", ",").to_lowercase(),
+        names(wanted, "--cap-add ", " "),
+        names(wanted, "CAP_", " "),
     ))
 }
 
@@ -200,18 +189,14 @@ impl Report {
 mod tests {
     use super::*;
 
-    fn bits(of: &[Capability]) -> u64 {
-        of.iter().map(|c| 1 << c.1).sum()
-    }
-
     #[test]
     fn privileges_are_those_of_the_kernel() {
         let usual = |have, release| missing_of(have, release, Needs::default());
-        assert_eq!(usual(bits(&[SYS_ADMIN]), "4.14.0"), None);
-        assert_eq!(usual(bits(&[BPF, PERFMON]), "5.8.0-1-amd64"), None);
-        let old = usual(bits(&[BPF, PERFMON]), "5.7.19").unwrap();
+        assert_eq!(usual(cap::SYS_ADMIN, "4.14.0"), None);
+        assert_eq!(usual(cap::BPF | cap::PERFMON, "5.8.0-1-amd64"), None);
+        let old = usual(cap::BPF | cap::PERFMON, "5.7.19").unwrap();
         assert!(old.contains("CAP_SYS_ADMIN") && old.contains("--cap-add SYS_ADMIN"), "{old}");
-        let half = usual(bits(&[BPF]), "6.12.3").unwrap();
+        let half = usual(cap::BPF, "6.12.3").unwrap();
         assert!(half.starts_with("CAP_PERFMON missing: ") && half.contains("setcap cap_bpf,cap_perfmon+ep"), "{half}");
         let none = usual(0, "7.2-rc1").unwrap();
         assert!(none.contains("CAP_BPF and CAP_PERFMON") && none.contains("--cap-add BPF --cap-add PERFMON"), "{none}");
@@ -220,12 +205,12 @@ mod tests {
     #[test]
     fn what_the_machine_makes_necessary_is_named_with_its_reason() {
         let tracefs = Needs { tracefs: true, ..Needs::default() };
-        let said = missing_of(bits(&[BPF, PERFMON]), "6.18.1", tracefs).unwrap();
+        let said = missing_of(cap::BPF | cap::PERFMON, "6.18.1", tracefs).unwrap();
         assert!(said.starts_with("CAP_DAC_READ_SEARCH missing (CAP_DAC_READ_SEARCH is to read tracefs"), "{said}");
         assert!(said.contains("setcap cap_bpf,cap_perfmon,cap_dac_read_search+ep"), "{said}");
-        assert_eq!(missing_of(bits(&[BPF, PERFMON, DAC_READ_SEARCH]), "6.18.1", tracefs), None);
+        assert_eq!(missing_of(cap::BPF | cap::PERFMON | cap::DAC_READ_SEARCH, "6.18.1", tracefs), None);
         let memlock = Needs { memlock: true, ..Needs::default() };
-        let said = missing_of(bits(&[SYS_ADMIN]), "5.10.0", memlock).unwrap();
+        let said = missing_of(cap::SYS_ADMIN, "5.10.0", memlock).unwrap();
         assert!(said.starts_with("CAP_SYS_RESOURCE missing (") && said.contains("RLIMIT_MEMLOCK"), "{said}");
     }
 

@@ -1090,7 +1090,7 @@ mod tests {
 
     #[test]
     fn a_map_is_emptied_with_batches_and_without() {
-        if os::capabilities() & (1 << 21) == 0 || !os::has_btf() {
+        if os::capabilities() & os::cap::SYS_ADMIN == 0 || !os::has_btf() {
             println!("SKIPPED a_map_is_emptied_with_batches_and_without: needs root and BTF");
             return;
         }

@@ -415,7 +415,7 @@ fn forbidden(e: io::Error) -> io::Error {
     const PARANOID: &str = "/proc/sys/kernel/perf_event_paranoid";
     let level = fs::read_to_string(PARANOID).ok().and_then(|s| s.trim().parse().ok()).unwrap_or(0);
     // From 3 on, in the kernels of Debian and Ubuntu, CAP_PERFMON is not enough. With CAP_SYS_ADMIN something else forbids it.
-    if e.kind() != io::ErrorKind::PermissionDenied || level < 3 || capabilities() & SYS_ADMIN != 0 {
+    if e.kind() != io::ErrorKind::PermissionDenied || level < 3 || capabilities() & cap::SYS_ADMIN != 0 {
         return e;
     }
     let words = "it takes CAP_SYS_ADMIN, or 2 there and CAP_PERFMON";
@@ -561,18 +561,10 @@ fn mode_of(text: &str) -> Option<String> {
     Some(text.split_once('[')?.1.split_once(']')?.0.to_owned())
 }
 
-/// The bit of CAP_SYS_ADMIN in [`capabilities`].
-const SYS_ADMIN: u64 = 1 << 21;
-
 /// What may be behind a call that was refused with EPERM, as far as this process can tell, in a few words.
 pub fn what_forbids() -> String {
-    const SPLIT_OFF: [(&str, u64); 2] = [("CAP_BPF", 1 << 39), ("CAP_PERFMON", 1 << 38)]; // of it, in 5.8
     let have = capabilities();
-    let lacking: Vec<&str> = match kernel_version() {
-        _ if have & SYS_ADMIN != 0 => vec![],
-        old if old < (5, 8) => vec!["CAP_SYS_ADMIN"],
-        _ => SPLIT_OFF.iter().filter(|(_, bit)| have & bit == 0).map(|(name, _)| *name).collect(),
-    };
+    let lacking = cap::names(cap::for_tracing(have, kernel_version()) & !have, "CAP_");
     if !lacking.is_empty() {
         return format!("{} missing", lacking.join(" and "));
     }
@@ -843,13 +835,56 @@ impl Drop for Directory {
     }
 }
 
-/// Effective capabilities of this thread, a bit each; none where the kernel does not tell.
+/// Bits of capabilities (linux/capability.h).
+pub mod cap {
+    /// Reads files whatever their mode, and writes them.
+    pub const DAC_OVERRIDE: u64 = 1 << 1;
+    /// Reads files whatever their mode.
+    pub const DAC_READ_SEARCH: u64 = 1 << 2;
+    /// Ports below 1024.
+    pub const NET_BIND_SERVICE: u64 = 1 << 10;
+    /// Before 5.8 all of BPF and perf, for which it still stands.
+    pub const SYS_ADMIN: u64 = 1 << 21;
+    /// Lifts limits.
+    pub const SYS_RESOURCE: u64 = 1 << 24;
+    /// Addresses of the kernel's functions.
+    pub const SYSLOG: u64 = 1 << 34;
+    /// Programs that trace, and perf events.
+    pub const PERFMON: u64 = 1 << 38;
+    /// BPF.
+    pub const BPF: u64 = 1 << 39;
+
+    const NAMES: [(u64, &str); 8] = [
+        (SYS_ADMIN, "SYS_ADMIN"),
+        (BPF, "BPF"),
+        (PERFMON, "PERFMON"),
+        (DAC_READ_SEARCH, "DAC_READ_SEARCH"),
+        (DAC_OVERRIDE, "DAC_OVERRIDE"),
+        (SYS_RESOURCE, "SYS_RESOURCE"),
+        (SYSLOG, "SYSLOG"),
+        (NET_BIND_SERVICE, "NET_BIND_SERVICE"),
+    ];
+
+    /// The names of these, each behind `prefix`, which is often `CAP_`.
+    pub fn names(bits: u64, prefix: &str) -> Vec<String> {
+        NAMES.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, name)| format!("{prefix}{name}")).collect()
+    }
+
+    /// Those that a kernel of this version wants for programs that trace, from who has `have`.
+    pub fn for_tracing(have: u64, version: (u32, u32)) -> u64 {
+        if version < (5, 8) || have & SYS_ADMIN != 0 { SYS_ADMIN } else { BPF | PERFMON }
+    }
+}
+
+/// The version of capget(2) and capset(2) for a thread, 0 being the caller, and two sets of three words: effective, permitted
+/// and inheritable bits (`_LINUX_CAPABILITY_VERSION_3`).
+pub(super) const OWN_CAPABILITIES: [u32; 2] = [0x2008_0522, 0];
+
+/// Effective capabilities of this thread, as bits of [`cap`]; none where the kernel does not tell.
 pub fn capabilities() -> u64 {
-    // Version 3 of linux/capability.h: this thread, and two sets of effective, permitted and inheritable bits.
-    let header: [u32; 2] = [0x2008_0522, 0];
     let mut sets = [0u32; 6];
     // SAFETY: both are live, of the sizes that this version has.
-    let code = unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) };
+    let code = unsafe { libc::syscall(libc::SYS_capget, OWN_CAPABILITIES.as_ptr(), sets.as_mut_ptr()) };
     if code == 0 { u64::from(sets[3]) << 32 | u64::from(sets[0]) } else { 0 }
 }
 

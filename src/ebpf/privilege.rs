@@ -9,41 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::os;
 
-/// Bits of capabilities (linux/capability.h).
-pub mod cap {
-    /// Reads files whatever their mode, and writes them.
-    pub const DAC_OVERRIDE: u64 = 1 << 1;
-    /// Reads files whatever their mode.
-    pub const DAC_READ_SEARCH: u64 = 1 << 2;
-    /// Ports below 1024.
-    pub const NET_BIND_SERVICE: u64 = 1 << 10;
-    /// Before 5.8 all of BPF and perf.
-    pub const SYS_ADMIN: u64 = 1 << 21;
-    /// Lifts limits.
-    pub const SYS_RESOURCE: u64 = 1 << 24;
-    /// Addresses of the kernel's functions.
-    pub const SYSLOG: u64 = 1 << 34;
-    /// Programs that trace, and perf events.
-    pub const PERFMON: u64 = 1 << 38;
-    /// BPF.
-    pub const BPF: u64 = 1 << 39;
-}
-
-#[repr(C)]
-struct Header {
-    version: u32,
-    pid: i32,
-}
-
-/// `_LINUX_CAPABILITY_VERSION_3`: two sets of three words.
-const VERSION_3: u32 = 0x2008_0522;
-
 fn set(effective: u64, permitted: u64) -> io::Result<()> {
-    let header = Header { version: VERSION_3, pid: 0 };
     let half = |shift: u32| [(effective >> shift) as u32, (permitted >> shift) as u32, 0];
     let data = [half(0), half(32)];
-    // SAFETY: version 3 reads the header and two sets of three words, all of them live.
-    os::checked(unsafe { libc::syscall(libc::SYS_capset, &header, &data) })
+    // SAFETY: of this version, it reads the header and two sets of three words, all of them live.
+    os::checked(unsafe { libc::syscall(libc::SYS_capset, os::OWN_CAPABILITIES.as_ptr(), &data) })
 }
 
 /// Leaves this thread, and those that it starts, with no more than these capabilities: effective, permitted, and

@@ -25,8 +25,8 @@ use seccompiler::{
 };
 
 use crate::config::{AllowConfigure, Config, DEFAULT_PATH, ExportKind, Switch};
-use crate::ebpf::os;
-use crate::ebpf::privilege::{self, cap};
+use crate::ebpf::os::{self, cap};
+use crate::ebpf::privilege;
 use crate::host::cgroup;
 use crate::metrics::own::MEANS;
 
@@ -186,9 +186,9 @@ pub fn verify() -> Result<(), String> {
 /// What is left, in words.
 pub fn words() -> Option<String> {
     let plan = PLAN.get()?;
-    let named = |bits: u64| match name_of(bits) {
+    let named = |bits: u64| match cap::names(bits, "CAP_") {
         none if none.is_empty() => "none".to_owned(),
-        names => names,
+        names => names.join(" "),
     };
     let in_force: Vec<&str> = in_force().into_iter().filter(|(_, is)| *is).map(|(name, _)| name).collect();
     Some(format!(
@@ -197,21 +197,6 @@ pub fn words() -> Option<String> {
         named(plan.collector),
         named(plan.others)
     ))
-}
-
-fn name_of(bits: u64) -> String {
-    const NAMES: [(u64, &str); 8] = [
-        (cap::DAC_OVERRIDE, "CAP_DAC_OVERRIDE"),
-        (cap::DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH"),
-        (cap::NET_BIND_SERVICE, "CAP_NET_BIND_SERVICE"),
-        (cap::SYS_ADMIN, "CAP_SYS_ADMIN"),
-        (cap::SYS_RESOURCE, "CAP_SYS_RESOURCE"),
-        (cap::SYSLOG, "CAP_SYSLOG"),
-        (cap::PERFMON, "CAP_PERFMON"),
-        (cap::BPF, "CAP_BPF"),
-    ];
-    let names = NAMES.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, name)| *name);
-    names.collect::<Vec<_>>().join(" ")
 }
 
 /// System calls that were refused since this was called last, a line each. To be called now and then.

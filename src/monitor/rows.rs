@@ -123,7 +123,7 @@ mod tests {
 
     /// As a kernel of this release needs it; the test writes in place of the programs. `None` without the privilege.
     fn rows(release: (u32, u32)) -> Option<(Rows, Map)> {
-        if os::capabilities() & (1 << 21) == 0 || !os::has_btf() {
+        if os::capabilities() & os::cap::SYS_ADMIN == 0 || !os::has_btf() {
             println!("SKIPPED taking rows of processes: needs root and BTF");
             return None;
         }

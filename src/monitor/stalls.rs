@@ -86,7 +86,7 @@ mod tests {
 
     /// Odd threads reclaim, even ones do not, and of those from 1000 on nothing is known. `None` without the privilege.
     fn stalls() -> Option<Stalls> {
-        if os::capabilities() & (1 << 21) == 0 || !os::has_btf() {
+        if os::capabilities() & os::cap::SYS_ADMIN == 0 || !os::has_btf() {
             println!("SKIPPED stalls whose end was missed: needs root and BTF");
             return None;
         }
