@@ -5,6 +5,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value as Json;
 use serde_yaml::Value as Yaml;
 
-use common::{Agent, Killed, MIB, TempDir, TestFile, read_all, skipped, sys, text, wait_for};
+use common::{Agent, Delta, Killed, MIB, TempDir, TestFile, read_all, skipped, sys, text, wait_for};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -219,13 +220,11 @@ impl Podman {
         command
     }
 
-    /// An agent in a container called `name`, in the network of the host. What podman would set differently by itself,
-    /// and may not everywhere: limits, and timers of systemd.
+    /// An agent in a container called `name`, in the network of the host, without timers of systemd.
     fn start(&self, name: &str, options: &[&str]) -> Agent {
         let mut command = self.command();
         command.args(["run", "--rm", "--name", name, "--network", "host", "--env", "EBPF_SIDECAR_*"]);
-        command.args(["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--no-healthcheck"]);
-        command.args(options).arg(IMAGE);
+        command.args(LIMITS).arg("--no-healthcheck").args(options).arg(IMAGE);
         Agent::start_with(command, &[("COLLECTOR_INTERVAL", "100ms")])
     }
 }
@@ -237,6 +236,9 @@ impl Drop for Podman {
 }
 
 const IMAGE: &str = "localhost/ebpf-sidecar-test";
+
+/// What podman would set differently by itself, and may not everywhere.
+const LIMITS: [&str; 4] = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"];
 
 /// How its probes are attached.
 fn modes(agent: &Agent) -> Vec<(String, Option<String>)> {
@@ -311,7 +313,7 @@ fn the_image_of_nothing_but_the_binary_works() {
         let pages = (8 * MIB / sys::PAGE) as f64;
         let (delta, _) = agent.during(|| read_all(&file.file, 64 << 10));
         // The whole host is counted, so others may add to it.
-        assert!(delta.adds("read") >= pages && delta.misses() >= pages, "{name}: {}", delta.moved());
+        assert!(delta.misses_of(pages) >= pages, "{name}: {}", delta.moved());
 
         // The health check of the image, and the second name.
         let address = format!("127.0.0.1:{}", agent.port);
@@ -321,5 +323,70 @@ fn the_image_of_nothing_but_the_binary_works() {
             assert!(said.starts_with("healthy: ") || said.starts_with("degraded: "), "{said}");
         }
         stop(agent);
+    }
+}
+
+// ---- a container as the scope ----
+
+const SERVICE: &str = "localhost/ebpf-sidecar-test-service";
+
+/// Makes an image of nothing but a shell.
+fn build_service(podman: &Podman) -> Result<(), String> {
+    let context = podman.dir.path.join("service");
+    fs::create_dir(&context).unwrap();
+    fs::copy("/bin/busybox", context.join("busybox")).map_err(|e| format!("/bin/busybox (make deps-vm): {e}"))?;
+    let alone = run(Command::new("chroot").arg(&context).args(["/busybox", "true"]));
+    alone.map_err(|e| format!("/bin/busybox is not linked statically (make deps-vm): {e}"))?;
+    fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY busybox /busybox\n").unwrap();
+    run(podman.command().args(["build", "--quiet", "--tag", SERVICE]).arg(&context)).map(drop)
+}
+
+/// The runtime removes a container's cgroup when it stops, and makes another one in its place when it starts.
+#[test]
+fn a_container_that_is_restarted_is_counted_on() {
+    const TEST: &str = "a_container_that_is_restarted_is_counted_on";
+    need_bpf!("a_container_that_is_restarted_is_counted_on");
+    let podman = match Podman::new().and_then(|podman| build_service(&podman).map(|()| podman)) {
+        Ok(podman) => podman,
+        Err(why) => return skipped(TEST, &why),
+    };
+    let do_it = |args: &[&str]| run(podman.command().args(args)).unwrap();
+    let file = TestFile::new("container", 8 * MIB);
+    let pages = (8 * MIB / sys::PAGE) as f64;
+    let data = format!("--volume={}:/data:ro", text(&file.path));
+    let sleep = ["--network=none", &data, SERVICE, "/busybox", "sleep", "3600"];
+    do_it(&[&["run", "--detach", "--name", "service"], &LIMITS[..], &sleep].concat());
+    let pid = do_it(&["inspect", "--format", "{{.State.Pid}}", "service"]);
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let Some(path) = cgroups.lines().find_map(|l| l.strip_prefix("0::/")).filter(|path| path.contains("libpod")) else {
+        return skipped(TEST, &format!("containers have no cgroup v2 of their own here: {cgroups}"));
+    };
+    let cgroup = common::cgroup_root().unwrap().join(path);
+    let first = fs::metadata(&cgroup).unwrap().ino();
+
+    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms"), ("COLLECTOR_SCOPE_CGROUP", text(&cgroup))]);
+    let is_missing = || {
+        let health: Json = serde_json::from_str(&agent.get("/health").body).unwrap();
+        health["status"] == "degraded" && health["message"].to_string().contains("the scope's cgroup")
+    };
+    let reads = || {
+        file.drop_cache();
+        let (delta, _) = agent.during(|| do_it(&["exec", "service", "/busybox", "wc", "-c", "/data"]));
+        // Beside what the runtime itself reads in it.
+        assert!(delta.misses_of(pages) >= pages && delta.attempts(pages) >= pages, "{}{}", delta.moved(), agent.log());
+        delta.after
+    };
+    let mut before = reads();
+    for _ in 0..2 {
+        assert!(!is_missing(), "{}", agent.log());
+        do_it(&["stop", "--time", "0", "service"]);
+        agent.settled();
+        assert!(!cgroup.exists() && is_missing(), "{}", agent.log());
+        do_it(&["start", "service"]);
+        assert_ne!(fs::metadata(&cgroup).unwrap().ino(), first);
+        agent.settled();
+        let after = reads();
+        assert!(Delta { before, after: after.clone() }.misses_of(pages) >= pages);
+        before = after;
     }
 }

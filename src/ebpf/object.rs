@@ -25,6 +25,9 @@ use super::{os, verifier};
 const VERIFIER_LOG: usize = (1 << 24) - 1;
 /// Lines of it that are logged, for those who report it.
 const VERIFIER_LINES: usize = 40;
+/// So many entries of a hash are taken out one by one. A batch walks through all of it, and meanwhile the kernel lets no
+/// program at a perf event run on that CPU: where the agent is preempted in that, they miss events.
+const FEW: usize = 64;
 /// Steps of a walk through a hash that changes meanwhile.
 const MAX_WALK: usize = 65536;
 
@@ -762,6 +765,10 @@ impl Map {
     /// Takes every entry out of a hash that no program writes to at the moment.
     pub fn drain<K: Plain, V: Plain>(&self, mut each: impl FnMut(K, V)) -> Result<(), Error> {
         self.check_types::<K, V>()?;
+        let some = self.keys(FEW + 1)?;
+        if some.len() <= FEW {
+            return self.take(&some, &mut each);
+        }
         let mut room = 256usize;
         let mut position = 0u32; // of a hash: the index of a bucket
         let mut first = true;
@@ -790,7 +797,7 @@ impl Map {
                     room *= 2;
                     continue;
                 }
-                libc::EINVAL if first => return self.drain_singly(each),
+                libc::EINVAL if first => return self.drain_singly(&mut each),
                 0 | libc::ENOENT | libc::ENOSPC => {}
                 _ => return Err(Error::new(self.what("drain"), errno(code))),
             }
@@ -808,17 +815,39 @@ impl Map {
     }
 
     /// The same before 5.6, which has no batches.
-    fn drain_singly<K: Plain, V: Plain>(&self, mut each: impl FnMut(K, V)) -> Result<(), Error> {
+    fn drain_singly<K: Plain, V: Plain>(&self, each: &mut impl FnMut(K, V)) -> Result<(), Error> {
+        loop {
+            let some = self.keys(FEW)?;
+            if some.is_empty() {
+                return Ok(());
+            }
+            self.take(&some, each)?;
+        }
+    }
+
+    /// Takes these entries out.
+    fn take<K: Plain, V: Plain>(&self, keys: &[Vec<u8>], each: &mut impl FnMut(K, V)) -> Result<(), Error> {
         let mut value = Vec::new();
-        while let Some(key) = self.next_key(None)? {
-            if self.lookup(&key, &mut value)?
-                && let (Some(k), Some(v)) = (K::read(&key), V::read(&value))
+        for key in keys {
+            if self.lookup(key, &mut value)?
+                && let (Some(k), Some(v)) = (K::read(key), V::read(&value))
             {
                 each(k, v);
             }
-            self.delete(&key)?;
+            self.delete(key)?;
         }
         Ok(())
+    }
+
+    /// The keys of a hash that no program writes to at the moment, up to so many.
+    fn keys(&self, most: usize) -> Result<Vec<Vec<u8>>, Error> {
+        let mut keys: Vec<Vec<u8>> = Vec::new();
+        while keys.len() < most
+            && let Some(key) = self.next_key(keys.last().map(Vec::as_slice))?
+        {
+            keys.push(key);
+        }
+        Ok(keys)
     }
 
     /// Whether nothing is in it.
@@ -1103,7 +1132,7 @@ mod tests {
             }
             let mut sum = (0, 0);
             let each = |_: abi::ProcKey, row: abi::ProcRow| sum = (sum.0 + 1, sum.1 + row.fadvise_calls);
-            if batches { map.drain(each) } else { map.drain_singly(each) }.unwrap();
+            if batches { map.drain(each) } else { map.drain_singly(&mut { each }) }.unwrap();
             assert_eq!((sum, map.is_empty().unwrap()), ((1000, 499_500), true));
         }
     }

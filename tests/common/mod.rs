@@ -284,6 +284,11 @@ impl Agent {
     pub fn rss_kib(&self) -> u64 {
         status_field(self.child.id(), "VmRSS:")
     }
+
+    /// What is resident and no page of its file: of how many of these a fault maps, kernel and file system decide.
+    pub fn own_kib(&self) -> u64 {
+        status_field(self.child.id(), "RssAnon:")
+    }
 }
 
 /// The id that the kernel has for this process, which counts in the scope of this agent. In a pid namespace it is not the
@@ -364,6 +369,9 @@ impl Metrics {
     }
 }
 
+/// The most that a folio has.
+const FOLIO_PAGES: f64 = 512.0;
+
 /// Metrics before and after some work.
 pub struct Delta {
     pub before: Metrics,
@@ -397,8 +405,7 @@ impl Delta {
     pub fn attempts(&self, truth: f64) -> f64 {
         if self.knows_reads() {
             let got = self.of("ebpf_cache_read_attempts_total");
-            let missed = self.missed("cache_read") * (2 * MIB / sys::PAGE + 1) as f64;
-            return if (got..=got + missed).contains(&truth) { truth } else { got };
+            return self.or_missed(got, "cache_read", (2 * MIB / sys::PAGE + 1) as f64, truth);
         }
         let m = &self.after;
         assert_eq!(m.get("ebpf_sidecar_probe_attached{probe=\"cache_read\",mode=\"none\"}"), 0.0);
@@ -416,6 +423,27 @@ impl Delta {
 
     pub fn misses(&self) -> f64 {
         self.of("ebpf_cache_misses_total")
+    }
+
+    /// Misses, which should be `truth`: returned as well if what is wanting is no more than the fills that the kernel tells
+    /// of as missed.
+    pub fn misses_of(&self, truth: f64) -> f64 {
+        self.or_missed(self.misses(), "cache_fill", FOLIO_PAGES, truth)
+    }
+
+    /// The same of what [`Delta::adds`] tells.
+    pub fn adds_of(&self, cause: &str, truth: f64) -> f64 {
+        self.or_missed(self.adds(cause), "cache_fill", FOLIO_PAGES, truth)
+    }
+
+    /// The same of what [`Delta::evictions`] tells.
+    pub fn evictions_of(&self, cause: &str, truth: f64) -> f64 {
+        self.or_missed(self.evictions(cause), "cache_evict", FOLIO_PAGES, truth)
+    }
+
+    /// `truth` if what `got` lacks of it is no more than the missed events of `probe`, of so many pages at most each.
+    fn or_missed(&self, got: f64, probe: &str, each: f64, truth: f64) -> f64 {
+        if (got..=got + self.missed(probe) * each).contains(&truth) { truth } else { got }
     }
 
     /// Misses per hundred of `attempts` over the whole work.

@@ -61,6 +61,13 @@ impl Mapping {
         assert_eq!(unsafe { libc::madvise(self.base.cast(), self.len, advice) }, 0);
     }
 
+    /// Has all of it read, and kept in the page cache whatever the kernel reclaims meanwhile: until this is dropped.
+    pub fn locked(self) -> Self {
+        // SAFETY: our own mapping.
+        assert_eq!(unsafe { libc::mlock(self.base.cast(), self.len) }, 0, "mlock: {}", io::Error::last_os_error());
+        self
+    }
+
     /// Which pages are in the page cache.
     pub fn resident(&self) -> Vec<bool> {
         let mut pages = vec![0u8; self.len.div_ceil(PAGE)];
@@ -620,6 +627,13 @@ pub fn copy_file_range(input: &File, output: &File, len: usize) -> usize {
     // SAFETY: no offsets are given.
     let n = unsafe { libc::syscall(libc::SYS_copy_file_range, from, none, to, none, len, 0) };
     returned("copy_file_range", n as i64)
+}
+
+/// Whether the file system can have one file share the blocks of another, and did: then what copies files copies no page.
+pub fn clone_file(input: &File, output: &File) -> bool {
+    const FICLONE: u32 = 0x4004_9409;
+    // SAFETY: the argument is a descriptor.
+    unsafe { libc::ioctl(output.as_raw_fd(), FICLONE as _, input.as_raw_fd()) == 0 }
 }
 
 /// sendto on a connected socket.

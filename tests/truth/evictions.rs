@@ -15,7 +15,7 @@ fn evictions_by_cause() {
     let pages = (len / PAGE) as f64;
     let f = TestFile::new("dontneed", len);
     let (d, _) = s.agent.during(|| f.drop_cache());
-    assert_near("evictions by fadvise", d.evictions("fadvise"), pages, 1.0, &d);
+    assert_near("evictions by fadvise", d.evictions_of("fadvise", pages), pages, 1.0, &d);
     assert_eq!(d.evictions("other"), 0.0, "{}", d.moved());
 
     let f = TestFile::new("unlinked", len);
@@ -24,12 +24,12 @@ fn evictions_by_cause() {
         drop(f);
         sys::fadvise(other.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
     });
-    assert_near("evictions by unlink", d.evictions("other"), pages, 1.0, &d);
+    assert_near("evictions by unlink", d.evictions_of("other", pages), pages, 1.0, &d);
     assert_eq!(d.evictions("fadvise"), 0.0, "{}", d.moved());
 
     let f = TestFile::new("truncated", len);
     let (d, _) = s.agent.during(|| f.file.set_len(len as u64 / 2).unwrap());
-    assert_near("evictions by truncate", d.evictions("other"), pages / 2.0, 1.0, &d);
+    assert_near("evictions by truncate", d.evictions_of("other", pages / 2.0), pages / 2.0, 1.0, &d);
 }
 
 /// Reads that leave nothing behind (6.14+): the pages go in the read call, so they are the reader's.
@@ -49,7 +49,8 @@ fn what_is_read_without_being_kept_is_evicted_for_another_reason() {
         let name = "what_is_read_without_being_kept_is_evicted_for_another_reason";
         return common::skipped(name, &format!("this kernel or file system has no RWF_DONTCACHE: {e}"));
     }
-    assert_eq!((d.evictions("other"), d.evictions("fadvise")), ((len / PAGE) as f64, 0.0), "{}", d.moved());
+    let pages = (len / PAGE) as f64;
+    assert_eq!((d.evictions_of("other", pages), d.evictions("fadvise")), (pages, 0.0), "{}", d.moved());
     assert_eq!(f.resident(), 0);
 }
 
@@ -64,7 +65,8 @@ fn dropped_caches_are_evicted_for_another_reason_by_who_asks() {
     let s = Scoped::start(&[]);
     let f = TestFile::new("dropped", 4 * MIB);
     let (d, ()) = s.agent.during(|| fs::write("/proc/sys/vm/drop_caches", "1").unwrap());
-    assert!(d.evictions("other") >= (4 * MIB / PAGE) as f64, "{}", d.moved());
+    let pages = (4 * MIB / PAGE) as f64;
+    assert!(d.evictions_of("other", pages) >= pages, "{}", d.moved());
     assert_eq!(d.evictions("fadvise"), 0.0, "{}", d.moved());
     assert_eq!(f.resident(), 0);
     // Another's pages too; and asked for by somebody outside of the scope, nothing.

@@ -16,7 +16,7 @@ fn writing_a_new_file() {
     let s = Scoped::start(&[]);
     let (d, f) = s.agent.during(|| TestFile::new("written", file_size()));
     assert!(d.misses() <= file_pages() * 0.005, "{} misses;{}", d.misses(), d.moved());
-    assert_near("adds by writing", d.adds("write"), file_pages(), 1.0, &d);
+    assert_near("adds by writing", d.adds_of("write", file_pages()), file_pages(), 1.0, &d);
     drop(f);
 }
 
@@ -33,15 +33,17 @@ fn willneed_and_readahead() {
     });
     let truth = f.resident() as f64;
     assert!(truth > 0.0);
-    assert_near("adds by WILLNEED", d.adds("prefetch"), truth, 3.0, &d);
+    assert_near("adds by WILLNEED", d.adds_of("prefetch", truth), truth, 3.0, &d);
     assert_eq!(d.misses(), 0.0, "{}", d.moved());
 
     f.drop_cache();
     let (d, _) = s.agent.during(|| sys::readahead(&f.file, 0, MIB));
-    assert_near("adds by readahead()", d.adds("prefetch"), f.resident() as f64, 3.0, &d);
+    let truth = f.resident() as f64;
+    assert_near("adds by readahead()", d.adds_of("prefetch", truth), truth, 3.0, &d);
     f.drop_cache();
     let (d, _) = s.agent.during(|| Mapping::of(&f.file).advise(libc::MADV_WILLNEED));
-    assert_near("adds by madvise", d.adds("prefetch"), f.resident() as f64, 3.0, &d);
+    let truth = f.resident() as f64;
+    assert_near("adds by madvise", d.adds_of("prefetch", truth), truth, 3.0, &d);
 }
 
 #[test]
@@ -60,7 +62,7 @@ fn faults_between_warm_reads() {
             warm.file.read_at(&mut buf, (i % 256 * PAGE) as u64).unwrap();
         }
     });
-    assert_near("adds by faults", d.adds("fault"), touched, 2.0, &d);
+    assert_near("adds by faults", d.adds_of("fault", touched), touched, 2.0, &d);
     assert_eq!((d.misses(), d.attempts(touched)), (0.0, touched), "{}", d.moved());
 }
 
@@ -75,8 +77,8 @@ fn faults_inside_a_copy() {
     let map = Mapping::of(&from.file);
     map.advise(libc::MADV_RANDOM);
     let (d, _) = s.agent.during(|| to.file.write_all_at(map.bytes(), 0).unwrap());
-    assert_near("adds by writing", d.adds("write"), 256.0, 1.0, &d);
-    assert_near("adds by faults", d.adds("fault"), 256.0, 2.0, &d);
+    assert_near("adds by writing", d.adds_of("write", 256.0), 256.0, 1.0, &d);
+    assert_near("adds by faults", d.adds_of("fault", 256.0), 256.0, 2.0, &d);
     assert_eq!(d.misses(), 0.0, "{}", d.moved());
 
     let (mut near, mut far) = UnixStream::pair().unwrap();
@@ -108,6 +110,6 @@ fn alternating_cold_reads_and_appends() {
             log.file.write_all_at(&buf, (i * PAGE) as u64).unwrap();
         }
     });
-    assert_eq!((d.adds("read"), d.adds("write")), (reads, reads), "{}", d.moved());
-    assert_eq!((d.attempts(reads), d.misses()), (reads, reads), "{}", d.moved());
+    assert_eq!((d.adds_of("read", reads), d.adds_of("write", reads)), (reads, reads), "{}", d.moved());
+    assert_eq!((d.attempts(reads), d.misses_of(reads)), (reads, reads), "{}", d.moved());
 }

@@ -63,7 +63,7 @@ fn it_counts_where_bpf_is_that_of_4_18() {
         }
     });
     cgroup.leave();
-    assert_eq!((d.attempts(256.0), d.misses()), (256.0, 256.0), "{}{}", d.moved(), agent.log());
+    assert_eq!((d.attempts(256.0), d.misses_of(256.0)), (256.0, 256.0), "{}{}", d.moved(), agent.log());
     assert_eq!(d.of("ebpf_fadvise_calls_total"), 100.0, "{}{}", d.moved(), agent.log());
 }
 

@@ -72,7 +72,7 @@ fn short_lived_processes_stay_bounded() {
         // The history has a bound of its own.
         let s = Scoped::start(&[("COLLECTOR_INTERVAL", interval), ("COLLECTOR_HISTORY", "10ms")]);
         let f = TestFile::new("forked", PAGE);
-        let rss = s.agent.rss_kib();
+        let own = s.agent.own_kib();
         // Nothing was in the scope before.
         let before = s.agent.metrics();
         for _ in 0..processes / 100 {
@@ -89,7 +89,7 @@ fn short_lived_processes_stay_bounded() {
         assert!(rows.len() <= 4097, "{interval}: {} rows", rows.len());
         let overflow = rows.iter().find(|r| r["pid"] == 0).expect("an overflow row");
         assert_eq!(overflow["comm"], "overflow");
-        let grown = s.agent.rss_kib().saturating_sub(rss);
+        let grown = s.agent.own_kib().saturating_sub(own);
         assert!(grown < 8 * 1024, "{interval}: resident memory grew by {grown} KiB");
     }
 }

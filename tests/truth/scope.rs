@@ -37,7 +37,7 @@ fn host_wide_counts_are_never_too_small() {
     assert!(calls <= 500 && calls as f64 + d.missed("fadvise") >= 500.0, "{calls};{}", d.moved());
     assert_eq!(calls, success);
     assert!(d.of("ebpf_fadvise_calls_total") >= calls as f64);
-    assert!(d.attempts(1024.0) >= 1024.0 && d.misses() >= 1024.0, "{}", d.moved());
+    assert!(d.attempts(1024.0) >= 1024.0 && d.misses_of(1024.0) >= 1024.0, "{}", d.moved());
 }
 
 /// A bit of everything that counts.
@@ -109,7 +109,7 @@ fn scope_of_a_process_name() {
             d
         };
         let inside = run(name);
-        assert_eq!((inside.attempts(256.0), inside.misses()), (256.0, 256.0), "{name}: {}", inside.moved());
+        assert_eq!((inside.attempts(256.0), inside.misses_of(256.0)), (256.0, 256.0), "{name}: {}", inside.moved());
         let stats = agent.stats();
         let rows = stats["fadvise"]["process_stats"].as_array().unwrap();
         assert!(rows.iter().all(|r| r["comm"] == name) && rows.len() == 1, "{name}: {rows:?}");
@@ -145,7 +145,7 @@ fn work(f: &TestFile) {
 #[track_caller]
 fn assert_counted(d: &Delta, times: f64) {
     let pages = times * PAGES;
-    assert_eq!((d.misses(), d.evictions("fadvise")), (pages, pages), "{}", d.moved());
+    assert_eq!((d.misses_of(pages), d.evictions_of("fadvise", pages)), (pages, pages), "{}", d.moved());
     assert_eq!(d.attempts(pages), pages, "{}", d.moved());
     assert_eq!(d.of("ebpf_fadvise_calls_total") + d.missed("fadvise"), times, "{}", d.moved());
 }
