@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod confine;
+pub mod container;
 pub mod logging;
 pub mod pem;
 pub mod pod;

@@ -60,7 +60,7 @@ fn is_of(name: &str, uid: &str) -> bool {
 }
 
 /// The uid of the pod whose cgroup has this name.
-fn uid_in(name: &str) -> Option<String> {
+pub(super) fn uid_in(name: &str) -> Option<String> {
     match name.strip_suffix(".slice") {
         // In the names of slices, - separates the levels.
         Some(slice) => Some(slice.rsplit('-').next()?.strip_prefix("pod")?.replace('_', "-")),
@@ -84,7 +84,7 @@ pub(crate) fn own_uid(mountinfo: &str, cgroup: &str) -> Option<String> {
 }
 
 /// Other cgroups may be called pods or podman.
-fn is_uid(uid: &str) -> bool {
+pub(super) fn is_uid(uid: &str) -> bool {
     uid.len() >= 32 && uid.chars().all(|c| c.is_ascii_hexdigit() || c == '-')
 }
 
