@@ -9,6 +9,7 @@ pub mod evictions;
 pub mod example;
 pub mod fadvise;
 pub mod fills;
+pub mod groups;
 mod hits;
 pub mod iomonitor;
 pub mod probes;
