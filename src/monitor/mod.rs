@@ -4,6 +4,7 @@
 pub mod catalogue;
 mod causes;
 mod counters;
+pub mod curve;
 pub mod evictions;
 #[doc(hidden)]
 pub mod example;
