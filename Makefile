@@ -44,7 +44,7 @@ run: build ## build it and start it on this kernel, as root (ARGS="--log-level d
 test: deps deps-test ## run every test that this machine can run, also on other kernels, and list what was skipped
 	@sh .ci/test.sh
 
-test-full: deps deps-test deps-browser ## the same, and what takes long: overhead on every kernel, the page in Chromium, the static binary, measurements, fuzzing
+test-full: deps deps-test deps-browser deps-helm ## the same, and what takes long: overhead on every kernel, the page in Chromium, the static binary, measurements, fuzzing
 	@VM_OVERHEAD="5.10 6.1 6.12 7.2" VM_STATIC="5.10 6.1 6.12 7.2" VM_ARM64="5.10 6.1 6.12 7.2" VM_FULL=1 sh .ci/test.sh
 	@TEST_SOAK_SECONDS=600 sh .ci/static.sh test --no-fail-fast -- --test-threads=1 --ignored --nocapture
 	@$(MAKE) --no-print-directory test-static
@@ -61,6 +61,10 @@ deps-image: ## install what the test of the image needs besides
 
 deps-browser: ## install Chromium for the tests of the page
 	@sh .ci/deps.sh browser || echo "no Chromium: the tests of the page will be skipped" >&2
+
+deps-helm: ## build helm for the tests of the chart, with Go where that is installed
+	@test -x $(TARGET)/venv/bin/helm || GOBIN=$$(realpath -m $(TARGET))/venv/bin go install helm.sh/helm/v3/cmd/helm@v3.16.4 || \
+		echo "no helm: the tests of the chart will be skipped" >&2
 
 deps-vm: ## install what the tests on other kernels need besides (Debian, Ubuntu)
 	@sh .ci/deps.sh vm
@@ -118,4 +122,4 @@ uninstall: ## remove them; a configuration that was changed stays
 clean: ## remove everything that was built
 	@cargo clean
 
-.PHONY: help deps deps-test deps-browser deps-vm deps-image build static run test test-full test-static test-vm test-banyandb lint soak fuzz deny dist bench bench-overhead install uninstall clean
+.PHONY: help deps deps-test deps-browser deps-helm deps-vm deps-image build static run test test-full test-static test-vm test-banyandb lint soak fuzz deny dist bench bench-overhead install uninstall clean
