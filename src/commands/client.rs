@@ -1,9 +1,7 @@
 //! What `health` and `top` need to ask an agent that has TLS or passwords: from the same configuration as the agent's, and from
 //! the keys under `client`.
 
-use std::fmt::Display;
 use std::net::IpAddr;
-use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -11,13 +9,11 @@ use grpcio::{ChannelCredentials, ChannelCredentialsBuilder};
 use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
 use openssl::x509::X509;
 
+use crate::config::Config;
 use crate::config::web::{self, Source, WebConfig};
-use crate::config::{Config, read_file};
-use crate::host::pem;
+use crate::host::{pem, secret};
 use crate::server::grpc::auth;
 
-/// More than any password has.
-const MAX_BYTES: u64 = 4096;
 const CA: &str = "client.ca_file";
 
 /// How to ask over HTTP.
@@ -46,14 +42,6 @@ pub struct Grpc {
     pub token: Option<String>,
 }
 
-fn first_line(key: &str, path: &Path) -> Result<String, String> {
-    let wrong = |why: &dyn Display| format!("{key}: {}: {why}", path.display());
-    let bytes = read_file(path, MAX_BYTES).map_err(|e| wrong(&e))?;
-    let text = String::from_utf8(bytes).map_err(|_| wrong(&"is not UTF-8 text"))?;
-    let line = text.lines().next().unwrap_or_default();
-    if line.is_empty() { Err(wrong(&"is empty")) } else { Ok(line.to_owned()) }
-}
-
 /// A certificate chain and its key, as PEM.
 type Pair = (Vec<u8>, Vec<u8>);
 
@@ -68,13 +56,13 @@ fn own_identity(config: &Config) -> Result<Option<Pair>, String> {
 /// How the HTTP server of this configuration is asked, or another with what `client` says.
 pub fn http(config: &Config) -> Result<Http, String> {
     let own = match &config.server.http.web_config {
-        Some(path) => web::read(path)?.1,
+        Some(path) => web::read(path)?,
         None => WebConfig::default(),
     };
     let client = &config.client;
     let authorization = match (&client.username, &client.password_file) {
         (Some(name), Some(path)) => {
-            let password = first_line("client.password_file", path)?;
+            let password = secret::read("client.password_file", path)?;
             format!("Authorization: Basic {}\r\n", STANDARD.encode(format!("{name}:{password}")))
         }
         (Some(_), None) | (None, Some(_)) => {
@@ -134,7 +122,7 @@ pub fn http(config: &Config) -> Result<Http, String> {
 pub fn grpc(config: &Config, at: IpAddr) -> Result<Grpc, String> {
     let (server, client) = (&config.server.grpc, &config.client);
     let token = match (&client.token_file, &server.token_file) {
-        (Some(path), _) => Some(first_line("client.token_file", path)?),
+        (Some(path), _) => Some(secret::read("client.token_file", path)?),
         (None, Some(path)) => Some(auth::read(path)?),
         (None, None) => None,
     };

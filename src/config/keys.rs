@@ -466,7 +466,7 @@ pub(super) static KEYS: &[Key] = &[
     Key {
         path: "export.banyandb.password_file",
         kind: Kind::Scalar,
-        allowed: "the path of a file with the password",
+        allowed: "the path of a file with the password alone",
         help: "The same from a file, which is read for each batch: a new password needs no restart.",
         set: |c, s| put(&mut c.export.banyandb.password_file, file(s).map(Some)),
         get: |c| c.export.banyandb.password_file.as_deref().map(show_path),
@@ -538,7 +538,7 @@ pub(super) static KEYS: &[Key] = &[
     Key {
         path: "client.password_file",
         kind: Kind::Scalar,
-        allowed: "the path of a file with a password in its first line",
+        allowed: "the path of a file with the password alone",
         help: "The user's password.",
         set: |c, s| put(&mut c.client.password_file, file(s).map(Some)),
         get: |c| c.client.password_file.as_deref().map(show_path),
@@ -546,7 +546,7 @@ pub(super) static KEYS: &[Key] = &[
     Key {
         path: "client.token_file",
         kind: Kind::Scalar,
-        allowed: "the path of a file with a token in its first line",
+        allowed: "the path of a file with the token alone",
         help: "Token with which `top` asks; without it, that of `server.grpc.auth.token_file`.",
         set: |c, s| put(&mut c.client.token_file, file(s).map(Some)),
         get: |c| c.client.token_file.as_deref().map(show_path),

@@ -8,6 +8,7 @@ pub mod pem;
 pub mod pod;
 pub mod process;
 pub mod scope;
+pub mod secret;
 pub mod systemd;
 pub mod threads;
 pub mod time;

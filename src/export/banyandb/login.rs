@@ -4,11 +4,8 @@ use std::time::Duration;
 
 use grpcio::{CallOption, MetadataBuilder};
 
-use crate::config::{BanyanDb, credential, read_file};
-use crate::host::confine;
-
-/// More than any password has.
-const MAX_BYTES: u64 = 4096;
+use crate::config::{BanyanDb, credential};
+use crate::host::secret;
 
 /// Time limit and credentials of a call. An error tells what is wrong with the password's file.
 pub fn option(config: &BanyanDb, limit: Duration) -> Result<CallOption, String> {
@@ -17,12 +14,9 @@ pub fn option(config: &BanyanDb, limit: Duration) -> Result<CallOption, String> 
     let password = match (&config.password, &config.password_file) {
         (Some(password), _) => password.0.clone(),
         (None, Some(path)) => {
-            let wrong =
-                |why: &dyn std::fmt::Display| format!("export.banyandb.password_file: {}: {why}", path.display());
-            let bytes = read_file(path, MAX_BYTES).map_err(|e| wrong(&confine::explained(e)))?;
-            let text = String::from_utf8_lossy(&bytes);
-            let text = text.trim_end_matches(['\r', '\n']);
-            credential(text).map_err(|_| wrong(&"not 1 to 255 printable ASCII characters"))?
+            const KEY: &str = "export.banyandb.password_file";
+            let text = secret::read(KEY, path)?;
+            credential(&text).map_err(|_| secret::wrong(KEY, path, &"not 1 to 255 printable ASCII characters"))?
         }
         (None, None) => return Ok(option),
     };
