@@ -99,7 +99,7 @@ impl Collector {
             module.start()?;
             slots.push(Slot { module, enabled: true, running: true, error: None, collected: None });
         }
-        let mut state = State { slots, interval, scope, errors: 0, durations: Histogram::default() };
+        let mut state = State { slots, interval, scope, errors: 0, missed: 0, durations: Histogram::default() };
         let nothing = Snapshot {
             sequence: 0,
             collected_at: SystemTime::now(),
@@ -162,6 +162,8 @@ struct State {
     interval: Duration,
     scope: String,
     errors: u64,
+    /// Collections that were due and not made.
+    missed: u64,
     durations: Histogram,
 }
 
@@ -215,15 +217,21 @@ impl State {
                 recv(stopped) -> _ => break,
                 recv(changes) -> change => {
                     let Ok((change, reply)) = change else { break };
+                    let interval = self.interval;
                     let outcome = self.change(&change, publish);
-                    next = Instant::now() + self.interval;
+                    let now = Instant::now();
+                    // What it has published is the one that was due first meanwhile.
+                    self.missed += missed(next, interval, now);
+                    next = now + self.interval;
                     reply(outcome);
                 }
                 default(next.saturating_duration_since(Instant::now())) => {
                     log::debug!("tick late by {:.6} s", next.elapsed().as_secs_f64());
                     publish.store(self.collect(&publish.load()));
-                    // A tick that was missed (the machine slept) is not made up for.
-                    next = (next + self.interval).max(Instant::now());
+                    // Of the ticks that are due by now (it was not run, or took long) the first is made up for.
+                    let now = Instant::now();
+                    self.missed += missed(next + self.interval, self.interval, now);
+                    next = (next + self.interval).max(now);
                 }
             }
         }
@@ -375,6 +383,7 @@ impl State {
             Family::single(&m::SNAPSHOT_TIMESTAMP, Value::Float(at.as_millis() as f64 / 1e3)),
             Family::single(&m::COLLECT_SECONDS, Value::Histogram(self.durations.clone())),
             Family::single(&m::COLLECT_ERRORS, Value::Int(self.errors)),
+            Family::single(&m::COLLECTIONS_MISSED, Value::Int(self.missed)),
         ];
         own.push(Family::labelled(&m::CONFINED, confine::in_force().map(|(by, is)| (by, u64::from(is)))));
         own.push(Family::single(&m::CALLS_REFUSED, Value::Int(confine::refusals())));
@@ -384,6 +393,12 @@ impl State {
         own.extend(process_families(&process::usage()));
         own
     }
+}
+
+/// Of the ticks from `due` on, every `interval`, those that are over by now but for the first.
+fn missed(due: Instant, interval: Duration, now: Instant) -> u64 {
+    let ticks = now.saturating_duration_since(due).as_nanos() / interval.as_nanos().max(1);
+    u64::try_from(ticks).unwrap_or(u64::MAX)
 }
 
 /// The `process_*` metrics, as every Prometheus client has them.
@@ -465,6 +480,62 @@ mod tests {
             Some(Value::Int(n)) => *n,
             other => panic!("{}: {other:?}", metric.name),
         }
+    }
+
+    #[test]
+    fn ticks_are_missed_from_the_second_on() {
+        let (begin, interval) = (Instant::now(), Duration::from_secs(10));
+        for (seconds, expected) in [(0, 0), (9, 0), (10, 1), (19, 1), (35, 3)] {
+            assert_eq!(missed(begin, interval, begin + Duration::from_secs(seconds)), expected, "{seconds} s");
+        }
+        assert_eq!(missed(begin + interval, interval, begin), 0, "it is not due yet");
+    }
+
+    /// Takes long once.
+    struct Slow(Option<Duration>);
+
+    impl Module for Slow {
+        fn name(&self) -> &'static str {
+            "slow"
+        }
+        fn start(&mut self) -> Result<(), Error> {
+            Ok(())
+        }
+        fn stop(&mut self) {}
+        fn configure(&mut self, _: &ModuleSettings) -> ModuleSettings {
+            ModuleSettings::default()
+        }
+        fn prepare(&mut self) -> Result<(), Error> {
+            thread::sleep(self.0.take().unwrap_or_default());
+            Ok(())
+        }
+        fn collect(&mut self) -> Result<Sample, Error> {
+            Ok(Sample { processes: None, families: Vec::new() })
+        }
+        fn probes(&self) -> Vec<ProbeStatus> {
+            Vec::new()
+        }
+    }
+
+    #[test]
+    fn every_tick_is_a_collection_or_counted_as_missed() {
+        let interval = Duration::from_millis(5);
+        let begin = Instant::now();
+        let collector = start(Slow(Some(Duration::from_millis(100))), interval);
+        let cell = collector.snapshots();
+        let first = cell.load();
+        // The start itself is no tick.
+        let begun = begin.elapsed();
+        let change =
+            Change { module: "slow".into(), enabled: false, interval: None, settings: ModuleSettings::default() };
+        while cell.load().sequence < 10 {
+            thread::sleep(interval);
+        }
+        assert!(matches!(ask(&collector, change), Outcome::Done(_)));
+        let last = cell.load();
+        let due = (last.collected_instant - begin).saturating_sub(begun).as_nanos() / interval.as_nanos();
+        let told = last.sequence - first.sequence + int(&last, &m::COLLECTIONS_MISSED);
+        assert!(u128::from(told) + 2 >= due, "{told} collections of {due} are told of");
     }
 
     #[test]

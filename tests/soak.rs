@@ -23,7 +23,7 @@ use ebpf_sidecar::server::grpc::stubs::name;
 use grpcio::ChannelCredentialsBuilder;
 
 use common::sys::PAGE;
-use common::{Agent, Cgroup, TempDir, TestFile, bpf, status_field, sys, text};
+use common::{Agent, Cgroup, Metrics, TempDir, TestFile, bpf, status_field, sys, text};
 use grpc::Client;
 use identity::{Identity, YEAR};
 use server::BanyanDb;
@@ -109,6 +109,12 @@ fn months_in_hours() {
     let mut used = Vec::new();
     let mut last: BTreeMap<String, f64> = BTreeMap::new();
     let (mut sequence, mut told, mut faults) = (None::<(f64, Instant)>, 0u32, BTreeMap::<&str, u32>::new());
+    // Collections made and missed, and by when.
+    let ticks = |m: &Metrics| {
+        let all = m.get("ebpf_sidecar_snapshot_sequence") + m.get("ebpf_sidecar_collections_missed_total");
+        (all, m.get("ebpf_sidecar_snapshot_timestamp_seconds"))
+    };
+    let mut first_ticks = None;
     thread::scope(|threads| {
         for _ in 0..2 {
             threads.spawn(|| {
@@ -176,6 +182,7 @@ fn months_in_hours() {
                 assert!(before.is_none_or(|b| b <= *value), "{series}: {value} after {before:?}");
             }
             let (number, now) = (m.get("ebpf_sidecar_snapshot_sequence"), Instant::now());
+            first_ticks.get_or_insert_with(|| ticks(&m));
             match sequence {
                 Some((before, _)) if number > before => sequence = Some((number, now)),
                 None => sequence = Some((number, now)),
@@ -199,12 +206,15 @@ fn months_in_hours() {
     let third = (used.len() / 3).max(1);
     let (before, after) = (Used::least(&used[..third]), Used::least(&used[used.len() - third..]));
     println!(
-        "{length} s: {faults:?}; {} collections, {} failed, /health told of a silence {told} times; {} points sent\n\
+        "{length} s: {faults:?}; {} collections, {} failed, {} missed, /health told of a silence {told} times; {} points sent\n\
          first third at least {before:?}\nlast third at least {after:?}",
         m.get("ebpf_sidecar_snapshot_sequence"),
         m.get("ebpf_sidecar_collect_errors_total"),
+        m.get("ebpf_sidecar_collections_missed_total"),
         m.get("ebpf_sidecar_export_points_sent_total"),
     );
+    let ((first, since), (all, until)) = (first_ticks.unwrap(), ticks(&m));
+    assert!(all - first + 2.0 >= until - since, "{} collections in {} s are told of", all - first, until - since);
     assert!(after.rss_kib <= before.rss_kib + 1024, "memory grows");
     assert!(after.fds <= before.fds && after.objects <= before.objects, "descriptors or objects grow");
     // The pool of gRPC's core has a thread more where the machine is busy, and fewer later.

@@ -59,6 +59,8 @@ metrics! {
         "How long each collection took, without the time asleep until the kernel had switched maps.";
     COLLECT_ERRORS = Counter "ebpf_sidecar_collect_errors_total" [] "collections":
         "Collections that failed.";
+    COLLECTIONS_MISSED = Counter "ebpf_sidecar_collections_missed_total" [] "collections":
+        "Collections that were due and not made, since the one before took longer than the interval, a module was being changed, or the agent was not run; what they would have read is in the next.";
     PROCESS_ROWS = Gauge "ebpf_sidecar_process_rows" [] "processes":
         "Processes that the agent keeps a row for.";
     EVENTS_MISSED = Counter "ebpf_sidecar_events_missed_total" ["probe"] "events":
@@ -71,14 +73,14 @@ metrics! {
     CERTIFICATES_REFUSED = Counter "ebpf_sidecar_grpc_certificates_refused_total" [] "changes":
         "Changes of the gRPC server's certificate files that could not be used: the certificates before stay in use.";
     CERTIFICATE_EXPIRES = Gauge "ebpf_sidecar_grpc_certificate_expiry_timestamp_seconds" [] "seconds since 1970":
-        "When the certificate that the gRPC server uses expires; absent without TLS. Changed files are in use from the next connection on.";
+        "When the certificate that the gRPC server uses expires; absent without TLS. Changed files are looked at with each connection, once a second at most.";
 
     HTTP_LOGINS_FAILED = Counter "ebpf_sidecar_http_logins_failed_total" [] "requests":
         "HTTP requests with a user name or password that is not one of server.http.web_config; without any they are not counted.";
     HTTP_CONFIG_REFUSED = Counter "ebpf_sidecar_http_web_config_refused_total" [] "changes":
         "Changes of server.http.web_config, or of the files that it names, that could not be used: what was before stays in use.";
     HTTP_CERTIFICATE_EXPIRES = Gauge "ebpf_sidecar_http_certificate_expiry_timestamp_seconds" [] "seconds since 1970":
-        "When the certificate that the HTTP server uses expires; absent without TLS. Changed files are in use from the next connection on.";
+        "When the certificate that the HTTP server uses expires; absent without TLS. Changed files are looked at with each connection, once a second at most.";
 
     EXPORT_SENT = Counter "ebpf_sidecar_export_points_sent_total" [] "points":
         "Points that BanyanDB has acknowledged, each counted once; with export.type banyandb, as all of these.";
