@@ -390,6 +390,29 @@ fn a_measure_for_which_the_server_ends_every_stream_waits_and_the_others_go_on()
 }
 
 #[test]
+fn a_measure_that_takes_the_server_down_waits_and_the_others_go_on() {
+    let server = BanyanDb::start();
+    let mut setup = Setup::start(&settings(&server.endpoint()));
+    setup.arrived(&server);
+    server.store().deadly = [MEASURES[0].to_string()].into();
+    let others = |mut points: BTreeMap<Key, f64>| {
+        points.retain(|key, _| key.0 != MEASURES[0]);
+        points
+    };
+    for _ in 0..4 {
+        setup.collect();
+        // What it has in memory goes with it each time, and is sent again.
+        wait_until("all others are there", || others(server.store().points()) == others(setup.truth.clone()));
+    }
+    assert!(setup.failed("stream_ended") > 0, "it was found");
+    server.store().deadly.clear();
+    setup.arrived(&server);
+    setup.drops_nothing();
+    assert_eq!(setup.sent(), setup.truth.len());
+    setup.exporter.stop();
+}
+
+#[test]
 fn a_measure_that_cannot_be_created_or_is_not_in_effect_does_not_keep_the_others_waiting() {
     for code in [RpcStatusCode::INTERNAL, RpcStatusCode::INVALID_ARGUMENT, RpcStatusCode::PERMISSION_DENIED] {
         let server = BanyanDb::start();

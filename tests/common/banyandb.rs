@@ -104,6 +104,8 @@ pub struct Store {
     pub failing: BTreeMap<String, Status>,
     /// Measures for a point of which the whole stream is ended, and nothing of it stored.
     pub ending: BTreeMap<String, RpcStatusCode>,
+    /// Measures at a point of which the server is gone, and comes again at once.
+    pub deadly: BTreeSet<String>,
     /// Measures that can neither be asked for nor created.
     pub refusing: BTreeMap<String, RpcStatusCode>,
     /// Measures that are not in effect on some node.
@@ -321,6 +323,7 @@ impl BanyanDb {
             fault: None,
             failing: BTreeMap::new(),
             ending: BTreeMap::new(),
+            deadly: BTreeSet::new(),
             refusing: BTreeMap::new(),
             lagging: BTreeSet::new(),
             refused_until: None,
@@ -534,6 +537,12 @@ impl Service {
             let ends = self.store().ending.get(&metadata.name).copied();
             if let Some(code) = ends {
                 return sink.fail(RpcStatus::with_message(code, format!("panic: {}", metadata.name))).await;
+            }
+            let dies = self.store().deadly.contains(&metadata.name);
+            if dies {
+                self.store().kill();
+                self.proxy.cut();
+                return Ok(());
             }
             n += 1;
             if fault == Some(Fault::KillBefore) && n == 2 {

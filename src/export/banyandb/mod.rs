@@ -12,11 +12,11 @@ mod schema;
 mod send;
 mod write;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::Receiver;
 use grpcio::CallOption;
@@ -108,14 +108,27 @@ struct BanyanDb {
     /// Write streams that the server has ended before their time, and the last time that it did.
     streams_ended: u32,
     ended_at: Option<Instant>,
-    /// Measures for which it does so, and when that was tried last: their points go in streams of their own.
-    alone: HashMap<usize, Instant>,
+    /// Where it is looked for the measures for which it does so: the points of each set go in a stream of their own.
+    suspects: Vec<BTreeSet<usize>>,
+    /// Whether it has taken anything meanwhile.
+    taken: bool,
+    /// Those measures: the points of each go in a stream of their own.
+    alone: HashMap<usize, Alone>,
+}
+
+/// A measure whose points end their stream.
+struct Alone {
+    /// When that was tried last,
+    tried: Instant,
+    /// and how long it is not tried again.
+    wait: Duration,
 }
 
 impl BanyanDb {
     fn new(config: Config) -> Self {
-        let (reported, alone) = (HashSet::new(), HashMap::new());
-        Self { config, specs: schema::specs().into(), reported, streams_ended: 0, ended_at: None, alone }
+        let (reported, suspects, alone) = (HashSet::new(), Vec::new(), HashMap::new());
+        let specs = schema::specs().into();
+        Self { config, specs, reported, streams_ended: 0, ended_at: None, suspects, taken: false, alone }
     }
 
     fn option(&self, intake: &Intake<Columns>) -> Result<CallOption, String> {

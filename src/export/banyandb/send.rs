@@ -11,7 +11,7 @@ use super::proto::measure::{QueryRequest, QueryResponse, query_request};
 use super::proto::model::{Status, TagProjection, TimeRange, tag_projection};
 use super::schema::{self, Spec};
 use super::write::{Written, write};
-use super::{BanyanDb, Schema, Session, State, method};
+use super::{Alone, BanyanDb, Schema, Session, State, method};
 use crate::export::engine::link::{Link, is, is_out_of_reach, text};
 use crate::export::engine::{Again, Chunk, End, Intake};
 use crate::host::time::timestamp_parts;
@@ -23,7 +23,11 @@ const STREAMS_ENDED: u32 = 3;
 const ENDED_APART: Duration = Duration::from_secs(120);
 /// Answers of INTERNAL_ERROR in a row after which a measure's schema is looked at again.
 const INTERNAL_ERRORS: u32 = 3;
-/// Time between two attempts to have a measure ready,
+/// How long it is waited for the word that a connection was lost, when a stream has ended on it.
+const LOST: Duration = Duration::from_millis(200);
+/// Time between two attempts at a measure for which the server drops connections: twice as long each time, up to this.
+const ALONE_MAX: Duration = Duration::from_secs(320);
+/// Time between two attempts to have a measure ready, or to send points that end their stream,
 const RETRY: Duration = Duration::from_secs(5);
 /// and how long the others wait for that.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -71,7 +75,7 @@ impl BanyanDb {
                         judged.again(p, measure, "schema_not_applied");
                         judged.why.get_or_insert_with(|| why.clone());
                     }
-                    _ if self.alone.get(&measure).is_some_and(|tried| tried.elapsed() < RETRY) => {
+                    _ if self.alone.get(&measure).is_some_and(|alone| alone.tried.elapsed() < alone.wait) => {
                         judged.again(p, measure, ENDED);
                     }
                     _ => points.push(p),
@@ -87,7 +91,8 @@ impl BanyanDb {
     }
 
     /// Writes these points, in one stream unless the server keeps ending it: then by ever smaller parts, until those are left
-    /// that contain a single measure. Returns what is answered to each; what ends its stream is put aside.
+    /// that contain a single measure. Returns what is answered to each; what ends its stream is put aside. Where a part takes
+    /// the connection with it the search goes on with the next one.
     fn write_parts(
         &mut self,
         intake: &mut Intake<Columns>,
@@ -98,17 +103,25 @@ impl BanyanDb {
         judged: &mut Judged,
     ) -> Result<Vec<(Point, Option<Status>)>, End> {
         let measure_of = |p: &Point| batch[p.chunk].points.columns[p.column].measure;
-        let (alone, rest): (Vec<Point>, Vec<Point>) =
+        let (alone, mut rest): (Vec<Point>, Vec<Point>) =
             points.into_iter().partition(|p| self.alone.contains_key(&measure_of(p)));
-        let mut parts = by_measure(alone, measure_of);
-        if !rest.is_empty() {
-            parts.push(rest); // the first
+        if self.suspects.is_empty() {
+            self.taken = false;
         }
-        let (mut answered, mut ended, mut taken) = (Vec::new(), Vec::new(), false);
+        // The last is sent first.
+        let mut parts = by_measure(alone, measure_of);
+        for suspects in self.suspects.iter().rev() {
+            let (part, others) = rest.into_iter().partition(|p| suspects.contains(&measure_of(p)));
+            parts.push(part);
+            rest = others;
+        }
+        parts.push(rest);
+        parts.retain(|part| !part.is_empty());
+        let (mut answered, mut ended) = (Vec::new(), Vec::new());
         while let Some(part) = parts.pop() {
             match self.statuses(intake, link, schema, batch, &part)? {
                 Ok(statuses) => {
-                    taken = true;
+                    self.taken = true;
                     for p in &part {
                         self.alone.remove(&measure_of(p));
                     }
@@ -121,31 +134,60 @@ impl BanyanDb {
                         let again = self.ended_at.is_some_and(|at| at.elapsed() < ENDED_APART);
                         self.streams_ended = if again { self.streams_ended.saturating_add(1) } else { 1 };
                         self.ended_at = Some(Instant::now());
-                        // With the connection it may be the server that has gone.
-                        if self.streams_ended < STREAMS_ENDED || !link.lost().is_empty() {
+                        if self.streams_ended < STREAMS_ENDED {
                             return Err(End::Lost(why));
                         }
                     }
-                    if measures.len() == 1 {
-                        ended.extend(measures.pop().map(|points| (points, why)));
+                    let lost = intake.happens(link.lost(), LOST);
+                    let second = measures.split_off(measures.len() / 2);
+                    self.suspect([&measures, &second].map(|half| half.iter().map(|p| measure_of(&p[0])).collect()));
+                    if measures.is_empty() {
+                        // If nothing was taken it may be the server.
+                        if self.taken || known {
+                            self.put_alone(measure_of(&second[0][0]), lost);
+                        }
+                        ended.push((second.concat(), why.clone()));
                     } else {
-                        let second = measures.split_off(measures.len() / 2);
                         parts.extend([second.concat(), measures.concat()]);
+                    }
+                    if lost {
+                        return Err(End::Lost(why));
                     }
                 }
             }
         }
         for (points, why) in ended {
             let measure = measure_of(&points[0]);
-            if !taken && !self.alone.contains_key(&measure) {
-                // No measure is to blame, then.
-                return Err(End::Lost(why));
+            if !self.alone.contains_key(&measure) {
+                if !self.taken {
+                    // No measure is to blame, then.
+                    return Err(End::Lost(why));
+                }
+                self.put_alone(measure, false);
             }
-            self.alone.insert(measure, Instant::now());
             points.into_iter().for_each(|p| judged.again(p, measure, ENDED));
             judged.why.get_or_insert(why);
         }
+        self.suspects.clear();
         Ok(answered)
+    }
+
+    /// A part has ended its stream: from now on its halves are sent by themselves. A single measure comes after all others.
+    fn suspect(&mut self, halves: [BTreeSet<usize>; 2]) {
+        for suspects in &mut self.suspects {
+            suspects.retain(|measure| !halves.iter().any(|half| half.contains(measure)));
+        }
+        let at = if halves[0].is_empty() { self.suspects.len() } else { 0 };
+        self.suspects.splice(at..at, halves);
+        self.suspects.retain(|suspects| !suspects.is_empty());
+    }
+
+    /// The points of this measure end their stream, or even the connection.
+    fn put_alone(&mut self, measure: usize, lost: bool) {
+        self.suspects.retain(|suspects| !suspects.contains(&measure));
+        let tried = Instant::now();
+        let wait = self.alone.get(&measure).map_or(RETRY, |before| (before.wait * 2).min(ALONE_MAX));
+        self.alone.insert(measure, Alone { tried, wait: if lost { wait } else { RETRY } });
     }
 
     /// Writes these points in one stream. Returns what is answered to each, or why the server has ended it before.

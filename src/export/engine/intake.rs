@@ -89,6 +89,11 @@ impl<P: Points> Intake<P> {
         }
     }
 
+    /// Whether something comes through `awaited` within this time.
+    pub fn happens(&mut self, awaited: &Receiver<()>, time: Duration) -> bool {
+        self.wait(awaited, Instant::now() + time, false).is_some()
+    }
+
     /// Waits until something comes through `awaited` (`None` too if that closes), or until then. When `idle`, ends at a
     /// snapshot and at the wish to stop as well.
     pub(super) fn wait<T>(&mut self, awaited: &Receiver<T>, until: Instant, idle: bool) -> Option<T> {
