@@ -14,7 +14,7 @@ use protobuf::{Message, MessageFull};
 use crate::api::proto::rpc;
 use crate::api::{Api, Caller};
 use crate::collector::Control;
-use crate::config::{self, AllowConfigure};
+use crate::config::{self, AllowConfigure, web};
 use crate::ebpf::{os, verifier};
 use crate::export::{banyandb, json, prometheus};
 use crate::host::logging::clean;
@@ -25,13 +25,13 @@ use crate::monitor::example;
 use crate::server::grpc::guard;
 use crate::server::http::gateway::{Configure, Gateway};
 use crate::server::http::hosts::Hosts;
-use crate::server::http::request;
+use crate::server::http::{access, request};
 
 /// A target: takes what the fuzzer makes up.
 type Target = fn(&[u8]);
 
 /// All of them, by the name of their binary and of the folder with their corpus.
-const TARGETS: [(&str, Target); 12] = [
+const TARGETS: [(&str, Target); 13] = [
     ("banyandb", banyandb_answers),
     ("environment", environment),
     ("exposition", exposition),
@@ -43,6 +43,7 @@ const TARGETS: [(&str, Target); 12] = [
     ("query", query),
     ("request_head", request_head),
     ("top", crate::commands::top::fuzz),
+    ("web_config", web_config),
     ("yaml", yaml),
 ];
 
@@ -157,6 +158,14 @@ fn yaml(data: &[u8]) {
     match config::from_sources(Some((path, data)), []) {
         Err(e) => assert_is_one_line(&e.to_string()),
         Ok(read) => again(&read),
+    }
+}
+
+/// The file of `server.http.web_config`: what is taken can be used, and nobody prints its secrets.
+fn web_config(data: &[u8]) {
+    match web::parse(Path::new("web.yml"), data) {
+        Err(e) => assert_is_one_line(&e),
+        Ok(config) => access::fuzz(&config),
     }
 }
 

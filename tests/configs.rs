@@ -91,7 +91,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("systemd/ebpf-sidecar.service", is_a_unit),
     ("systemd/root.conf", is_a_unit),
     ("web.yml", |file| {
-        let config = ebpf_sidecar::config::web::read(file).unwrap().1;
+        let config = ebpf_sidecar::config::web::read(file).unwrap();
         assert!(config.tls.is_some() && config.users.0.values().all(|hash| *hash == hash.of_nobody()));
     }),
 ];

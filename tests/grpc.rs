@@ -3,6 +3,8 @@
 mod common;
 #[path = "common/grpc.rs"]
 mod grpc;
+#[path = "common/identity.rs"]
+mod identity;
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -17,13 +19,15 @@ use ebpf_sidecar::api::proto::health::{HealthCheckRequest, HealthCheckResponse};
 use ebpf_sidecar::api::proto::metrics::MetricSet;
 use ebpf_sidecar::api::proto::rpc;
 use ebpf_sidecar::server::grpc::stubs::{SERVICE, name};
-use grpcio::{ConnectivityState, RpcStatusCode};
+use grpcio::{ChannelCredentialsBuilder, ConnectivityState, RpcStatusCode};
+use openssl::ssl::{SslConnector, SslMethod, SslStream};
 use protobuf::{Message, MessageDyn};
 use serde_json::Value;
 
 use common::bpf::{self, assert_gone};
-use common::{Agent, MIB, Metrics, Scoped, TestFile, alone, read_all, status_field, sys};
+use common::{Agent, MIB, Metrics, Scoped, TestFile, alone, read_all, status_field, sys, text};
 use grpc::{Client, open_by_hand};
+use identity::{Identity, YEAR};
 
 /// Lets the test change the agent, which nobody may by default.
 const LOOPBACK: (&str, &str) = ("SERVER_ALLOW_CONFIGURE", "loopback");
@@ -991,16 +995,54 @@ fn who_makes_work_without_end_is_hung_up_on() {
     assert!(!agent.log().contains("panic"), "{}", agent.log());
 }
 
+/// The agent's gRPC port, and how a client comes in by it.
+struct Door {
+    port: u16,
+    tls: Option<(SslConnector, Identity)>,
+}
+
+impl Door {
+    fn client(&self) -> Client {
+        let credentials = |ca: &Identity| ChannelCredentialsBuilder::new().root_cert(ca.cert_pem()).build();
+        Client::with(self.port, self.tls.as_ref().map(|(_, ca)| credentials(ca)))
+    }
+
+    /// A connection for HTTP/2.
+    fn connect(&self) -> std::io::Result<Box<dyn Wire>> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        let Some((connector, _)) = &self.tls else { return Ok(Box::new(stream)) };
+        // A turn may be long in coming.
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        connector.connect("localhost", stream).map(|s| Box::new(s) as Box<dyn Wire>).map_err(std::io::Error::other)
+    }
+}
+
+trait Wire: Read + Write {
+    fn tcp(&self) -> &TcpStream;
+}
+
+impl Wire for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Wire for SslStream<TcpStream> {
+    fn tcp(&self) -> &TcpStream {
+        self.get_ref()
+    }
+}
+
 /// What is done to the agent at its gRPC port until the time is over.
-type Attack = fn(u16, &dyn Fn() -> bool);
+type Attack = fn(&Door, &dyn Fn() -> bool);
 
 /// Sends these bytes over one connection after the other, and reads what comes back meanwhile, if at all.
-fn pour(port: u16, goes_on: &dyn Fn() -> bool, reads: bool, first: &[u8], more: &[u8]) {
+fn pour(door: &Door, goes_on: &dyn Fn() -> bool, reads: bool, first: &[u8], more: &[u8]) {
     let mut scratch = [0; 65_536];
     while goes_on() {
-        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { continue };
-        stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
-        stream.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        let Ok(mut stream) = door.connect() else { continue };
+        stream.tcp().set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+        stream.tcp().set_read_timeout(Some(Duration::from_millis(1))).unwrap();
         let mut sound = stream.write_all(first).is_ok();
         let mut left = more;
         while sound && goes_on() {
@@ -1022,13 +1064,13 @@ fn pour(port: u16, goes_on: &dyn Fn() -> bool, reads: bool, first: &[u8], more: 
 }
 
 /// Holds as many connections that have said this as there may be, and again those that are ended.
-fn hold(port: u16, goes_on: &dyn Fn() -> bool, says: &[u8]) {
-    let mut held: Vec<TcpStream> = Vec::new();
+fn hold(door: &Door, goes_on: &dyn Fn() -> bool, says: &[u8]) {
+    let mut held: Vec<Box<dyn Wire>> = Vec::new();
     let mut scratch = [0; 65_536];
     while goes_on() {
         while held.len() < 250 && goes_on() {
-            let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { continue };
-            stream.set_nonblocking(true).unwrap();
+            let Ok(mut stream) = door.connect() else { continue };
+            stream.tcp().set_nonblocking(true).unwrap();
             let _ = stream.write(says);
             held.push(stream);
         }
@@ -1059,55 +1101,71 @@ fn reset(bytes: &mut Vec<u8>, stream: u32) {
 }
 
 const ATTACKS: [(&str, Attack); 11] = [
-    ("rapid reset", |port, on| pour(port, on, true, &grpc::hello(65_535), &streams(20_000, reset))),
-    ("resets, and gone", |port, on| {
+    ("rapid reset", |door, on| pour(door, on, true, &grpc::hello(65_535), &streams(20_000, reset))),
+    ("resets, and gone", |door, on| {
         let bytes = [grpc::hello(65_535), streams(250, reset)].concat();
-        pour(port, on, false, &bytes, &[]);
+        pour(door, on, false, &bytes, &[]);
     }),
-    ("calls that have only begun", |port, on| {
+    ("calls that have only begun", |door, on| {
         let heads = streams(1280, |b, i| grpc::headers(b, i, name::GET_METRICS));
-        hold(port, on, &[grpc::hello(65_535), heads].concat());
+        hold(door, on, &[grpc::hello(65_535), heads].concat());
     }),
-    ("calls that have only begun, and gone", |port, on| {
+    ("calls that have only begun, and gone", |door, on| {
         let heads = streams(1280, |b, i| grpc::headers(b, i, name::GET_METRICS));
-        pour(port, on, false, &[grpc::hello(65_535), heads].concat(), &[]);
+        pour(door, on, false, &[grpc::hello(65_535), heads].concat(), &[]);
     }),
-    ("requests that are never whole", |port, on| {
-        hold(port, on, &[grpc::hello(65_535), streams(100, beginning)].concat());
+    ("requests that are never whole", |door, on| {
+        hold(door, on, &[grpc::hello(65_535), streams(100, beginning)].concat());
     }),
-    ("a request in crumbs", |port, on| {
+    ("a request in crumbs", |door, on| {
         let first = [grpc::hello(65_535), streams(1, beginning)].concat();
         let crumbs: Vec<u8> = (0..20_000).flat_map(|_| [0, 0, 1, 0, 0, 0, 0, 0, 1, b'x']).collect();
-        pour(port, on, true, &first, &crumbs);
+        pour(door, on, true, &first, &crumbs);
     }),
-    ("calls as fast as they go", |port, on| {
+    ("calls as fast as they go", |door, on| {
         let calls = streams(50_000, |b, i| grpc::call(b, i, name::GET_HEALTH, &rpc::GetHealthRequest::default()));
-        pour(port, on, true, &grpc::hello(65_535), &calls);
+        pour(door, on, true, &grpc::hello(65_535), &calls);
     }),
-    ("calls of which no answer is read", |port, on| {
+    ("calls of which no answer is read", |door, on| {
         let calls = streams(50_000, |b, i| grpc::call(b, i, name::GET_METRICS, &rpc::GetMetricsRequest::default()));
-        pour(port, on, false, &grpc::hello(65_535), &calls);
+        pour(door, on, false, &grpc::hello(65_535), &calls);
     }),
-    ("answers that may not be sent", |port, on| {
+    ("answers that may not be sent", |door, on| {
         let calls = streams(256, |b, i| grpc::call(b, i, name::STREAM_METRICS, &stream_request(1)));
-        hold(port, on, &[grpc::hello(0), calls].concat());
+        hold(door, on, &[grpc::hello(0), calls].concat());
     }),
-    ("heads that unfold", |port, on| {
+    ("heads that unfold", |door, on| {
         // A field of 3,900 bytes goes into the table, and each byte of the next heads stands for it.
         let field = [&[0x40, 1, b'a', 0x7f, 0x80 | 0x3d, 0x1d][..], &[b'v'; 3900]].concat();
         let mut first = grpc::hello(65_535);
         grpc::frame(&mut first, 1, 5, 1, &field);
         let heads = streams(400, |b, i| grpc::frame(b, 1, 5, i + 2, &[0xbe; 16_000]));
-        pour(port, on, true, &first, &heads);
+        pour(door, on, true, &first, &heads);
     }),
-    ("what forges and floods the log", |port, on| {
-        let client = Client::new(port);
+    ("what forges and floods the log", |door, on| {
+        let client = door.client();
         let mut n = 0;
         while on() {
             n += 1;
             let json = format!("{{{}:{n}}}", serde_json::to_string(&forged(10_000)).unwrap());
             let _ = client
                 .try_call::<_, rpc::ConfigureModuleResponse>(name::CONFIGURE_MODULE, &change("iomonitor", true, &json));
+        }
+    }),
+];
+
+/// Those that only TLS makes possible.
+const ATTACKS_TLS: [(&str, Attack); 4] = [
+    ("half handshakes", |door, on| {
+        hold(&Door { port: door.port, tls: None }, on, b"\x16\x03\x01\x02\x00\x01\x00\x01");
+    }),
+    ("no handshakes, and gone", |door, on| pour(&Door { port: door.port, tls: None }, on, false, &[0x16], &[])),
+    ("handshakes, and gone", |door, on| pour(door, on, false, b"P", &[])),
+    ("what is no TLS any more", |door, on| {
+        while on() {
+            if let Ok(stream) = door.connect() {
+                let _ = stream.tcp().write_all(&[0x17; 4096]);
+            }
         }
     }),
 ];
@@ -1121,7 +1179,7 @@ struct Worst {
 
 /// Attacks the agent for a time, while others scrape it, ask for its health, and read a stream; all of them every second,
 /// and once more when the attack is over. None of these may fail.
-fn attacked(agent: &Agent, what: &str, attack: Attack, time: Duration) -> Worst {
+fn attacked(agent: &Agent, door: &Door, what: &str, attack: Attack, time: Duration) -> Worst {
     let end = Instant::now() + time;
     let on = || Instant::now() < end;
     let longest = std::sync::Mutex::new(Duration::ZERO);
@@ -1130,15 +1188,14 @@ fn attacked(agent: &Agent, what: &str, attack: Attack, time: Duration) -> Worst 
         *longest = begun.elapsed().max(*longest);
     };
     let before = agent.rss_kib() >> 10;
-    let port = agent.grpc_port;
-    let client = Client::new(port);
+    let client = door.client();
     get_metrics(&client);
     let mut stream = client.stream::<_, rpc::StreamMetricsResponse>(name::STREAM_METRICS, &stream_request(1));
     assert!(stream.next().unwrap().is_ok());
     let mut rss = before;
     thread::scope(|s| {
         for _ in 0..2 {
-            s.spawn(|| attack(port, &on));
+            s.spawn(|| attack(door, &on));
         }
         s.spawn(|| {
             while on() {
@@ -1173,7 +1230,7 @@ fn attacked(agent: &Agent, what: &str, attack: Attack, time: Duration) -> Worst 
         }
     });
     until("its memory is given back", || agent.rss_kib() >> 10 <= before + 8);
-    until("a new client is served", || get_metrics(&Client::new(port)).metric_sets.len() == 1);
+    until("a new client is served", || get_metrics(&door.client()).metric_sets.len() == 1);
     let after = agent.rss_kib() >> 10;
     let wait = *longest.lock().unwrap();
     println!(
@@ -1182,13 +1239,40 @@ fn attacked(agent: &Agent, what: &str, attack: Attack, time: Duration) -> Worst 
     Worst { wait, rss, after }
 }
 
-fn attacks(time: Duration) -> Vec<(&'static str, Worst)> {
-    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "1s")]);
-    let only = std::env::var("TEST_ATTACK").unwrap_or_default();
+/// Each attack whose name has a word of `only` in it, or all. With TLS they have that in their names.
+fn attacks(time: Duration, tls: bool, only: &str) -> Vec<(String, Worst)> {
+    let dir = common::TempDir::new("attacks");
+    let [cert, key] = ["tls.crt", "tls.key"].map(|n| dir.path.join(n));
+    let ca = Identity::new(1, None, YEAR);
+    let server = Identity::new(2, Some(&ca), YEAR);
+    std::fs::write(&cert, server.cert_pem()).unwrap();
+    std::fs::write(&key, server.key_pem()).unwrap();
+    let mut settings = vec![("COLLECTOR_INTERVAL", "1s")];
+    if tls {
+        settings.extend([
+            ("SERVER_GRPC_TLS_ENABLED", "true"),
+            ("SERVER_GRPC_TLS_CERT_FILE", text(&cert)),
+            ("SERVER_GRPC_TLS_KEY_FILE", text(&key)),
+        ]);
+    }
+    let agent = Agent::start(&settings);
+    let connector = || {
+        let mut connector = SslConnector::builder(SslMethod::tls()).unwrap();
+        connector.cert_store_mut().add_cert(ca.cert.clone()).unwrap();
+        connector.set_alpn_protos(b"\x02h2").unwrap();
+        connector.build()
+    };
+    let door = Door { port: agent.grpc_port, tls: tls.then(connector).map(|connector| (connector, ca)) };
+    let more = if tls { &ATTACKS_TLS[..] } else { &[] };
     let worst = ATTACKS
-        .into_iter()
-        .filter(|(what, _)| what.contains(&only))
-        .map(|(what, attack)| (what, attacked(&agent, what, attack, time)))
+        .iter()
+        .chain(more)
+        .map(|(what, attack)| (format!("{what}{}", if tls { ", with TLS" } else { "" }), attack))
+        .filter(|(what, _)| only.split('|').any(|word| what.contains(word)))
+        .map(|(what, attack)| {
+            let worst = attacked(&agent, &door, &what, *attack, time);
+            (what, worst)
+        })
         .collect();
     assert!(!agent.log().contains("panic") && agent.log().len() < 1 << 20, "{} bytes of log", agent.log().len());
     worst
@@ -1197,17 +1281,20 @@ fn attacks(time: Duration) -> Vec<(&'static str, Worst)> {
 #[test]
 fn no_attack_keeps_others_from_being_served() {
     need_bpf!("no_attack_keeps_others_from_being_served");
-    for (what, worst) in attacks(Duration::from_secs(2)) {
+    let briefly = Duration::from_secs(2);
+    let with_tls = "rapid reset|calls as fast|no answer is read|handshakes|no TLS any more";
+    for (what, worst) in attacks(briefly, false, "").into_iter().chain(attacks(briefly, true, with_tls)) {
         assert!(worst.rss <= 64, "{what}: {} MiB resident", worst.rss);
     }
 }
 
 #[test]
-#[ignore = "takes an hour: make test-full; TEST_ATTACK_SECONDS=300, TEST_ATTACK=part of a name"]
+#[ignore = "takes more than two hours: make test-full; TEST_ATTACK_SECONDS=300, TEST_ATTACK=part of a name, such as TLS"]
 fn no_attack_keeps_others_from_being_served_for_five_minutes() {
     need_bpf!("no_attack_keeps_others_from_being_served_for_five_minutes");
     let seconds = std::env::var("TEST_ATTACK_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(300);
-    for (what, worst) in attacks(Duration::from_secs(seconds)) {
+    let (time, only) = (Duration::from_secs(seconds), std::env::var("TEST_ATTACK").unwrap_or_default());
+    for (what, worst) in attacks(time, false, &only).into_iter().chain(attacks(time, true, &only)) {
         assert!(worst.rss <= 64, "{what}: {} MiB resident", worst.rss);
         assert!(worst.wait <= Duration::from_millis(500), "{what}: {:?}, {} MiB", worst.wait, worst.after);
     }

@@ -7,6 +7,7 @@ mod grpc;
 mod identity;
 
 use std::fs;
+use std::io::Write;
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -81,9 +82,20 @@ fn assert_refused(agent: &Agent, credentials: Option<ChannelCredentials>, word: 
     let client = Client::with(agent.grpc_port, credentials);
     let (code, message) = grpc::refusal_of(health(&client));
     assert_eq!(code, RpcStatusCode::UNAVAILABLE, "{message}");
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !agent.log()[before..].contains(word) {
-        assert!(Instant::now() < deadline, "{word:?} is not in the log:\n{}", &agent.log()[before..]);
+    said(agent, before, word);
+}
+
+/// Waits until something is in the log, behind what was there before.
+#[track_caller]
+fn said(agent: &Agent, before: usize, word: &str) {
+    until(&format!("{word:?} in the log"), || agent.log()[before..].contains(word));
+}
+
+#[track_caller]
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "never: {what}");
         thread::sleep(Duration::from_millis(20));
     }
 }
@@ -136,21 +148,25 @@ fn without_client_certificates_who_trusts_the_server_may_call() {
     health(&Client::with(agent.grpc_port, Some(trusting(&ca, None)))).unwrap();
     // It is the client that refuses: the server need not hear why.
     assert_refused(&agent, Some(trusting(&stranger, None)), "");
-    assert_refused(&agent, None, "Handshake failed");
+    assert_refused(&agent, None, "it speaks without TLS");
 
-    let connect = |max: SslVersion| {
+    let connect = |max: SslVersion, protocols: &[u8]| {
         let mut connector = SslConnector::builder(SslMethod::tls()).unwrap();
         connector.set_verify(SslVerifyMode::NONE);
         connector.set_min_proto_version(None).unwrap();
         connector.set_max_proto_version(Some(max)).unwrap();
         connector.set_cipher_list("ALL:@SECLEVEL=0").unwrap();
-        connector.set_alpn_protos(b"\x02h2").unwrap();
+        connector.set_alpn_protos(protocols).unwrap();
         let stream = TcpStream::connect(("127.0.0.1", agent.grpc_port)).unwrap();
         connector.build().connect("localhost", stream).map(|s| s.ssl().version_str().to_owned()).map_err(drop)
     };
-    assert_eq!(connect(SslVersion::TLS1_3).as_deref(), Ok("TLSv1.3"));
-    assert_eq!(connect(SslVersion::TLS1_2).as_deref(), Ok("TLSv1.2"));
-    assert_eq!(connect(SslVersion::TLS1_1), Err(()));
+    assert_eq!(connect(SslVersion::TLS1_3, b"\x02h2").as_deref(), Ok("TLSv1.3"));
+    assert_eq!(connect(SslVersion::TLS1_2, b"\x08http/1.1\x02h2").as_deref(), Ok("TLSv1.2"));
+    assert_eq!(connect(SslVersion::TLS1_1, b"\x02h2"), Err(()));
+    // Who does not speak HTTP/2 is let go after the handshake, with a word in the log.
+    connect(SslVersion::TLS1_3, b"\x08http/1.1").unwrap();
+    connect(SslVersion::TLS1_3, b"").unwrap();
+    said(&agent, 0, "it does not offer HTTP/2 (ALPN)");
 }
 
 #[test]
@@ -205,17 +221,21 @@ fn changed_files_are_in_use_without_a_restart() {
                 }
             });
         }
+        let refused = || agent.settled().get("ebpf_sidecar_grpc_certificates_refused_total");
         for n in 101..106 {
             let next = Identity::new(n, Some(&ca), YEAR);
             // Between the two, certificate and key do not match.
             files.replace(&files.cert, &next.cert_pem());
+            until("those that do not match are refused", || refused() == f64::from(n - 100));
             assert_eq!(serial(), n - 1, "the pair before stays in use");
             files.replace(&files.key, &next.key_pem());
-            assert_eq!(serial(), n);
+            until("the new pair is in use", || serial() == n);
         }
         files.replace(&files.key, b"broken\0");
+        until("a broken key is refused", || refused() == 6.0);
         assert_eq!(serial(), 105);
         fs::remove_file(&files.cert).unwrap();
+        until("a file that is gone is refused", || refused() == 7.0);
         assert_eq!(serial(), 105);
         let seen = calls.load(Ordering::Relaxed);
         while calls.load(Ordering::Relaxed) < seen + 4 {
@@ -223,7 +243,53 @@ fn changed_files_are_in_use_without_a_restart() {
         }
         stop.store(true, Ordering::Relaxed);
     });
-    let refused = agent.settled().get("ebpf_sidecar_grpc_certificates_refused_total");
-    assert_eq!(refused, 7.0, "five that did not match, one broken, one gone");
-    assert!(agent.log().contains("the certificates in use stay"), "{}", agent.log());
+    assert!(agent.log().contains("what was before stays in use"), "{}", agent.log());
+}
+
+#[test]
+fn a_thousand_connections_lock_nobody_out() {
+    need_bpf!("a_thousand_connections_lock_nobody_out");
+    let ca = Identity::new(1, None, YEAR);
+    let files = Files::new(&Identity::new(2, Some(&ca), YEAR), &ca);
+    let agent = Agent::start(&files.settings());
+    let fds = || fs::read_dir(format!("/proc/{}/fd", agent.child.id())).unwrap().count();
+    let new = || Client::with(agent.grpc_port, Some(trusting(&ca, None)));
+    let connected = new();
+    health(&connected).unwrap();
+    let (before, rss) = (fds(), agent.rss_kib() >> 10);
+    let connect = || TcpStream::connect(("127.0.0.1", agent.grpc_port)).unwrap();
+    // Nothing, the beginning of a ClientHello, what is no TLS.
+    for says in [
+        &b""[..],
+        b"\x16\x03\x01\x02\x00\x01\x00\x01",
+        b"\x16\x03\x01\x00\x05hello",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        &[0; 100],
+    ] {
+        let idle: Vec<TcpStream> = (0..1000)
+            .map(|_| {
+                let mut stream = connect();
+                let _ = stream.write_all(says); // it may have been ended already
+                stream
+            })
+            .collect();
+        health(&new()).unwrap();
+        health(&connected).unwrap();
+        assert!(fds() <= before + 256 + 16, "{} descriptors, {before} before", fds());
+        drop(idle);
+    }
+    // Those that have TLS and say nothing more.
+    let mut connector = SslConnector::builder(SslMethod::tls()).unwrap();
+    connector.set_verify(SslVerifyMode::NONE);
+    connector.set_alpn_protos(b"\x02h2").unwrap();
+    let connector = connector.build();
+    let idle: Vec<_> = (0..400).filter_map(|_| connector.connect("localhost", connect()).ok()).collect();
+    health(&new()).unwrap();
+    health(&connected).unwrap();
+    let most = agent.rss_kib() >> 10;
+    println!("{} of 400 handshakes done; MiB resident: {rss} before, {most} with them", idle.len());
+    assert!(idle.len() >= 256 && most <= 64, "{} idle connections, {most} MiB resident", idle.len());
+    drop(idle);
+    until("their descriptors are closed", || fds() <= before + 16);
+    assert!(!agent.log().contains("panic"), "{}", agent.log());
 }

@@ -458,9 +458,10 @@ fn only_who_has_a_password_is_answered() {
 fn a_flood_of_wrong_passwords_starves_no_scrape() {
     // Each costs some 60 ms of a CPU where it is made slow on purpose.
     let files = Files::new(&format!(
-        "basic_auth_users: {{scrape: {}, late: {}}}\n",
+        "basic_auth_users: {{scrape: {}, late: {}, last: {}}}\n",
         bcrypt::hash("right", 10).unwrap(),
-        bcrypt::hash("too", 10).unwrap()
+        bcrypt::hash("too", 10).unwrap(),
+        bcrypt::hash("one", 10).unwrap()
     ));
     let server = files.start();
     let status =
@@ -495,8 +496,9 @@ fn a_flood_of_wrong_passwords_starves_no_scrape() {
         while turned_away.load(Ordering::Relaxed) < 100 {
             assert_eq!(scrape(), 200, "what is known waits for nobody");
         }
-        // And who comes for the first time has a turn.
+        // And who comes for the first time has a turn, even from behind the same address.
         assert_eq!(status(Ipv4Addr::new(127, 0, 0, 8), "late:too").unwrap(), 200);
+        assert_eq!(status(Ipv4Addr::new(127, 0, 0, 9), "last:one").unwrap(), 200);
         stop.store(true, Ordering::Relaxed);
     });
     println!(
@@ -801,6 +803,6 @@ fn grpc_calls_need_the_token() {
         files.write("token", b"short");
         let_it_look();
         call(&["Bearer another-token-of-some-length"]).unwrap();
-        assert!(agent.log().contains("the token before stays in use"), "{}", agent.log());
+        assert!(agent.log().contains("what was before stays in use"), "{}", agent.log());
     }
 }

@@ -460,7 +460,7 @@ impl Config {
         let (server, client) = (&self.server.grpc.tls, &self.export.banyandb.tls);
         let web = &self.server.http.web_config;
         // What is wrong with it is told by those who use it.
-        let named = web.as_deref().and_then(|path| web::read(path).ok()).map(|(_, config)| config.files());
+        let named = web.as_deref().and_then(|path| web::read(path).ok()).map(|config| config.files());
         let files = [
             web,
             &self.server.grpc.token_file,

@@ -117,6 +117,13 @@ impl TlsServer {
         source(&self.client_ca_file, self.client_ca.as_deref())
     }
 
+    /// A certificate and its key, and the authorities that have to have signed the clients', if there are any.
+    pub fn of_files(cert: PathBuf, key: PathBuf, client_ca: Option<PathBuf>) -> Self {
+        let client_auth_type = if client_ca.is_some() { ClientAuth::RequireAndVerify } else { ClientAuth::None };
+        let (cert_file, key_file, client_ca_file) = (Some(cert), Some(key), client_ca);
+        Self { cert_file, key_file, client_ca_file, client_auth_type, ..Self::default() }
+    }
+
     /// Paths are relative to the folder of the file.
     fn within(&mut self, folder: &Path) {
         for path in [&mut self.cert_file, &mut self.key_file, &mut self.client_ca_file].into_iter().flatten() {
@@ -397,15 +404,15 @@ fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) ->
     Ok(Option::deserialize(d)?.unwrap_or_default())
 }
 
-/// What the file at `path` holds, its bytes and what they say. An error names the file, and the line where there is one.
-pub fn read(path: &Path) -> Result<(Vec<u8>, WebConfig), String> {
+/// What the file at `path` says. An error names the file, and the line where there is one.
+pub fn read(path: &Path) -> Result<WebConfig, String> {
     let bytes =
         read_file(path, MAX_FILE_BYTES).map_err(|e| format!("server.http.web_config: {}: {e}", path.display()))?;
-    let config = parse(path, &bytes)?;
-    Ok((bytes, config))
+    parse(path, &bytes)
 }
 
-fn parse(path: &Path, bytes: &[u8]) -> Result<WebConfig, String> {
+/// What `bytes` say, as if they were the file at `path`.
+pub fn parse(path: &Path, bytes: &[u8]) -> Result<WebConfig, String> {
     let fail =
         |line: Option<usize>, why: &str| format!("server.http.web_config: {}: {why}", super::yaml::place(path, line));
     // A file without anything in it, or with comments alone, is null.

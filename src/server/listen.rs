@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 
 use crate::ebpf::poll;
 
@@ -32,6 +32,14 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// The address of a client as it has it: through a listener of both families, IPv4's come in the dress of IPv6.
 pub fn plain(peer: SocketAddr) -> SocketAddr {
     SocketAddr::new(peer.ip().to_canonical(), peer.port())
+}
+
+/// Who has all addresses beside this one: of IPv6, 64 bits' worth of them are one subscriber's.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() >> 64 << 64).into()),
+        v4 => v4,
+    }
 }
 
 /// Why a server could not start.

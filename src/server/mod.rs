@@ -4,3 +4,6 @@ pub mod grpc;
 pub mod http;
 pub mod listen;
 mod page;
+mod tls;
+mod transport;
+mod watched;

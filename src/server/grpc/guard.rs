@@ -1,19 +1,19 @@
-//! What clients without TLS can reach of gRPC: one thread that owns the public listener and every connection, reads the
+//! What clients can reach of gRPC: one thread that owns the public listener and every connection, ends TLS, reads the
 //! heads of HTTP/2's frames as they pass, lets no more calls in than gRPC can hold, and ends a connection that makes work
 //! without end. gRPC's core of 2023 does neither: it begins a call for each HEADERS, however fast RST_STREAM takes it back
 //! (CVE-2023-44487) and however many wait already, and has no bound on connections.
 //!
 //! ```text
-//!  client ── TCP ──> up: whole frame heads only, each with its price ──> socket pair ── gRPC
-//!         <───────── down: as it comes; what has been answered pays in        <──
+//!  client ── TCP, TLS ──> up: whole frame heads only, each with its price ──> socket pair ── gRPC
+//!         <────────────── down: as it comes; what has been answered pays in        <──
 //! ```
-//! gRPC has its end of the pair only when a client has said hello in HTTP/2. What it still holds of one that has left counts
+//! gRPC has its end of the pair only when a client has said hello in HTTP/2, after its certificate if one is wanted. What it still holds of one that has left counts
 //! until it closes that end. Its own limits (idleness, age, keepalive,
 //! streams, bytes of requests and of answers) hold behind the guard as before.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,9 +21,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::tls::Files;
 use crate::ebpf::poll::{self, POLLIN, POLLOUT, POLLRDHUP, PollFd};
 use crate::host::confine::{self, Role};
 use crate::server::listen;
+use crate::server::transport::{Handshake, Transport, Turns};
+use crate::server::watched::Watched;
 
 /// Most client connections; a further one takes the place of one that has been quiet for longest.
 const CLIENTS_MAX: usize = 256;
@@ -32,7 +35,7 @@ const ASKING: usize = 64;
 pub const ASKING_MAX: usize = ASKING + CLIENTS_MAX;
 /// Most connections that have left and that gRPC is not done with; meanwhile it gets no new one.
 const LEAVING_MAX: usize = 64;
-/// Time to say hello; time to take a bit of what is left when gRPC has hung up.
+/// Time to say hello, from the first packet on; time to take a bit of what is left when gRPC has hung up.
 const HELLO: Duration = Duration::from_secs(10);
 /// Time for the whole of a request, from its head on.
 const REQUEST: Duration = Duration::from_secs(20);
@@ -122,15 +125,21 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Serves `listener`; requests have at most so many bytes.
-    pub fn start(listener: TcpListener, peers: Peers, request: usize, mut attach: Box<Attach>) -> io::Result<Self> {
+    /// Serves `listener`, with TLS if there are files for it; requests have at most so many bytes.
+    pub fn start(
+        listener: TcpListener,
+        tls: Watched<Files>,
+        peers: Peers,
+        request: usize,
+        mut attach: Box<Attach>,
+    ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let room = ROOM.max(LARGEST * request);
         let (wake, woken) = UnixStream::pair()?;
         let serve = move || {
             confine::enter(Role::Grpc);
             loop {
-                let mut rounds = Rounds::new(&listener, &woken, &peers, room, attach.as_mut());
+                let mut rounds = Rounds::new(&listener, &tls, &woken, &peers, room, attach.as_mut());
                 match catch_unwind(AssertUnwindSafe(|| rounds.serve())) {
                     Ok(()) => break,
                     // A bug, but not one to be deaf for.
@@ -299,7 +308,7 @@ impl Shared {
 
 /// A client's connection.
 struct Client {
-    outer: TcpStream,
+    outer: Transport,
     peer: SocketAddr,
     /// Our end of the pair; none before the hello, and at the end.
     inner: Option<UnixStream>,
@@ -356,6 +365,10 @@ impl Theirs {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
+    /// TLS is being agreed on. Whether the socket has to be written to, to go on.
+    Handshake {
+        writes: bool,
+    },
     /// It has not said hello.
     New,
     Open,
@@ -374,14 +387,15 @@ enum Step {
 }
 
 impl Client {
-    fn new(outer: TcpStream, peer: SocketAddr, now: Instant) -> Self {
+    fn new(outer: Transport, peer: SocketAddr, now: Instant) -> Self {
+        let state = if outer.is_tls() { State::Handshake { writes: false } } else { State::New };
         Self {
             outer,
             peer,
             inner: None,
             parting: None,
             theirs: None,
-            state: State::New,
+            state,
             since: now,
             up: Vec::new(),
             passed: 0,
@@ -400,7 +414,7 @@ impl Client {
 
     fn deadline(&self) -> Option<Instant> {
         match self.state {
-            State::New | State::Ending => Some(self.since + HELLO),
+            State::Handshake { .. } | State::New | State::Ending => Some(self.since + HELLO),
             State::Open => {
                 let asks = self.calls.asking.first_key_value().map(|(_, (begun, _))| *begun + REQUEST);
                 let takes = (!self.down.is_empty()).then(|| self.since + PATIENCE);
@@ -412,6 +426,7 @@ impl Client {
 
     fn outer_events(&self) -> i16 {
         let takes = match self.state {
+            State::Handshake { writes } => return if writes { POLLOUT } else { POLLIN },
             // One that does not take its answers asks nothing more: gRPC would keep them all.
             State::New | State::Open => self.up.len() < UP && !self.paused && self.down.is_empty(),
             State::Ending => false,
@@ -423,36 +438,73 @@ impl Client {
         read | write
     }
 
+    /// Whether bytes have come that its socket does not report any more, and would be looked at.
+    fn has_more(&self) -> bool {
+        self.outer.has_more() && self.outer_events() & POLLIN != 0
+    }
+
     fn inner_events(&self) -> i16 {
         // While the client does not take what is there, gRPC has to wait; it also may hang up meanwhile.
         let (read, write) = (if self.down.is_empty() { POLLIN } else { 0 }, if self.passed > 0 { POLLOUT } else { 0 });
         read | write
     }
 
+    fn shakes_hands(&self) -> bool {
+        matches!(self.state, State::Handshake { .. })
+    }
+
+    /// Goes on with the handshake. True when it is done.
+    fn greet(&mut self, now: Instant) -> Result<bool, Step> {
+        let failed = match self.outer.handshake() {
+            Handshake::Done if self.outer.protocol() == Some(b"h2") => {
+                self.state = State::New;
+                return Ok(true);
+            }
+            Handshake::Reads => {
+                self.state = State::Handshake { writes: false };
+                return Ok(false);
+            }
+            Handshake::Writes => {
+                self.state = State::Handshake { writes: true };
+                return Ok(false);
+            }
+            Handshake::Done => "it does not offer HTTP/2 (ALPN)".into(),
+            Handshake::Plain => "it speaks without TLS".into(),
+            Handshake::Failed(why) => why,
+        };
+        // Probes of the port connect, and say nothing.
+        if self.outer.has_spoken() {
+            log::warn!("gRPC: no TLS with {}: {failed}", self.peer);
+        }
+        Err(self.end(now))
+    }
+
     /// Takes what the client sends.
     fn receive(&mut self, scratch: &mut [u8], now: Instant) -> Step {
         if let State::Lingering { budget } = self.state {
-            return match read(&mut self.outer, scratch) {
-                Some(0) => Step::Close,
-                Some(n) if n > budget => Step::Close,
-                Some(n) => {
+            return match self.outer.drain(scratch) {
+                Ok(None) => Step::Go,
+                Ok(Some(n @ 1..)) if n <= budget => {
                     self.state = State::Lingering { budget: budget - n };
                     Step::Go
                 }
-                None => Step::Go,
+                Ok(Some(_)) | Err(_) => Step::Close,
             };
         }
         let room = UP.saturating_sub(self.up.len());
-        match read(&mut self.outer, &mut scratch[..room]) {
-            Some(0) => Step::Close,
-            Some(n) => {
+        if room == 0 {
+            return Step::Go;
+        }
+        match self.outer.read(&mut scratch[..room]) {
+            Ok(None) => Step::Go,
+            Ok(Some(0)) | Err(_) => Step::Close,
+            Ok(Some(n)) => {
                 self.up.extend_from_slice(&scratch[..n]);
                 if self.state == State::Open {
                     self.since = now;
                 }
                 Step::Go
             }
-            None => Step::Go,
         }
     }
 
@@ -560,11 +612,7 @@ impl Client {
             Some(n) => {
                 self.observe(&scratch[..n], shared);
                 self.since = now;
-                let sent = match self.outer.write(&scratch[..n]) {
-                    Ok(sent) => sent,
-                    Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => 0,
-                    Err(_) => return Step::Close,
-                };
+                let Some(sent) = put(&mut self.outer, &scratch[..n]) else { return Step::Close };
                 self.down.extend_from_slice(&scratch[sent..n]);
                 Step::Go
             }
@@ -605,19 +653,17 @@ impl Client {
 
     /// Writes what waits for the client.
     fn flush(&mut self, now: Instant) -> Step {
-        while self.sent < self.down.len() {
-            match self.outer.write(&self.down[self.sent..]) {
-                Ok(0) => return Step::Close,
-                Ok(n) => self.sent += n,
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return Step::Go,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return Step::Close,
-            }
+        match put(&mut self.outer, &self.down[self.sent..]) {
+            None => return Step::Close,
+            Some(n) => self.sent += n,
+        }
+        if self.sent < self.down.len() {
+            return Step::Go;
         }
         self.down = Vec::new();
         self.sent = 0;
         if self.state == State::Ending {
-            if self.outer.shutdown(Shutdown::Write).is_err() {
+            if self.outer.finish().is_err() {
                 return Step::Close;
             }
             self.state = State::Lingering { budget: LINGER_BYTES };
@@ -653,6 +699,8 @@ impl Client {
 /// The connections.
 struct Rounds<'a> {
     listener: &'a TcpListener,
+    tls: &'a Watched<Files>,
+    handshakes: Turns,
     woken: &'a UnixStream,
     peers: &'a Peers,
     attach: &'a mut Attach,
@@ -667,6 +715,7 @@ struct Rounds<'a> {
 impl<'a> Rounds<'a> {
     fn new(
         listener: &'a TcpListener,
+        tls: &'a Watched<Files>,
         woken: &'a UnixStream,
         peers: &'a Peers,
         room: usize,
@@ -676,6 +725,8 @@ impl<'a> Rounds<'a> {
         peers.lock().clear();
         Self {
             listener,
+            tls,
+            handshakes: Turns::new(now),
             woken,
             peers,
             attach,
@@ -691,7 +742,7 @@ impl<'a> Rounds<'a> {
     /// Serves until it is woken.
     fn serve(&mut self) {
         let mut entries: Vec<PollFd> = Vec::new();
-        let mut ids = Vec::new();
+        let (mut ids, mut handshakes): (Vec<u64>, Vec<u64>) = Default::default();
         loop {
             let now = Instant::now();
             self.shared.pool.refill(now);
@@ -707,10 +758,12 @@ impl<'a> Rounds<'a> {
             entries.clear();
             ids.clear();
             entries.push(poll::entry(self.woken, POLLIN));
-            entries.push(wanted(self.listener, if now >= self.accept_at { POLLIN } else { 0 }));
+            let resting = self.handshakes.rest_until(now).is_some();
+            entries.push(wanted(self.listener, if now >= self.accept_at && !resting { POLLIN } else { 0 }));
             for (&id, client) in &self.clients {
                 ids.push(id);
-                entries.push(wanted(&client.outer, client.outer_events()));
+                let rests = resting && client.shakes_hands();
+                entries.push(wanted(&client.outer, if rests { 0 } else { client.outer_events() }));
                 entries.push(match &client.inner {
                     Some(inner) => wanted(inner, client.inner_events()),
                     None => nothing(),
@@ -730,22 +783,33 @@ impl<'a> Rounds<'a> {
             self.shared.pool.refill(now);
             let (of_clients, of_leaving) = entries[2..].split_at(2 * ids.len());
             self.let_go(of_leaving, now);
+            handshakes.clear();
             for (&id, pair) in ids.iter().zip(of_clients.chunks_exact(2)) {
-                if self.look(id, pair[0].revents, pair[1].revents, now) == Step::Close {
+                if pair[0].revents != 0 && self.clients.get(&id).is_some_and(Client::shakes_hands) {
+                    handshakes.push(id);
+                } else if self.look(id, pair[0].revents, pair[1].revents, now) == Step::Close {
                     self.remove(id, now);
                 }
             }
-            if entries[1].revents != 0 {
+            let mut turns = self.handshakes;
+            turns.take(&handshakes, |id| self.greet(*id, now));
+            self.handshakes = turns;
+            if entries[1].revents != 0 && turns.rest_until(Instant::now()).is_none() {
                 self.accept(now);
             }
         }
     }
 
     fn timeout(&self, now: Instant) -> Option<Duration> {
+        if self.clients.values().any(Client::has_more) {
+            return Some(Duration::ZERO);
+        }
+        let handshakes = self.handshakes.rest_until(now);
         let accept = (self.accept_at > now).then_some(self.accept_at);
         let paused = self.clients.values().any(|c| c.paused).then(|| now + SOON);
         let leaving = self.leaving.iter().map(|l| if l.silent { now + SOON } else { l.until });
-        let next = self.clients.values().filter_map(Client::deadline).chain(accept).chain(paused).chain(leaving).min();
+        let clients = self.clients.values().filter_map(Client::deadline);
+        let next = clients.chain(accept).chain(handshakes).chain(paused).chain(leaving).min();
         next.map(|at| at.saturating_duration_since(now))
     }
 
@@ -778,8 +842,22 @@ impl<'a> Rounds<'a> {
         self.leaving.push(Leaving { inner, id, theirs, held: calls.held, silent: false, until: now + PATIENCE });
     }
 
+    /// Goes on with a handshake.
+    fn greet(&mut self, id: u64, now: Instant) {
+        let step = match self.clients.get_mut(&id).map(|client| client.greet(now)) {
+            // The hello may have come with its end.
+            Some(Ok(true)) => self.look(id, POLLIN, 0, now),
+            Some(Err(step)) => step,
+            Some(Ok(false)) | None => Step::Go,
+        };
+        if step == Step::Close {
+            self.remove(id, now);
+        }
+    }
+
     fn look(&mut self, id: u64, outer: i16, inner: i16, now: Instant) -> Step {
         let Some(client) = self.clients.get_mut(&id) else { return Step::Go };
+        let outer = if client.has_more() { outer | POLLIN } else { outer };
         if outer == 0 && inner == 0 && !client.paused {
             return Step::Go;
         }
@@ -835,17 +913,18 @@ impl<'a> Rounds<'a> {
     }
 
     /// Closes the connection that can be spared best. It is of those who have the most of them, so that nobody is put out by
-    /// others who come in numbers; of these first without a hello, then without any answer yet, then without calls, the one
-    /// that is quiet for longest.
+    /// others who come in numbers; of these first without a hello (and before, without a word of TLS), then without any answer
+    /// yet, then without calls, the one that is quiet for longest.
     fn evict(&mut self, now: Instant) {
         let mut of_network: HashMap<IpAddr, usize> = HashMap::new();
         for client in self.clients.values() {
-            *of_network.entry(network(client.peer)).or_default() += 1;
+            *of_network.entry(listen::network(client.peer.ip())).or_default() += 1;
         }
         let rank = |c: &Client| {
-            let others = usize::MAX - of_network.get(&network(c.peer)).copied().unwrap_or(0);
+            let others = usize::MAX - of_network.get(&listen::network(c.peer.ip())).copied().unwrap_or(0);
             let served = c.served || !c.calls.answering.is_empty();
-            (others, c.state == State::Open, served, !c.calls.is_empty(), c.since)
+            let silent = c.shakes_hands() && !c.outer.has_spoken();
+            (others, !silent, c.state == State::Open, served, !c.calls.is_empty(), c.since)
         };
         if let Some(id) = self.clients.iter().min_by_key(|(_, c)| rank(c)).map(|(&id, _)| id) {
             self.remove(id, now);
@@ -859,13 +938,22 @@ impl<'a> Rounds<'a> {
                     if outer.set_nonblocking(true).is_err() || outer.set_nodelay(true).is_err() {
                         continue;
                     }
+                    let outer = match Transport::new(outer, self.tls.current().as_deref()) {
+                        Ok(outer) => outer,
+                        Err(e) => {
+                            log::warn!("gRPC: no TLS for a new connection: {e}");
+                            continue;
+                        }
+                    };
                     while self.clients.len() >= CLIENTS_MAX {
                         self.evict(now);
                     }
                     self.last += 1;
                     self.clients.insert(self.last, Client::new(outer, listen::plain(peer), now));
-                    // At once: a client that has said hello is not in the way of those that come after it.
-                    if self.look(self.last, POLLIN, 0, now) == Step::Close {
+                    // At once: a client that has said hello is not in the way of those that come after it. Handshakes have turns.
+                    if !self.clients.get(&self.last).is_some_and(Client::shakes_hands)
+                        && self.look(self.last, POLLIN, 0, now) == Step::Close
+                    {
                         self.remove(self.last, now);
                     }
                 }
@@ -903,14 +991,6 @@ fn forget(peers: &Peers, id: u64, theirs: Theirs) {
     }
 }
 
-/// Who has all addresses beside this one: of IPv6, 64 bits' worth of them are one subscriber's.
-fn network(peer: SocketAddr) -> IpAddr {
-    match peer.ip() {
-        IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() >> 64 << 64).into()),
-        v4 => v4,
-    }
-}
-
 /// An entry that reports nothing at all when no event is wanted: poll would report a hang-up again and again.
 fn wanted(socket: &impl AsRawFd, events: i16) -> PollFd {
     if events == 0 { nothing() } else { poll::entry(socket, events) }
@@ -918,6 +998,21 @@ fn wanted(socket: &impl AsRawFd, events: i16) -> PollFd {
 
 fn nothing() -> PollFd {
     PollFd { fd: -1, events: 0, revents: 0 }
+}
+
+/// Writes what a client takes now, and tells how much; `None` for a broken connection.
+fn put(to: &mut Transport, bytes: &[u8]) -> Option<usize> {
+    let mut sent = 0;
+    while sent < bytes.len() {
+        match to.write(&bytes[sent..]) {
+            Ok(0) => return None,
+            Ok(n) => sent += n,
+            Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
+    }
+    Some(sent)
 }
 
 /// Bytes read; 0 at the end and for a broken connection, `None` if there are none now.
@@ -939,6 +1034,7 @@ fn read(from: &mut impl Read, to: &mut [u8]) -> Option<usize> {
 /// The first byte is the length of a piece.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
+    use std::net::TcpStream;
     static SOCKET: std::sync::LazyLock<(TcpListener, TcpStream)> = std::sync::LazyLock::new(|| {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
         let client = TcpStream::connect(listener.local_addr().expect("its address")).expect("a connection to it");
@@ -949,7 +1045,7 @@ pub(crate) fn fuzz(data: &[u8]) {
     let shared = || Shared { pool: Bucket::new(i64::MAX / 4, 0, now), held: 0, room: usize::MAX, asking: 0 };
     let run = |piece: usize| {
         let peer = SocketAddr::from(([127, 0, 0, 1], 7));
-        let mut client = Client::new(SOCKET.1.try_clone().expect("a descriptor"), peer, now);
+        let mut client = Client::new(Transport::Plain(SOCKET.1.try_clone().expect("a descriptor")), peer, now);
         let mut shared = shared();
         let mut passed = Vec::new();
         let mut calm = true;
@@ -986,7 +1082,7 @@ pub(crate) fn fuzz(data: &[u8]) {
     }
     let heard = |piece: usize| {
         let peer = SocketAddr::from(([127, 0, 0, 1], 7));
-        let mut client = Client::new(SOCKET.1.try_clone().expect("a descriptor"), peer, now);
+        let mut client = Client::new(Transport::Plain(SOCKET.1.try_clone().expect("a descriptor")), peer, now);
         let mut shared = shared();
         bytes.chunks(piece.max(1)).for_each(|piece| client.observe(piece, &mut shared));
         assert!(client.down_head.len() < HEAD);

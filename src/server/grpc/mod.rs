@@ -1,6 +1,6 @@
 //! The API over gRPC: services, limits, starting and stopping.
 //!
-//! Clients reach it through [`guard`], or with TLS at its own port. A fixed number of threads (`grpc-0`, …) run every call.
+//! Clients reach it through [`guard`]. A fixed number of threads (`grpc-0`, …) run every call.
 //! Calls answer at once from the newest snapshot; what takes time (streams, slow readers) is a task that one of these
 //! threads looks at when its client, or the ticker, wakes it. No panic may leave a callback: it would end the thread, and
 //! all calls on it.
@@ -13,7 +13,7 @@ pub mod stubs;
 mod ticker;
 pub mod tls;
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -63,8 +63,6 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const STREAM_ROOM: usize = 64 << 10;
 /// Bytes of an answer that are many: the heap is trimmed afterwards.
 const LARGE: usize = 256 << 10;
-/// Time for a TLS handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Clients may probe this often; more often is a reason to hang up.
 const PINGS_APART: Duration = Duration::from_secs(10);
 
@@ -79,8 +77,8 @@ pub struct GrpcServer {
     _environment: Arc<Environment>,
 }
 
-/// gRPC's servers: the one for clients of other hosts and the one for those of this host, behind the guard; or one that has
-/// a port of its own, with TLS. None any more when they are being stopped.
+/// gRPC's servers: the one for clients of other hosts and the one for those of this host. None any more when they are being
+/// stopped.
 type Servers = Arc<Mutex<Vec<Server>>>;
 
 impl Drop for GrpcServer {
@@ -103,6 +101,8 @@ struct Shared {
     /// Whether there was a large one since the heap was trimmed.
     large: Arc<AtomicBool>,
     peers: Peers,
+    /// Whether all of them have shown a certificate that the configured authorities have signed: the guard sees to it.
+    authenticated: bool,
     encoded: Mutex<Option<Arc<Encoded>>>,
 }
 
@@ -137,16 +137,15 @@ impl GrpcServer {
 pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartError> {
     let setup = |e| StartError::Setup("gRPC", e);
     let mut address = SocketAddr::new(config.address, config.port);
-    let credentials = tls::credentials(&config.tls).map_err(StartError::Tls)?;
+    let tls = tls::watched(&config.tls).map_err(StartError::Tls)?;
     let auth = Auth::new(config.token_file.as_deref()).map_err(StartError::Tls)?;
-    if config.token_file.is_some() && credentials.is_none() {
+    if config.token_file.is_some() && !config.tls.enabled {
         log::warn!("server.grpc.auth.token_file without TLS: whoever may listen on loopback reads the token");
     }
     let listen = move |e| StartError::Listen { server: "gRPC", keys: "server.grpc", address, error: e };
-    // gRPC tells only that it could not listen, not why.
     let listener = listen::bind(address).map_err(listen)?;
-    address.set_ip(listener.local_addr().map_err(listen)?.ip());
-    let listener = Some(listener).filter(|_| credentials.is_none());
+    poll::set_backlog(&listener, BACKLOG).map_err(listen)?;
+    address = listener.local_addr().map_err(listen)?;
 
     grpcio::redirect_log();
     let limits = &config.limits;
@@ -168,6 +167,7 @@ pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartEr
         answers,
         large,
         peers: peers.clone(),
+        authenticated: config.tls.enabled && config.tls.client_ca_file.is_some(),
         encoded: Mutex::new(None),
     });
     let environment = threads::grpc(THREADS, "grpc", Role::Grpc);
@@ -183,37 +183,20 @@ pub fn start(config: &config::Grpc, api: Arc<Api>) -> Result<GrpcServer, StartEr
                 .build()
                 .map_err(|e| setup(io::Error::other(e)))
         };
-        let mut servers = match credentials {
-            None => vec![server(Some(false))?, server(Some(true))?],
-            Some(credentials) => {
-                let mut server = server(None)?;
-                let port = server
-                    .add_listening_port(address.to_string(), credentials)
-                    .map_err(|_| listen(ErrorKind::AddrInUse.into()))?;
-                address.set_port(port);
-                vec![server]
-            }
-        };
+        let mut servers = vec![server(false)?, server(true)?];
         servers.iter_mut().for_each(Server::start);
         Ok(servers)
     };
     let servers = threads::named(threads::GRPC_CORE, Role::Grpc, serve).map_err(setup)??;
     let servers: Servers = Arc::new(Mutex::new(servers));
-    let guard = match listener {
-        None => None,
-        Some(listener) => {
-            poll::set_backlog(&listener, BACKLOG).map_err(listen)?;
-            address.set_port(listener.local_addr().map_err(listen)?.port());
-            let of_guard = Arc::clone(&servers);
-            let attach = move |socket, peer: SocketAddr| {
-                let local = usize::from(peer.ip().is_loopback());
-                if let Some(server) = lock(&of_guard).get_mut(local) {
-                    poll::hand_over(server, socket);
-                }
-            };
-            Some(Guard::start(listener, peers, limits.message_bytes, Box::new(attach)).map_err(setup)?)
+    let of_guard = Arc::clone(&servers);
+    let attach = move |socket, peer: SocketAddr| {
+        let local = usize::from(peer.ip().is_loopback());
+        if let Some(server) = lock(&of_guard).get_mut(local) {
+            poll::hand_over(server, socket);
         }
     };
+    let guard = Some(Guard::start(listener, tls, peers, limits.message_bytes, Box::new(attach)).map_err(setup)?);
     Ok(GrpcServer { address, auth, servers, guard, shared, _environment: environment })
 }
 
@@ -227,7 +210,6 @@ fn channel(limits: &config::Limits, quota: ResourceQuota, environment: &Arc<Envi
     let bytes = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
     let millis = |d: Duration| i32::try_from(d.as_millis()).unwrap_or(i32::MAX);
     let mut channel = ChannelBuilder::new(Arc::clone(environment))
-        .reuse_port(false) // or a second agent would share the port in silence
         .max_receive_message_len(bytes(limits.message_bytes))
         .max_concurrent_stream(bytes(limits.streams + limits.calls))
         .set_resource_quota(quota)
@@ -235,7 +217,6 @@ fn channel(limits: &config::Limits, quota: ResourceQuota, environment: &Arc<Envi
         .keepalive_timeout(KEEPALIVE_TIMEOUT)
         .keepalive_permit_without_calls(true)
         .http2_min_recv_ping_interval_without_data(PINGS_APART)
-        .raw_cfg_int(c"grpc.server_handshake_timeout_ms".into(), millis(HANDSHAKE))
         .raw_cfg_int(c"grpc.max_connection_idle_ms".into(), millis(limits.connection_idle))
         // No compression: a small message could unfold to any size.
         .raw_cfg_int(c"grpc.compression_enabled_algorithms_bitset".into(), 1);
@@ -324,17 +305,12 @@ impl Shared {
     /// Address of the client.
     fn peer(&self, context: &RpcContext) -> String {
         let name = context.peer();
-        match self.peers.address(&name) {
-            Some(address) => address.to_string(),
-            None => plain_address(&name),
-        }
+        self.peers.address(&name).map_or(name, |address| address.to_string())
     }
 
-    /// Who calls; `local` tells whether those of this server are of this host, without it their address does.
-    fn caller(&self, context: &RpcContext, local: Option<bool>) -> Caller {
-        let authenticated = context.auth_context().is_some_and(|a| a.peer_is_authenticated());
-        let caller = Caller::new(self.peer(context), authenticated);
-        Caller { loopback: local.unwrap_or(caller.loopback), ..caller }
+    /// Who calls; `local` tells whether those of this server are of this host.
+    fn caller(&self, context: &RpcContext, local: bool) -> Caller {
+        Caller { loopback: local, ..Caller::new(self.peer(context), self.authenticated) }
     }
 
     /// Opens a stream, or refuses it.
@@ -360,7 +336,7 @@ impl Shared {
     }
 }
 
-fn metrics_service(shared: &Arc<Shared>, local: Option<bool>) -> Service {
+fn metrics_service(shared: &Arc<Shared>, local: bool) -> Service {
     let builder = ServiceBuilder::new();
     let builder = unary(builder, shared, name::GET_METRICS, |s: &Shared, r| s.get_metrics(r));
     let builder = unary(builder, shared, name::GET_IO_STATS, |s, r| encode(&s.api.get_io_stats(r)?));
@@ -417,7 +393,7 @@ fn unary<Req: Message>(
 
 fn configure(
     shared: &Arc<Shared>,
-    local: Option<bool>,
+    local: bool,
     context: &RpcContext,
     request: &[u8],
     sink: ServerStreamingSink<GrpcSlice>,
@@ -517,30 +493,4 @@ fn count(failure: Option<Code>) {
 
 fn status(failure: &Failure) -> RpcStatus {
     RpcStatus::with_message(failure.code as i32, failure.message.clone())
-}
-
-/// gRPC calls an address `ipv4:127.0.0.1:5` or `ipv6:%5B::1%5D:5`.
-fn plain_address(peer: &str) -> String {
-    let address = peer.trim_start_matches("ipv4:").trim_start_matches("ipv6:").replace("%5B", "[").replace("%5D", "]");
-    match address.parse::<SocketAddr>() {
-        Ok(address) => listen::plain(address).to_string(),
-        Err(_) => address,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn peers_have_plain_addresses() {
-        for (peer, address) in [
-            ("ipv4:127.0.0.1:5", "127.0.0.1:5"),
-            ("ipv6:%5B::1%5D:5", "[::1]:5"),
-            ("ipv6:%5B::ffff:127.0.0.1%5D:5", "127.0.0.1:5"),
-            ("unix:/a", "unix:/a"),
-        ] {
-            assert_eq!(plain_address(peer), address);
-        }
-    }
 }

@@ -1,30 +1,22 @@
-//! Certificates of the gRPC server: checked before gRPC sees them, and read again for each new connection, so that
-//! changed files need no restart.
+//! Certificates of the gRPC server, whose TLS ends at the [`guard`](super::guard).
 
-use std::error::Error;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::fmt;
 use std::path::PathBuf;
-use std::sync::Mutex;
 
-use grpcio::{CertificateRequestType, ServerCredentials, ServerCredentialsBuilder, ServerCredentialsFetcher};
+use openssl::ssl::SslContext;
 
+use crate::config::web::TlsServer;
 use crate::config::{Grpc, Tls};
-use crate::host::pem;
 use crate::metrics::grpc::COUNTS;
+use crate::server::tls::{Pems, Server};
+use crate::server::watched::{Source, Watched};
 
-/// Key of the certificate chain in the configuration.
-const CERT: &str = "server.grpc.tls.cert_file";
+const SERVER: Server = Server { keys: "server.grpc.tls.", protocol: b"\x02h2" };
 
-/// The server's credentials, `None` without TLS. An error names the file.
-pub fn credentials(config: &Tls) -> Result<Option<ServerCredentials>, String> {
-    let Some(files) = Files::of(config) else { return Ok(None) };
-    files.load()?.note_expiry(&files);
-    let kind = match files.ca {
-        Some(_) => CertificateRequestType::RequestAndRequireClientCertificateAndVerify,
-        None => CertificateRequestType::DontRequestClientCertificate,
-    };
-    let fetcher = Fetcher { files, kind, state: Mutex::default() };
-    Ok(Some(ServerCredentials::with_fetcher(Box::new(fetcher), kind)))
+/// The files that the configuration names.
+pub struct Files {
+    tls: TlsServer,
+    cert: PathBuf,
 }
 
 /// Whether the files of the configuration can be used; false if none are needed. An error names the file.
@@ -33,96 +25,46 @@ pub fn check(config: &Grpc) -> Result<bool, String> {
         super::auth::read(file)?;
     }
     let files = Files::of(&config.tls).filter(|_| config.enabled);
-    files.map_or(Ok(false), |files| files.load().map(|_| true))
+    files.map_or(Ok(false), |files| files.read().and_then(|pems| files.make(&pems)).map(|_| true))
 }
 
-struct Files {
-    cert: PathBuf,
-    key: PathBuf,
-    ca: Option<PathBuf>,
-}
-
-/// What the files held.
-#[derive(Clone, PartialEq, Eq)]
-struct Pems {
-    cert: Vec<u8>,
-    key: Vec<u8>,
-    ca: Option<Vec<u8>>,
-}
-
-impl Pems {
-    /// They come into use.
-    fn note_expiry(&self, files: &Files) {
-        COUNTS.certificate(pem::expires(&self.cert).unwrap_or(0));
-        pem::warn_if_expired((CERT, &files.cert), &self.cert);
-    }
+/// What is in the files; without TLS, nothing.
+pub fn watched(config: &Tls) -> Result<Watched<Files>, String> {
+    Watched::new(Files::of(config))
 }
 
 impl Files {
     fn of(config: &Tls) -> Option<Self> {
         let (true, Some(cert), Some(key)) = (config.enabled, &config.cert_file, &config.key_file) else { return None };
-        Some(Self { cert: cert.clone(), key: key.clone(), ca: config.client_ca_file.clone() })
-    }
-
-    /// Reads and checks them.
-    fn load(&self) -> Result<Pems, String> {
-        let (cert, key) = pem::identity((CERT, &self.cert), ("server.grpc.tls.key_file", &self.key))?;
-        let ca = self.ca.as_ref().map(|path| pem::certificates("server.grpc.tls.client_ca_file", path));
-        Ok(Pems { cert, key, ca: ca.transpose()? })
+        let tls = TlsServer::of_files(cert.clone(), key.clone(), config.client_ca_file.clone());
+        Some(Self { tls, cert: cert.clone() })
     }
 }
 
-struct Fetcher {
-    files: Files,
-    kind: CertificateRequestType,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    in_use: Option<Pems>,
-    /// Why the files cannot be used, as logged last.
-    refused: Option<String>,
-}
-
-impl Fetcher {
-    fn next(&self) -> Result<Option<ServerCredentialsBuilder>, String> {
-        // A panic cannot have left it half changed: each change is one assignment.
-        let mut state = self.state.lock().unwrap_or_else(|e| e.into_inner());
-        let new = match self.files.load() {
-            Ok(new) => new,
-            Err(why) if state.in_use.is_none() => return Err(why),
-            Err(why) => {
-                if state.refused.as_ref() != Some(&why) {
-                    log::warn!("{why}; the certificates in use stay");
-                    COUNTS.certificates_refused();
-                    state.refused = Some(why);
-                }
-                return Ok(None);
-            }
-        };
-        state.refused = None;
-        if state.in_use.as_ref() == Some(&new) {
-            return Ok(None);
-        }
-        if state.in_use.is_some() {
-            log::info!("gRPC: certificates changed, {} is in use now", self.files.cert.display());
-            new.note_expiry(&self.files);
-        }
-        let Pems { cert, key, ca } = new.clone();
-        let mut builder = ServerCredentialsBuilder::new().add_cert(cert, key);
-        if let Some(ca) = ca {
-            builder = builder.root_cert(ca, self.kind);
-        }
-        state.in_use = Some(new);
-        Ok(Some(builder))
+impl fmt::Display for Files {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "gRPC: {} or a file that belongs to it", self.cert.display())
     }
 }
 
-impl ServerCredentialsFetcher for Fetcher {
-    fn fetch(&self) -> Result<Option<ServerCredentialsBuilder>, Box<dyn Error>> {
-        // The caller is C.
-        let next = catch_unwind(AssertUnwindSafe(|| self.next()));
-        next.unwrap_or_else(|_| Err("reading the certificates panicked".into())).map_err(Into::into)
+impl Source for Files {
+    type Contents = Pems;
+    type Value = SslContext;
+
+    fn read(&self) -> Result<Pems, String> {
+        SERVER.read(&self.tls)
+    }
+
+    fn make(&self, pems: &Pems) -> Result<SslContext, String> {
+        SERVER.context(&self.tls, pems)
+    }
+
+    fn used(&self, pems: &Pems) {
+        COUNTS.certificate(pems.expires().unwrap_or(0));
+        SERVER.warn_if_expired(&self.tls, pems);
+    }
+
+    fn refused(&self) {
+        COUNTS.certificates_refused();
     }
 }

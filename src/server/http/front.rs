@@ -31,13 +31,13 @@ use super::access::{Access, Policy, Tokens};
 use super::gateway::Ticks;
 use super::hosts::Hosts;
 use super::inner::{Answer, Inner, Lane};
-use super::login::{Attempt, Known, Login};
+use super::login::{self, Attempt, Known, Login, Place};
 use super::request::{self, HEAD_MAX, Head, Reply};
-use super::transport::{Handshake, Transport};
 use super::{failure, header};
 use crate::ebpf::poll::{self, POLLIN, POLLOUT, POLLRDHUP, PollFd};
 use crate::metrics::http::COUNTS;
 use crate::server::listen;
+use crate::server::transport::{Handshake, Transport, Turns};
 
 /// Most client connections.
 const CLIENTS_MAX: usize = 128;
@@ -47,12 +47,6 @@ const ANSWERS_MAX: usize = 8 << 20;
 const IDLE: Duration = Duration::from_secs(75);
 /// Time for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Time spent on handshakes in one round, and then without any: they get half of the thread at most, and a client with a
-/// connection waits no longer.
-const HANDSHAKES: Duration = Duration::from_millis(10);
-/// Clients whose passwords may wait to be checked, and how many of them from one address.
-const LOGINS_MAX: usize = 32;
-const LOGINS_EACH: usize = 8;
 /// Time from the first byte of a request to its last.
 const REQUEST: Duration = Duration::from_secs(5);
 /// Time for tiny_http to answer: far more than any page takes.
@@ -319,7 +313,7 @@ impl Client {
                 Step::Wait
             }
             Handshake::Plain => self.refuse((400, "this port speaks TLS: ask https:// instead of http://")),
-            Handshake::Failed => self.linger(),
+            Handshake::Failed(_) => self.linger(),
         }
     }
 
@@ -538,8 +532,7 @@ struct Front<'a> {
     access: &'a Access,
     login: &'a mut Login,
     tokens: Tokens,
-    /// No handshake goes on before.
-    handshakes_at: Instant,
+    handshakes: Turns,
     /// By number, which grows with each connection and is never used again.
     clients: BTreeMap<u64, Client>,
     last_client: u64,
@@ -581,7 +574,7 @@ impl<'a> Front<'a> {
             access,
             login,
             tokens: Tokens::default(),
-            handshakes_at: now,
+            handshakes: Turns::new(now),
             clients: BTreeMap::new(),
             last_client: Lane::NOBODY,
             inner: None,
@@ -623,7 +616,7 @@ impl<'a> Front<'a> {
             entries.extend(self.lanes.iter().map(|lane| poll::entry(lane.stream(), POLLIN)));
             let lanes = entries.len();
             entries.push(poll::entry(self.login.socket(), POLLIN));
-            let resting = now < self.handshakes_at;
+            let resting = self.handshakes.rest_until(now).is_some();
             for (&id, client) in &self.clients {
                 let rests = resting && matches!(client.state, State::Handshake { .. });
                 entries.push(poll::entry(&client.stream, if rests { 0 } else { client.events() }));
@@ -676,26 +669,21 @@ impl<'a> Front<'a> {
                     }
                 }
             }
-            // Accepted, they would push out those whose handshakes wait.
-            if entries.get(clients + 1).is_some_and(is_ready) && Instant::now() >= self.handshakes_at {
+            if entries.get(clients + 1).is_some_and(is_ready) && self.handshakes.rest_until(Instant::now()).is_none() {
                 self.accept();
             }
         }
     }
 
-    /// Goes on with handshakes, the oldest first, as long as they have time.
     fn shake_hands(&mut self, ready: &[u64]) {
-        let begun = Instant::now();
-        for id in ready {
-            if begun.elapsed() >= HANDSHAKES {
-                self.handshakes_at = Instant::now() + HANDSHAKES;
-                return;
+        let Front { clients, handshakes, scratch, .. } = self;
+        handshakes.take(ready, |id| {
+            if let Some(client) = clients.get_mut(id)
+                && client.greet(scratch) == Step::Close
+            {
+                clients.remove(id);
             }
-            if let Some(client) = self.clients.get_mut(id) {
-                let step = client.greet(&mut self.scratch);
-                self.act(*id, step);
-            }
-        }
+        });
     }
 
     /// Lets in who may ask, and refuses who may not. What it takes to know that is under way afterwards.
@@ -744,18 +732,23 @@ impl<'a> Front<'a> {
         let step = match known {
             Ok(Known::Unknown) => {
                 let Some(new) = new else { return };
-                let peer = client.peer.ip();
-                let waiting = |c: &&Client| matches!(c.state, State::Login { attempt: Some(_), .. });
-                let all = self.clients.values().filter(waiting).count();
-                let same = self.clients.values().filter(waiting).filter(|c| c.peer.ip() == peer).count();
-                let Some(client) = self.clients.get_mut(&id) else { return };
-                match &mut client.state {
-                    State::Login { attempt, .. } if all < LOGINS_MAX && same < LOGINS_EACH => {
-                        *attempt = Some(new);
-                        return;
-                    }
-                    _ => client.refuse((429, "too many passwords wait to be checked: try again in a second")),
+                let waiting = self.clients.iter().filter_map(|(&id, c)| match &c.state {
+                    State::Login { attempt: Some(attempt), .. } => Some((id, &**attempt)),
+                    _ => None,
+                });
+                let loser = match login::place(waiting, &new) {
+                    Place::Free => None,
+                    Place::Of(other) => Some(other),
+                    Place::None => Some(id),
+                };
+                if loser != Some(id)
+                    && let Some(Client { state: State::Login { attempt, .. }, .. }) = self.clients.get_mut(&id)
+                {
+                    *attempt = Some(new);
                 }
+                let Some((id, client)) = loser.and_then(|id| Some((id, self.clients.get_mut(&id)?))) else { return };
+                let step = client.refuse((429, "too many passwords wait to be checked: try again in a second"));
+                return self.act(id, step);
             }
             Ok(Known::Right) => client.let_in(),
             Ok(Known::Wrong) => {
@@ -773,7 +766,7 @@ impl<'a> Front<'a> {
             return Some(Duration::ZERO);
         }
         let restart = self.inner.is_none().then_some(self.restart_at);
-        let handshakes = (self.handshakes_at > now).then_some(self.handshakes_at);
+        let handshakes = self.handshakes.rest_until(now);
         let waits = self.clients.values().any(|c| matches!(c.state, State::Login { .. }));
         let login = self.login.next_at().filter(|at| waits && *at > now);
         let accept = (self.accept_at > now).then_some(self.accept_at);

@@ -17,6 +17,7 @@ use openssl::rand::rand_bytes;
 use openssl::sha::Sha256;
 
 use crate::config::web::{Hash, Unique};
+use crate::server::listen;
 
 /// Right ones remembered. Only who knows a password makes one.
 const RIGHT: usize = 256;
@@ -29,6 +30,13 @@ const TURNS: usize = 1024;
 /// Longest Authorization header that is looked at: longer than any name and password that bcrypt tells apart.
 const HEADER_MAX: usize = 1024;
 
+/// Passwords that may wait to be checked, and how many of them from one network.
+const WAITING: usize = 32;
+const WAITING_EACH: usize = 8;
+
+/// From where, and for whom if there is such a user.
+type Turn = (IpAddr, Option<String>);
+
 /// Stands for a name, a password and the hash that it is compared with; nobody can tell them from it.
 type Digest = [u8; 32];
 
@@ -38,8 +46,42 @@ pub struct Attempt {
     digest: Digest,
     password: Vec<u8>,
     hash: Hash,
-    /// From where, and for whom if there is such a user: those take turns.
-    turn: (IpAddr, Option<String>),
+    /// These take turns.
+    turn: Turn,
+}
+
+/// Whether one more may wait.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Place {
+    /// There is room.
+    Free,
+    /// Another has to go, this one.
+    Of(u64),
+    /// Whoever comes has more waiting than others.
+    None,
+}
+
+/// The place of one who comes now beside those who wait, the newest of whom has the highest number. Where all are taken, it is
+/// given by whoever has most of them: within a network a user, or those without one, else a network. So who floods, behind
+/// whatever address and under whatever names, puts out its own.
+pub fn place<'a>(waiting: impl Iterator<Item = (u64, &'a Attempt)>, new: &Attempt) -> Place {
+    let all: Vec<(u64, &Turn)> = waiting.map(|(id, attempt)| (id, &attempt.turn)).collect();
+    let beside: Vec<(u64, &Turn)> = all.iter().filter(|(_, turn)| turn.0 == new.turn.0).copied().collect();
+    if beside.len() >= WAITING_EACH {
+        most(&beside, &new.turn, |a, b| a.1 == b.1)
+    } else if all.len() >= WAITING {
+        most(&all, &new.turn, |a, b| a.0 == b.0)
+    } else {
+        Place::Free
+    }
+}
+
+fn most(taken: &[(u64, &Turn)], new: &Turn, same: impl Fn(&Turn, &Turn) -> bool) -> Place {
+    let of = |turn: &Turn| taken.iter().filter(|(_, other)| same(turn, other)).count();
+    match taken.iter().map(|(id, turn)| (of(turn), *id)).max() {
+        Some((places, id)) if places > of(new) + 1 => Place::Of(id),
+        _ => Place::None,
+    }
 }
 
 /// What is known of an attempt.
@@ -59,7 +101,7 @@ pub struct Login {
     salt: Option<[u8; 32]>,
     right: HashSet<Digest>,
     wrong: VecDeque<Digest>,
-    turns: HashMap<(IpAddr, Option<String>), u64>,
+    turns: HashMap<Turn, u64>,
     turn: u64,
     running: Option<Digest>,
     /// Not to check before.
@@ -111,7 +153,7 @@ impl Login {
             sha.update(&(part.len() as u64).to_le_bytes());
             sha.update(part);
         }
-        let turn = (from.to_canonical(), known.map(|_| name));
+        let turn = (listen::network(from), known.map(|_| name));
         Some(Attempt { digest: sha.finish(), password, hash, turn })
     }
 
@@ -287,6 +329,38 @@ mod tests {
         check(&mut login, &[&flood[1], &flood[2], &names[1], &honest]);
         assert_eq!(login.known(&honest), Known::Right);
         assert!(login.wrong.len() == 2 && login.right.len() == 1);
+    }
+
+    #[test]
+    fn who_floods_makes_room_for_others() {
+        let attempt = |from: [u8; 4], user: Option<&str>| Attempt {
+            digest: [0; 32],
+            password: Vec::new(),
+            hash: users(&[("a", "b")]).0["a"].clone(),
+            turn: (IpAddr::from(from), user.map(str::to_owned)),
+        };
+        let (here, there) = ([127, 0, 0, 1], [192, 0, 2, 1]);
+        let mut waiting = Vec::new();
+        let at = |waiting: &[Attempt], new: &Attempt| place((0..).zip(waiting), new);
+        while at(&waiting, &attempt(there, None)) == Place::Free {
+            waiting.push(attempt(there, None));
+        }
+        assert_eq!(waiting.len(), WAITING_EACH);
+        assert_eq!(at(&waiting, &attempt(there, None)), Place::None);
+        assert_eq!(at(&waiting, &attempt(here, None)), Place::Free);
+        // A user behind the same address: the newest of the flood goes.
+        assert_eq!(at(&waiting, &attempt(there, Some("a"))), Place::Of(7));
+        waiting[7] = attempt(there, Some("a"));
+        assert_eq!(at(&waiting, &attempt(there, None)), Place::None, "it does not come back for that");
+        // All places are taken, by few networks.
+        for n in 2..=4 {
+            (0..WAITING_EACH).for_each(|_| waiting.push(attempt([192, 0, 2, n], None)));
+        }
+        assert_eq!(waiting.len(), WAITING);
+        assert_eq!(at(&waiting, &attempt(here, None)), Place::Of(31));
+        // Or by one each.
+        let one_each: Vec<_> = (0..WAITING as u8).map(|n| attempt([198, 51, 100, n], None)).collect();
+        assert_eq!(at(&one_each, &attempt(here, Some("a"))), Place::None);
     }
 
     #[test]

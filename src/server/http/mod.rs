@@ -19,7 +19,6 @@ pub mod hosts;
 mod inner;
 mod login;
 pub(crate) mod request;
-mod transport;
 
 use self::access::Access;
 use self::gateway::{CONFIGURE_PATH, Configure, Gateway};
