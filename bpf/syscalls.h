@@ -174,7 +174,12 @@ static __always_inline __u64 regs_offset(void);
  */
 static __always_inline void saved_call(struct task_struct *task, unsigned int flags, struct syscall *call)
 {
-	if (flags & (PF_KTHREAD | PF_IO_WORKER) || (flags & PF_USER_WORKER && HAS_USER_WORKERS)) {
+	unsigned int callless = PF_KTHREAD | PF_IO_WORKER;
+
+	if (HAS_USER_WORKERS)
+		callless |= PF_USER_WORKER;
+	barrier_var(callless); /* one mask, which src/ebpf/object.rs looks for */
+	if (flags & callless) {
 		call->nr = NR_NONE;
 		call->regs = 0;
 		return;

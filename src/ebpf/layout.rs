@@ -162,10 +162,17 @@ impl Layout {
             }
         }
         layout.place_order();
-        if os::kernel_version() >= (6, 4) {
-            layout.structs.entry("has_user_workers").or_default().size = 1;
-        }
+        layout.place_workers(os::kernel_version());
         Ok(layout)
+    }
+
+    /// Tells whether a kernel has PF_USER_WORKER, which before 5.17 meant something else.
+    fn place_workers(&mut self, kernel: (u32, u32)) {
+        if kernel >= (6, 4) {
+            self.structs.entry("has_user_workers").or_default().size = 1;
+        } else {
+            self.structs.remove("has_user_workers");
+        }
     }
 
     /// Tells the place of `order` (see bpf/kernel.h), if this kernel tells the order.
@@ -675,8 +682,8 @@ impl Btf {
 
 #[cfg(test)]
 impl Layout {
-    /// What would be found on a kernel that has kprobes and tells the order of a folio, or does not; `None` where nothing can
-    /// be found.
+    /// What would be found on a kernel that has kprobes and tells the order of a folio, as 6.4 does, or does not, as 5.16;
+    /// `None` where nothing can be found.
     pub(crate) fn for_tests(order: bool) -> Option<Self> {
         let mut layout = os::mount_tracefs_privately().ok().and_then(|_| Self::find().ok())?;
         for (of, field, offset, kind) in [
@@ -691,6 +698,7 @@ impl Layout {
             }
         }
         layout.place_order();
+        layout.place_workers(if order { (6, 4) } else { (5, 16) });
         if !order {
             layout.structs.remove("place_of_order");
             layout.structs.get_mut(RECORDS[0].0)?.fields.remove("order");

@@ -7,6 +7,8 @@ pub mod abi;
 pub mod attach;
 pub mod layout;
 pub mod object;
+#[cfg(test)]
+mod old_verifier;
 pub mod os;
 pub mod poll;
 pub mod privilege;

@@ -904,6 +904,8 @@ mod tests {
     use super::*;
     use crate::ebpf::abi;
     use crate::ebpf::layout::Layout;
+    use crate::ebpf::old_verifier;
+    use std::collections::{BTreeMap, BTreeSet};
 
     #[test]
     fn rust_mirrors_the_structs_of_the_programs() {
@@ -1017,6 +1019,55 @@ mod tests {
             let poisoned: Vec<_> =
                 programs(&object).into_iter().filter(|(_, _, insns)| comes_to_poison(insns)).map(|p| p.0).collect();
             assert!(poisoned.is_empty(), "with the order of folios told ({order}): {poisoned:?}");
+        }
+    }
+
+    /// Sizes of an object's maps by their descriptors; of those inside of maps, of which libbpf knows only until the maps
+    /// are made, by the complement of the outer one's.
+    fn sizes(object: &Object, opened: &Object) -> BTreeMap<i32, old_verifier::Map> {
+        let mut sizes = BTreeMap::new();
+        for (map, before) in maps(object).into_iter().zip(maps(opened)) {
+            // SAFETY: a map of the live object, and the description of one inside of it, if there is one.
+            unsafe {
+                let (fd, inner) = (sys::bpf_map__fd(map), sys::bpf_map__inner_map(before));
+                let of = |map, of_maps| old_verifier::Map {
+                    key: sys::bpf_map__key_size(map),
+                    value: sys::bpf_map__value_size(map),
+                    of_maps,
+                };
+                sizes.insert(fd, of(map, !inner.is_null()));
+                if !inner.is_null() {
+                    sizes.insert(!fd, of(inner, false));
+                }
+            }
+        }
+        sizes
+    }
+
+    #[test]
+    fn linux_4_14_would_verify_the_programs_without_btf() {
+        for order in [true, false] {
+            let Some(layout) = Layout::for_tests(order) else {
+                println!("SKIPPED linux_4_14_would_verify_the_programs_without_btf: needs root and tracefs");
+                return;
+            };
+            let (elf, btf) = (crate::monitor::iomonitor::elf_no_btf(), layout.btf().unwrap());
+            let mut masks = BTreeSet::new();
+            for (elf, btf) in [(elf, Some(&btf)), (crate::ebpf::layout::elf(), None)] {
+                let object = Object::prepare("old", elf, btf, None).unwrap();
+                let maps = sizes(&object, &Object::open("old", elf, btf).unwrap());
+                for (name, kind, insns) in programs(&object) {
+                    // A tracepoint's record, whose first eight bytes are the kernel's own; else registers.
+                    let context = if kind == sys::BPF_PROG_TYPE_TRACEPOINT { (8, 2048) } else { (0, 168) };
+                    let walk = old_verifier::walk(insns, context, &maps).unwrap_or_else(|e| panic!("{name}: {e}"));
+                    println!("{name}: {} instructions, of which it follows {}", insns.len(), walk.followed);
+                    masks.extend(walk.masks);
+                }
+            }
+            // The flags of threads that are in no system call. Before 5.17 PF_USER_WORKER (0x4000) was another flag, which
+            // init may have left to every thread.
+            assert!(masks.contains(&0x20_0010), "{masks:x?}");
+            assert_eq!(masks.contains(&0x20_4010), order, "{masks:x?}");
         }
     }
 
