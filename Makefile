@@ -45,7 +45,7 @@ test: deps deps-test ## run every test that this machine can run, also on other 
 	@sh .ci/test.sh
 
 test-full: deps deps-test deps-browser deps-helm ## the same, and what takes long: overhead on every kernel, the page in Chromium, the static binary, measurements, fuzzing
-	@VM_OVERHEAD="5.10 6.1 6.12 7.2" VM_STATIC="5.10 6.1 6.12 7.2" VM_ARM64="5.10 6.1 6.12 7.2" VM_FULL=1 sh .ci/test.sh
+	@VM_OVERHEAD="5.10 6.1 6.12 7.2 6.12:arm64" VM_STATIC="5.10 6.1 6.12 7.2" VM_ARM64="5.10 6.1 6.12 6.12+16k 7.2" VM_FULL=1 sh .ci/test.sh
 	@TEST_SOAK_SECONDS=600 sh .ci/static.sh test --no-fail-fast -- --test-threads=1 --ignored --nocapture
 	@$(MAKE) --no-print-directory test-static
 	@$(MAKE) --no-print-directory fuzz deny
@@ -72,6 +72,9 @@ deps-vm: ## install what the tests on other kernels need besides (Debian, Ubuntu
 
 test-vm: deps deps-vm ## run the ground truth tests on other kernels, emulated (KERNELS="5.10 6.12:arm64", or KERNEL_IMAGE=path)
 	@KERNEL_IMAGE=$(KERNEL_IMAGE) KERNEL_MODULES=$(KERNEL_MODULES) VM_ARCH=$(VM_ARCH) bash tests/vm/run.sh $(KERNELS)
+
+results: ## take over what was seen to attach (target/vm/results.txt, target/test.log), and make README's table of it
+	@sh tests/vm/results.sh $(wildcard $(TARGET)/vm/results.txt $(TARGET)/test.log)
 
 test-banyandb: deps ## compare what a BanyanDB server stores with /metrics (BANYANDB=host:port, TEST_BANYANDB_SECONDS=300)
 	@test -n "$(BANYANDB)" || { echo "which server? make test-banyandb BANYANDB=host:port" >&2; exit 2; }
@@ -122,4 +125,4 @@ uninstall: ## remove them; a configuration that was changed stays
 clean: ## remove everything that was built
 	@cargo clean
 
-.PHONY: help deps deps-test deps-browser deps-helm deps-vm deps-image build static run test test-full test-static test-vm test-banyandb lint soak fuzz deny dist bench bench-overhead install uninstall clean
+.PHONY: help deps deps-test deps-browser deps-helm deps-vm deps-image build static run test test-full test-static test-vm results test-banyandb lint soak fuzz deny dist bench bench-overhead install uninstall clean

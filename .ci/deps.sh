@@ -26,9 +26,9 @@ vm) # an emulator, and what goes into the machine
     debian="qemu-system-x86 busybox-static cpio e2fsprogs util-linux debian-archive-keyring"
     alpine="qemu-system-x86_64 busybox-static cpio e2fsprogs"
     ;;
-vm-arm64) # the emulator of the other architecture
-    debian="qemu-system-arm"
-    alpine="qemu-system-aarch64"
+vm-arm64) # the emulator of the other architecture, and what finds the modules of its kernel with large pages
+    debian="qemu-system-arm kmod"
+    alpine="qemu-system-aarch64 kmod"
     ;;
 static) # zig comes from Python's registry
     debian="python3 python3-venv"

@@ -310,7 +310,7 @@ fn the_image_of_nothing_but_the_binary_works() {
         assert_eq!(agent.log().contains("mounted it for this process alone"), name == "privileged", "{}", agent.log());
 
         let file = TestFile::cold("image", 8 * MIB);
-        let pages = (8 * MIB / sys::PAGE) as f64;
+        let pages = (8 * MIB / sys::page()) as f64;
         let (delta, _) = agent.during(|| read_all(&file.file, 64 << 10));
         // The whole host is counted, so others may add to it.
         assert!(delta.misses_of(pages) >= pages, "{name}: {}", delta.moved());
@@ -352,7 +352,7 @@ fn a_container_that_is_restarted_is_counted_on() {
     };
     let do_it = |args: &[&str]| run(podman.command().args(args)).unwrap();
     let file = TestFile::new("container", 8 * MIB);
-    let pages = (8 * MIB / sys::PAGE) as f64;
+    let pages = (8 * MIB / sys::page()) as f64;
     let data = format!("--volume={}:/data:ro", text(&file.path));
     let sleep = ["--network=none", &data, SERVICE, "/busybox", "sleep", "3600"];
     do_it(&[&["run", "--detach", "--name", "service"], &LIMITS[..], &sleep].concat());

@@ -22,7 +22,7 @@ use ebpf_sidecar::api::proto::rpc;
 use ebpf_sidecar::server::grpc::stubs::name;
 use grpcio::ChannelCredentialsBuilder;
 
-use common::sys::PAGE;
+use common::sys::page;
 use common::{Agent, Cgroup, Metrics, TempDir, TestFile, bpf, status_field, sys, text};
 use grpc::Client;
 use identity::{Identity, YEAR};
@@ -105,7 +105,7 @@ fn months_in_hours() {
     };
 
     let stop = AtomicBool::new(false);
-    let f = TestFile::new("soak", 64 * PAGE);
+    let f = TestFile::new("soak", 64 * page());
     let mut used = Vec::new();
     let mut last: BTreeMap<String, f64> = BTreeMap::new();
     let (mut sequence, mut told, mut faults) = (None::<(f64, Instant)>, 0u32, BTreeMap::<&str, u32>::new());
@@ -118,12 +118,12 @@ fn months_in_hours() {
     thread::scope(|threads| {
         for _ in 0..2 {
             threads.spawn(|| {
-                let mut buf = [0u8; PAGE];
+                let (mut buf, bytes) = (vec![0u8; page()], page());
                 for page in (0..64).cycle() {
                     if stop.load(Ordering::Relaxed) {
                         break;
                     }
-                    f.file.read_at(&mut buf, (page * PAGE) as u64).unwrap();
+                    f.file.read_at(&mut buf, (page * bytes) as u64).unwrap();
                     let advice = if page == 0 { libc::POSIX_FADV_DONTNEED } else { libc::POSIX_FADV_NORMAL };
                     sys::fadvise(f.file.as_raw_fd(), 0, 0, advice).unwrap();
                     thread::sleep(Duration::from_millis(5));

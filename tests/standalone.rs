@@ -91,7 +91,7 @@ fn it_counts_in_an_empty_root() {
     names.sort();
     assert_eq!(names, ["agent", "proc", "sys"]);
     let file = TestFile::cold("empty-root", 8 * MIB);
-    let pages = (8 * MIB / sys::PAGE) as f64;
+    let pages = (8 * MIB / sys::page()) as f64;
     let (delta, read) = agent.during(|| read_all(&file.file, 64 << 10));
     assert_eq!(read, 8 * MIB as u64);
     // The whole host is counted, so others may add to it.

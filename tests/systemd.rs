@@ -368,7 +368,7 @@ fn a_service_is_counted_on_after_its_restart() {
     let data = TestFile::new("database", 8 * MIB);
     let file = dir.path.join("data");
     std::os::unix::fs::symlink(&data.path, &file).unwrap();
-    let pages = (8 * MIB / sys::PAGE) as f64;
+    let pages = (8 * MIB / sys::page()) as f64;
 
     let mut machine = Machine::boot(dir, systemd);
     let log = "agent.log";

@@ -23,6 +23,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ebpf_sidecar::ebpf::os;
+use ebpf_sidecar::monitor::catalogue;
 use ebpf_sidecar::monitor::processes::in_initial_pid_namespace;
 
 pub const MIB: usize = 1 << 20;
@@ -112,7 +114,7 @@ pub fn output_of(mut command: Command, settings: &[(&str, &str)]) -> Output {
     command.envs(settings.iter().map(|(name, value)| (format!("EBPF_SIDECAR_{name}"), value)));
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // What it writes fits into a pipe.
-    let status = wait_for(&mut child, Duration::from_secs(30));
+    let status = wait_for(&mut child, patience());
     let output = child.wait_with_output().unwrap();
     assert!(status.is_some(), "it does not end: {}", String::from_utf8_lossy(&output.stderr));
     output
@@ -162,6 +164,12 @@ pub struct Agent {
     pub port: u16,
     pub grpc_port: u16,
     log: PathBuf,
+}
+
+/// How long an agent may take to start, and to collect twice. It is there so that what hangs ends, not to judge it: on a busy
+/// host an emulated machine once needed a minute.
+pub fn patience() -> Duration {
+    Duration::from_secs(sized(120, 600))
 }
 
 static AGENTS: AtomicU32 = AtomicU32::new(0);
@@ -217,7 +225,7 @@ impl Agent {
             command.env(format!("EBPF_SIDECAR_{name}"), value);
         }
         let mut agent = Self { child: command.spawn().unwrap(), port, grpc_port, log };
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + patience();
         // gRPC comes last.
         let with_grpc = std::env::var_os("TEST_GRPC").is_none_or(|v| v != "false");
         let serves_grpc = |agent: &Self| TcpStream::connect(("127.0.0.1", agent.grpc_port)).is_ok();
@@ -259,7 +267,7 @@ impl Agent {
 
     /// The first metrics for which `done` holds.
     pub fn wait(&self, done: impl Fn(&Metrics) -> bool) -> Metrics {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + patience();
         loop {
             let m = self.metrics();
             if done(&m) {
@@ -332,7 +340,7 @@ pub struct Response {
 /// Sends `head` and reads until the server closes.
 pub fn request(port: u16, head: &str) -> std::io::Result<Response> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_read_timeout(Some(patience()))?;
     stream.write_all(head.as_bytes())?;
     let mut text = Vec::new();
     stream.read_to_end(&mut text)?;
@@ -405,7 +413,7 @@ impl Delta {
     pub fn attempts(&self, truth: f64) -> f64 {
         if self.knows_reads() {
             let got = self.of("ebpf_cache_read_attempts_total");
-            return self.or_missed(got, "cache_read", (2 * MIB / sys::PAGE + 1) as f64, truth);
+            return self.or_missed(got, "cache_read", (2 * MIB / sys::page() + 1) as f64, truth);
         }
         let m = &self.after;
         assert_eq!(m.get("ebpf_sidecar_probe_attached{probe=\"cache_read\",mode=\"none\"}"), 0.0);
@@ -467,6 +475,28 @@ impl Delta {
 pub fn assert_near(what: &str, got: f64, want: f64, percent: f64, delta: &Delta) {
     let slack = want.abs() * percent / 100.0;
     assert!((got - want).abs() <= slack, "{what}: {got}, not {want} +- {percent} %; moved:{}", delta.moved());
+}
+
+/// Prints what this kernel lets the agent attach, and which metrics it lacks then: a line of tests/vm/results.txt, whose last
+/// word tells that no message of the kernel broke it off.
+pub fn tell_attached(metrics: &Metrics) {
+    let mode = match (std::env::var("TEST_ATTACH"), std::env::var("TEST_BTF")) {
+        (Ok(mode), _) => mode,
+        (_, Ok(btf)) if btf == "off" => "nobtf".into(),
+        _ => "auto".into(),
+    };
+    let of_probe = |name: &str| {
+        let labels = name.strip_prefix("ebpf_sidecar_probe_attached{probe=\"")?;
+        Some(labels.strip_suffix("\"}")?.replace("\",mode=\"", "="))
+    };
+    let probes: Vec<_> = metrics.0.keys().filter_map(|name| of_probe(name)).collect();
+    let is_there = |metric: &str| {
+        metrics.0.keys().any(|k| k.strip_prefix(metric).is_some_and(|r| r.is_empty() || r.starts_with(['{', '_'])))
+    };
+    let absent = catalogue::stats().map(|s| s.metric.name).filter(|m| !is_there(m)).collect::<Vec<_>>();
+    let ((major, minor), kib) = (os::kernel_version(), sys::page() >> 10);
+    let (arch, absent) = (std::env::consts::ARCH, if absent.is_empty() { "nothing".into() } else { absent.join(" ") });
+    println!("ATTACHED {major}.{minor} {arch} {kib}K {mode}: {} lacks {absent} .", probes.join(" "));
 }
 
 // ---- cgroups ----

@@ -12,10 +12,20 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::ptr;
+use std::sync::LazyLock;
 
 use libbpf_sys as bpf;
 
-pub const PAGE: usize = 4096;
+/// Bytes of a page.
+pub fn page() -> usize {
+    static PAGE: LazyLock<usize> = LazyLock::new(|| ebpf_sidecar::ebpf::os::page_size() as usize);
+    *PAGE
+}
+
+/// Pages of so many bytes.
+pub fn pages(bytes: usize) -> f64 {
+    bytes.div_ceil(page()) as f64
+}
 
 /// How often this thread has slept of its own accord.
 pub fn voluntary_switches() -> i64 {
@@ -70,16 +80,16 @@ impl Mapping {
 
     /// Which pages are in the page cache.
     pub fn resident(&self) -> Vec<bool> {
-        let mut pages = vec![0u8; self.len.div_ceil(PAGE)];
+        let mut pages = vec![0u8; self.len.div_ceil(page())];
         // SAFETY: our own mapping, and a byte for each of its pages.
         assert_eq!(unsafe { libc::mincore(self.base.cast(), self.len, pages.as_mut_ptr()) }, 0);
         pages.iter().map(|b| b & 1 == 1).collect()
     }
 
     pub fn touch(&self, page: usize) -> u8 {
-        assert!(page * PAGE < self.len);
+        assert!(page * self::page() < self.len);
         // SAFETY: within the mapping; the file does not shrink while a test has it mapped.
-        unsafe { ptr::read_volatile(self.base.add(page * PAGE)) }
+        unsafe { ptr::read_volatile(self.base.add(page * self::page())) }
     }
 
     /// The mapped bytes, as a buffer to write from.
@@ -159,8 +169,8 @@ pub struct Aligned {
 
 impl Aligned {
     pub fn new(len: usize) -> Self {
-        let bytes = vec![0u8; len + PAGE];
-        let start = bytes.as_ptr().align_offset(PAGE);
+        let bytes = vec![0u8; len + page()];
+        let start = bytes.as_ptr().align_offset(page());
         Self { bytes, start, len }
     }
 
@@ -844,7 +854,8 @@ pub mod compat {
         pub fn new() -> Self {
             let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
             // SAFETY: a new mapping at an address that the kernel chooses.
-            let page = unsafe { libc::mmap(std::ptr::null_mut(), super::PAGE, access, flags | libc::MAP_32BIT, -1, 0) };
+            let page =
+                unsafe { libc::mmap(std::ptr::null_mut(), super::page(), access, flags | libc::MAP_32BIT, -1, 0) };
             assert_ne!(page, libc::MAP_FAILED);
             Self(page.cast())
         }
@@ -857,7 +868,7 @@ pub mod compat {
     impl Drop for Low {
         fn drop(&mut self) {
             // SAFETY: our own mapping, unmapped once.
-            unsafe { libc::munmap(self.0.cast(), super::PAGE) };
+            unsafe { libc::munmap(self.0.cast(), super::page()) };
         }
     }
 }
@@ -871,7 +882,7 @@ pub fn touch_huge_pages(len: usize) -> bool {
         if base == libc::MAP_FAILED {
             return false;
         }
-        for at in (0..len).step_by(PAGE) {
+        for at in (0..len).step_by(page()) {
             base.cast::<u8>().add(at).write_volatile(1);
         }
         libc::munmap(base, len);

@@ -3,11 +3,10 @@
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
 use std::thread;
-use std::time::Duration;
 
 use ebpf_sidecar::ebpf::os;
 
-use crate::common::sys::{self, PAGE};
+use crate::common::sys::{self, page};
 use crate::common::{self, Agent, Scoped, TestFile, alone};
 
 /// Names of agents' events in tracefs.
@@ -36,7 +35,7 @@ fn agents_of_the_same_id_and_those_killed_do_not_get_in_the_way() {
     }
     let others = events();
     let counts = |agent: &Agent| {
-        let f = TestFile::new("probed", PAGE);
+        let f = TestFile::new("probed", page());
         let (d, _) = agent.during(|| {
             (0..10).for_each(|_| sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap());
         });
@@ -49,7 +48,8 @@ fn agents_of_the_same_id_and_those_killed_do_not_get_in_the_way() {
     counts(&living);
     counts(&killed);
     let of_killed = &(&events() - &others) - &of_living;
-    assert_eq!((of_living.len(), of_killed.len()), (1, 1));
+    // Where perf knows no kprobes (before 4.17), a function's entry has one beside that of its return.
+    assert!(!of_living.is_empty() && of_living.len() == of_killed.len(), "{of_living:?} {of_killed:?}");
 
     sys::kill(killed.child.id(), libc::SIGKILL);
     killed.child.wait().unwrap();
@@ -61,7 +61,7 @@ fn agents_of_the_same_id_and_those_killed_do_not_get_in_the_way() {
     assert!(now.is_superset(&of_living) && now.is_disjoint(&of_killed), "{now:?}");
     for mut agent in [living, next] {
         sys::kill(agent.child.id(), libc::SIGTERM);
-        assert!(common::wait_for(&mut agent.child, Duration::from_secs(30)).is_some_and(|s| s.success()));
+        assert!(common::wait_for(&mut agent.child, common::patience()).is_some_and(|s| s.success()));
     }
     assert!(events().is_subset(&others), "{:?}", events());
 }
@@ -71,6 +71,7 @@ fn agents_of_the_same_id_and_those_killed_do_not_get_in_the_way() {
 fn what_the_kernel_does_not_count_as_missed_is_absent() {
     need_bpf!("what_the_kernel_does_not_count_as_missed_is_absent");
     let metrics = Scoped::start(&[]).agent.metrics();
+    common::tell_attached(&metrics);
     let counts = os::kernel_version() >= (6, 7);
     let mut attached = 0;
     for (name, _) in metrics.0.iter().filter(|(_, value)| **value == 1.0) {

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
-use crate::common::sys::{self, PAGE};
+use crate::common::sys::{self, page, pages};
 use crate::common::{self, Delta, MIB, Scoped, TestFile, assert_near};
 
 #[test]
@@ -12,14 +12,14 @@ fn evictions_by_cause() {
     need_bpf!("evictions_by_cause");
     let s = Scoped::start(&[]);
     let len = common::sized(48 * MIB, 12 * MIB);
-    let pages = (len / PAGE) as f64;
+    let pages = pages(len);
     let f = TestFile::new("dontneed", len);
     let (d, _) = s.agent.during(|| f.drop_cache());
     assert_near("evictions by fadvise", d.evictions_of("fadvise", pages), pages, 1.0, &d);
     assert_eq!(d.evictions("other"), 0.0, "{}", d.moved());
 
     let f = TestFile::new("unlinked", len);
-    let other = TestFile::new("kept", PAGE);
+    let other = TestFile::new("kept", page());
     let (d, _) = s.agent.during(|| {
         drop(f);
         sys::fadvise(other.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
@@ -49,7 +49,7 @@ fn what_is_read_without_being_kept_is_evicted_for_another_reason() {
         let name = "what_is_read_without_being_kept_is_evicted_for_another_reason";
         return common::skipped(name, &format!("this kernel or file system has no RWF_DONTCACHE: {e}"));
     }
-    let pages = (len / PAGE) as f64;
+    let pages = pages(len);
     assert_eq!((d.evictions_of("other", pages), d.evictions("fadvise")), (pages, 0.0), "{}", d.moved());
     assert_eq!(f.resident(), 0);
 }
@@ -65,7 +65,7 @@ fn dropped_caches_are_evicted_for_another_reason_by_who_asks() {
     let s = Scoped::start(&[]);
     let f = TestFile::new("dropped", 4 * MIB);
     let (d, ()) = s.agent.during(|| fs::write("/proc/sys/vm/drop_caches", "1").unwrap());
-    let pages = (4 * MIB / PAGE) as f64;
+    let pages = pages(4 * MIB);
     assert!(d.evictions_of("other", pages) >= pages, "{}", d.moved());
     assert_eq!(d.evictions("fadvise"), 0.0, "{}", d.moved());
     assert_eq!(f.resident(), 0);

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::thread;
 
-use crate::common::sys::{self, Mapping, PAGE};
+use crate::common::sys::{self, Mapping, page, pages};
 use crate::common::{MIB, Scoped, TestFile, assert_near};
 use crate::{file_pages, file_size};
 
@@ -55,11 +55,11 @@ fn faults_between_warm_reads() {
     let warm = TestFile::new("warm", MIB);
     let map = Mapping::of(&mapped.file);
     map.advise(libc::MADV_RANDOM);
-    let mut buf = [0u8; PAGE];
+    let mut buf = vec![0u8; page()];
     let (d, _) = s.agent.during(|| {
         for i in 0..touched as usize {
             map.touch(i * 16);
-            warm.file.read_at(&mut buf, (i % 256 * PAGE) as u64).unwrap();
+            warm.file.read_at(&mut buf, (i % 256 * page()) as u64).unwrap();
         }
     });
     assert_near("adds by faults", d.adds_of("fault", touched), touched, 2.0, &d);
@@ -77,8 +77,8 @@ fn faults_inside_a_copy() {
     let map = Mapping::of(&from.file);
     map.advise(libc::MADV_RANDOM);
     let (d, _) = s.agent.during(|| to.file.write_all_at(map.bytes(), 0).unwrap());
-    assert_near("adds by writing", d.adds_of("write", 256.0), 256.0, 1.0, &d);
-    assert_near("adds by faults", d.adds_of("fault", 256.0), 256.0, 2.0, &d);
+    assert_near("adds by writing", d.adds_of("write", pages(MIB)), pages(MIB), 1.0, &d);
+    assert_near("adds by faults", d.adds_of("fault", pages(MIB)), pages(MIB), 2.0, &d);
     assert_eq!(d.misses(), 0.0, "{}", d.moved());
 
     let (mut near, mut far) = UnixStream::pair().unwrap();
@@ -103,11 +103,11 @@ fn alternating_cold_reads_and_appends() {
     let cold = TestFile::cold("read", file_size());
     sys::fadvise(cold.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM).unwrap();
     let log = TestFile::new("appended", 0);
-    let mut buf = [7u8; PAGE];
+    let mut buf = vec![7u8; page()];
     let (d, _) = s.agent.during(|| {
         for i in 0..reads as usize {
-            cold.file.read_at(&mut buf, (i * 8 * PAGE) as u64).unwrap();
-            log.file.write_all_at(&buf, (i * PAGE) as u64).unwrap();
+            cold.file.read_at(&mut buf, (i * 8 * page()) as u64).unwrap();
+            log.file.write_all_at(&buf, (i * page()) as u64).unwrap();
         }
     });
     assert_eq!((d.adds_of("read", reads), d.adds_of("write", reads)), (reads, reads), "{}", d.moved());

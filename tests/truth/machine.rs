@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use crate::common::sys::{self, PAGE};
+use crate::common::sys::{self, page};
 use crate::common::{self, Scoped, TestFile};
 
 /// A CPU that is switched off and on; on again at the end.
@@ -42,7 +42,7 @@ impl Drop for Cpu {
 
 /// Reads a page that is in memory and gives advice, `times` times or as long as `more`. Returns how often.
 fn work(f: &TestFile, times: usize, more: &AtomicBool) -> usize {
-    let mut buf = [0u8; PAGE];
+    let mut buf = vec![0u8; page()];
     let mut done = 0;
     while done < times || more.load(Ordering::Relaxed) {
         f.file.read_at(&mut buf, 0).unwrap();
@@ -72,7 +72,7 @@ fn cpus_come_and_go_and_nothing_is_lost() {
     if cpus.is_empty() || !Path::new("/sys/devices/system/cpu/cpu1").exists() {
         return common::skipped(name, "this kernel lets go of no CPU");
     }
-    let f = TestFile::new("hotplug", PAGE);
+    let f = TestFile::new("hotplug", page());
     let never = AtomicBool::new(false);
     {
         let s = Scoped::start(&[]);
@@ -135,7 +135,7 @@ fn a_clock_that_is_set_takes_nothing_away() {
     let s = Scoped::start(&[]);
     let status = || serde_json::from_str::<serde_json::Value>(&s.agent.get("/health").body).unwrap()["status"].clone();
     let before = status();
-    let f = TestFile::new("clock", PAGE);
+    let f = TestFile::new("clock", page());
     let never = AtomicBool::new(false);
     for hours in [1, -2, 1] {
         let (d, done) = s.agent.during(|| {

@@ -20,7 +20,7 @@ mod scope;
 mod waits;
 
 use common::MIB;
-use common::sys::PAGE;
+use common::sys::pages;
 
 /// Bytes of the file that most reads go over.
 fn file_size() -> usize {
@@ -29,5 +29,5 @@ fn file_size() -> usize {
 
 /// Its pages.
 fn file_pages() -> f64 {
-    (file_size() / PAGE) as f64
+    pages(file_size())
 }

@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 
 use ebpf_sidecar::ebpf::os;
 
-use crate::common::sys::{self, Call, PAGE};
+use crate::common::sys::{self, Call, page, pages};
 use crate::common::{self, Agent, Cgroup, MIB, TestFile, alone, read_all, text};
 
 /// What bpf() refuses on Linux 4.18, which knows BTF but hardly anything that came with it; names with a dot are refused
@@ -57,13 +57,19 @@ fn it_counts_where_bpf_is_that_of_4_18() {
     cgroup.enter();
     let f = TestFile::cold("old", MIB);
     let (d, _) = agent.during(|| {
-        read_all(&f.file, 16 * PAGE);
+        read_all(&f.file, 16 * page());
         for _ in 0..100 {
             sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
         }
     });
     cgroup.leave();
-    assert_eq!((d.attempts(256.0), d.misses_of(256.0)), (256.0, 256.0), "{}{}", d.moved(), agent.log());
+    assert_eq!(
+        (d.attempts(pages(MIB)), d.misses_of(pages(MIB))),
+        (pages(MIB), pages(MIB)),
+        "{}{}",
+        d.moved(),
+        agent.log()
+    );
     assert_eq!(d.of("ebpf_fadvise_calls_total"), 100.0, "{}{}", d.moved(), agent.log());
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use crate::common::sys::{self, PAGE};
+use crate::common::sys::{self, page};
 use crate::common::{self, MIB, Scoped, TempDir, TestFile};
 use crate::waits::is_latency;
 
@@ -35,9 +35,9 @@ fn by_default_what_misses_least_watches_a_preemptible_kernel() {
         thread::scope(|scope| {
             for _ in 0..16 {
                 scope.spawn(|| {
-                    let mut buf = [0u8; PAGE];
+                    let mut buf = vec![0u8; page()];
                     for i in 0..each {
-                        f.file.read_at(&mut buf, (i % 256 * PAGE) as u64).unwrap();
+                        f.file.read_at(&mut buf, (i % 256 * page()) as u64).unwrap();
                         sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
                     }
                 });

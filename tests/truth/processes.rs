@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use crate::common::sys::{self, PAGE};
+use crate::common::sys::{self, page};
 use crate::common::{self, Agent, Delta, Scoped, TestFile};
 
 /// Calls and successful calls in the rows of one process.
@@ -19,7 +19,7 @@ pub fn rows_of(agent: &Agent, pid: u32) -> (u64, u64) {
 fn draining_loses_nothing() {
     need_bpf!("draining_loses_nothing");
     let s = Scoped::start(common::sized(&[("COLLECTOR_INTERVAL", "20ms")], &[]));
-    let f = TestFile::new("million", PAGE);
+    let f = TestFile::new("million", page());
     let least: u64 = common::sized(1_000_000, 20_000);
     s.agent.settled();
     let me = common::kernel_pid(&s.agent);
@@ -71,7 +71,7 @@ fn short_lived_processes_stay_bounded() {
     for interval in common::sized(&["5s", "50ms"][..], &["2s"]) {
         // The history has a bound of its own.
         let s = Scoped::start(&[("COLLECTOR_INTERVAL", interval), ("COLLECTOR_HISTORY", "10ms")]);
-        let f = TestFile::new("forked", PAGE);
+        let f = TestFile::new("forked", page());
         let own = s.agent.own_kib();
         // Nothing was in the scope before.
         let before = s.agent.metrics();

@@ -9,15 +9,15 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use crate::common::sys::{self, Aio, Mapping, PAGE, URING_ASYNC, URING_DEPTH, Uring};
+use crate::common::sys::{self, Aio, Mapping, URING_ASYNC, URING_DEPTH, Uring, page, pages};
 use crate::common::{self, Agent, MIB, Scoped, TestFile, alone, assert_near, read_all, text};
 
 fn bytes() -> usize {
     common::sized(8 * MIB, 2 * MIB)
 }
 
-fn pages() -> f64 {
-    (bytes() / PAGE) as f64
+fn file_pages() -> f64 {
+    pages(bytes())
 }
 
 /// Pages of the file system's own that come along: directories, lists of blocks.
@@ -26,12 +26,12 @@ const METADATA: f64 = 16.0;
 /// Has a file read as a whole, cold and then warm, once for its pages.
 fn check(s: &Scoped, name: &str, read: &mut dyn FnMut(&File)) {
     let f = TestFile::cold("reader", bytes());
-    for (state, missed) in [("cold", pages()), ("warm", 0.0)] {
+    for (state, missed) in [("cold", file_pages()), ("warm", 0.0)] {
         let file = f.reopen();
         let _warm = (state == "warm").then(|| Mapping::of(&file).locked());
         let (d, ()) = s.agent.during(|| read(&file));
         let what = format!("{name}, {state}");
-        assert_near(&format!("attempts of {what}"), d.attempts(pages()), pages(), 3.0, &d);
+        assert_near(&format!("attempts of {what}"), d.attempts(file_pages()), file_pages(), 3.0, &d);
         assert_near(&format!("misses of {what}"), d.misses_of(missed), missed, 3.0, &d);
         assert!(d.adds("other") <= METADATA, "{what}: {}", d.moved());
     }
@@ -41,8 +41,8 @@ fn check(s: &Scoped, name: &str, read: &mut dyn FnMut(&File)) {
 fn every_kind_of_reader_has_its_misses() {
     need_bpf!("every_kind_of_reader_has_its_misses");
     let s = Scoped::start(&[]);
-    let (page, whole) = (PAGE, bytes());
-    let mut buf = vec![0u8; 16 * PAGE];
+    let (page, whole) = (page(), bytes());
+    let mut buf = vec![0u8; 16 * page];
     let each = |step: usize| (0..whole).step_by(step).map(|at| at as u64);
 
     check(&s, "read", &mut |mut f| while f.read(&mut buf[..page]).unwrap() > 0 {});
@@ -102,10 +102,10 @@ fn what_is_copied_is_read_and_written() {
         let f = TestFile::new("copied-warm", bytes());
         let _warm = Mapping::of(&f.file).locked();
         let (d, ()) = s.agent.during(|| with_target(&f.reopen()));
-        assert_near(&format!("written by {name}"), d.adds_of("write", pages()), pages(), 1.0, &d);
+        assert_near(&format!("written by {name}"), d.adds_of("write", file_pages()), file_pages(), 1.0, &d);
     };
     let position = |mut f: &File| std::io::Seek::rewind(&mut f).unwrap();
-    match sys::clone_file(&TestFile::new("cloned", PAGE).file, &target.file) {
+    match sys::clone_file(&TestFile::new("cloned", page()).file, &target.file) {
         true => common::skipped("what_is_copied_is_read_and_written", CLONES),
         false => copies("copy_file_range", &mut |f| {
             position(&target.file);
@@ -131,14 +131,14 @@ fn calls_of_32_bit_programs() {
         return common::skipped("calls_of_32_bit_programs", "this kernel runs none");
     }
     let s = Scoped::start(&[]);
-    let (low, page) = (Low::new(), PAGE as u32);
+    let (low, page) = (Low::new(), page() as u32);
     check(&s, "read in 32 bits", &mut |f| {
         let fd = f.as_raw_fd() as u32;
         while compat::call(compat::READ, [fd, low.address(), page, 0, 0, 0]) > 0 {}
     });
     check(&s, "pread64 in 32 bits", &mut |f| {
         let fd = f.as_raw_fd() as u32;
-        for at in (0..bytes() as u32).step_by(PAGE) {
+        for at in (0..bytes() as u32).step_by(page as usize) {
             assert_eq!(compat::call(compat::PREAD64, [fd, low.address(), page, at, 0, 0]), page as i32);
         }
     });
@@ -165,7 +165,7 @@ fn calls_of_32_bit_programs() {
         let fd = other.file.as_raw_fd() as u32;
         assert_eq!(compat::call(compat::FADVISE64_64, [fd, 0, 0, 0, 0, dontneed]), 0);
     });
-    assert_near("evictions", d.evictions_of("fadvise", 512.0), 512.0, 1.0, &d);
+    assert_near("evictions", d.evictions_of("fadvise", pages(2 * MIB)), pages(2 * MIB), 1.0, &d);
     assert_eq!(d.evictions("other"), 0.0, "{}", d.moved());
 }
 
@@ -189,7 +189,7 @@ fn a_cold_program_is_executed_by_faults() {
     let filled = program.resident() as f64;
     println!(
         "{} pages, {filled} filled: {} read, {} by faults",
-        program.file.metadata().unwrap().len() / 4096,
+        program.file.metadata().unwrap().len() / page() as u64,
         d.misses(),
         d.adds("fault")
     );
@@ -211,7 +211,7 @@ fn faults_inside_other_calls() {
         let map = Mapping::of(&f.file);
         map.advise(libc::MADV_RANDOM);
         let (d, ()) = s.agent.during(|| work(&map));
-        assert_near(&format!("faults in {name}"), d.adds_of("fault", 256.0), 256.0, 2.0, &d);
+        assert_near(&format!("faults in {name}"), d.adds_of("fault", pages(MIB)), pages(MIB), 2.0, &d);
         assert_near(&format!("writes of {name}"), d.adds_of("write", written), written, 2.0, &d);
         assert!(d.misses() == 0.0 && d.adds("other") <= METADATA, "{name}: {}", d.moved());
     };
@@ -220,19 +220,19 @@ fn faults_inside_other_calls() {
         let sink = thread::spawn(move || near.read_to_end(&mut Vec::new()).unwrap());
         let mut at = 0;
         while at < MIB {
-            at += sys::send(far.as_raw_fd(), &map.bytes()[at..MIB.min(at + 8 * PAGE)]);
+            at += sys::send(far.as_raw_fd(), &map.bytes()[at..MIB.min(at + 8 * page())]);
         }
         drop(far);
         assert_eq!(sink.join().unwrap(), MIB);
     });
-    check("futex", 0.0, &mut |map| map.bytes().chunks(PAGE).for_each(sys::futex_wake));
+    check("futex", 0.0, &mut |map| map.bytes().chunks(page()).for_each(sys::futex_wake));
     if let Some(mut ring) = Uring::new() {
         let to = TestFile::new("ring-written", 0);
         for flags in [0, URING_ASYNC] {
             to.file.set_len(0).unwrap();
-            check("io_uring", 256.0, &mut |map| {
-                for at in (0..MIB).step_by(16 * PAGE) {
-                    ring.write(flags, &to.file, &map.bytes()[at..at + 16 * PAGE], PAGE, at as u64);
+            check("io_uring", pages(MIB), &mut |map| {
+                for at in (0..MIB).step_by(16 * page()) {
+                    ring.write(flags, &to.file, &map.bytes()[at..at + 16 * page()], page(), at as u64);
                 }
             });
         }
@@ -320,14 +320,14 @@ fn copies_inside_an_overlay() {
             continue;
         }
         lower.drop_cache();
-        for (state, missed) in [("cold", pages()), ("warm", 0.0)] {
+        for (state, missed) in [("cold", file_pages()), ("warm", 0.0)] {
             let to = File::create(overlay.merged("copy")).unwrap();
             let _warm = (state == "warm").then(|| Mapping::of(&lower.file).locked());
             let (d, ()) = s.agent.during(|| copy(&from, &to));
             let what = format!("{name}, {state}");
             assert_near(&format!("misses of {what}"), d.misses_of(missed), missed, 3.0, &d);
-            assert_near(&format!("attempts of {what}"), d.attempts(pages()), pages(), 3.0, &d);
-            assert_near(&format!("writes of {what}"), d.adds_of("write", pages()), pages(), 1.0, &d);
+            assert_near(&format!("attempts of {what}"), d.attempts(file_pages()), file_pages(), 3.0, &d);
+            assert_near(&format!("writes of {what}"), d.adds_of("write", file_pages()), file_pages(), 1.0, &d);
         }
     }
 }
@@ -341,14 +341,14 @@ fn copying_up_in_an_overlay() {
     if overlay.clones() {
         return common::skipped("copying_up_in_an_overlay", CLONES);
     }
-    for (state, missed) in [("cold", pages()), ("warm", 0.0)] {
+    for (state, missed) in [("cold", file_pages()), ("warm", 0.0)] {
         let lower = overlay.lower(state);
         let _warm = (state == "warm").then(|| Mapping::of(&lower.file).locked());
         let open = || OpenOptions::new().read(true).write(true).open(overlay.merged(state)).unwrap();
         let (d, _) = s.agent.during(open);
         assert_near(&format!("misses, {state}"), d.misses_of(missed), missed, 3.0, &d);
-        assert_near(&format!("attempts, {state}"), d.attempts(pages()), pages(), 3.0, &d);
-        assert_near(&format!("writes, {state}"), d.adds_of("write", pages()), pages(), 1.0, &d);
+        assert_near(&format!("attempts, {state}"), d.attempts(file_pages()), file_pages(), 3.0, &d);
+        assert_near(&format!("writes, {state}"), d.adds_of("write", file_pages()), file_pages(), 1.0, &d);
         assert!(d.adds("other") <= METADATA, "{}", d.moved());
     }
 }
@@ -381,12 +381,12 @@ fn a_loop_mount_is_read_by_a_thread_of_the_kernel() {
     // The thread is in no scope but the host's, where others may read meanwhile.
     let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms")]);
     let (d, _) = agent.during(|| read_all(&inner.file, 64 * 1024));
-    let both = 2.0 * pages();
+    let both = 2.0 * file_pages();
     assert!(d.misses_of(both) >= both * 0.97, "{}", d.moved());
     if d.knows_reads() && common::sized(false, true) {
         assert_near("attempts", d.attempts(both), both, 3.0, &d);
     }
-    assert!(d.adds("other") < pages() / 2.0, "{}", d.moved());
+    assert!(d.adds("other") < file_pages() / 2.0, "{}", d.moved());
 }
 
 struct Mounted(common::TempDir);

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::common::sys::{self, Mapping, PAGE};
+use crate::common::sys::{self, Mapping, page, pages};
 use crate::common::{self, MIB, Metrics, Random, Scoped, TestFile, assert_near, read_all, text};
 use crate::{file_pages, file_size};
 
@@ -21,8 +21,8 @@ fn cold_and_warm_reads() {
     need_bpf!("cold_and_warm_reads");
     let s = Scoped::start(&[]);
     let bytes = common::sized(64 * MIB, 8 * MIB);
-    let pages = (bytes / PAGE) as f64;
-    for block in [PAGE, 64 * 1024, MIB] {
+    let pages = pages(bytes);
+    for block in [page(), 64 * 1024, MIB] {
         let f = TestFile::cold("cold", bytes);
         let (d, _) = s.agent.during(|| assert_eq!(read_all(&f.reopen(), block), bytes as u64));
         assert_near("attempts, cold", d.attempts(pages), pages, 1.0, &d);
@@ -63,11 +63,11 @@ fn random_reads_of_a_half_cached_file() {
     let (bytes, picked) = (file_size(), common::sized(4000, 1000));
     let f = TestFile::cold("half", bytes);
     sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM).unwrap();
-    let pages = bytes / PAGE;
+    let pages = bytes / page();
     let mut random = Random(42);
-    let mut buf = [0u8; PAGE];
+    let mut buf = vec![0u8; page()];
     for _ in 0..pages * 7 / 10 {
-        f.file.read_at(&mut buf, (random.below(pages) * PAGE) as u64).unwrap();
+        f.file.read_at(&mut buf, (random.below(pages) * page()) as u64).unwrap();
     }
     let resident = Mapping::of(&f.file).resident();
     let cached = resident.iter().filter(|r| **r).count();
@@ -79,8 +79,8 @@ fn random_reads_of_a_half_cached_file() {
     }
     let missing = picks.iter().filter(|p| !resident[**p]).count() as f64;
     let (d, _) = s.agent.during(|| {
-        for page in &picks {
-            f.file.read_at(&mut buf, (page * PAGE) as u64).unwrap();
+        for pick in &picks {
+            f.file.read_at(&mut buf, (pick * page()) as u64).unwrap();
         }
     });
     let picked = picked as f64;
@@ -100,14 +100,14 @@ fn overlapping_reads_that_end_at_the_same_page() {
         f.file.read_at(&mut buf, 0).unwrap();
         f.file.read_at(&mut buf[..MIB / 2], MIB as u64 / 2).unwrap();
     });
-    assert_eq!(d.attempts(384.0), 384.0, "{}", d.moved());
+    assert_eq!(d.attempts(pages(MIB + MIB / 2)), pages(MIB + MIB / 2), "{}", d.moved());
     f.drop_cache();
     let (d, _) = s.agent.during(|| {
         f.file.read_at(&mut buf, 0).unwrap();
         f.file.read_at(&mut buf[..MIB / 2], MIB as u64 / 2).unwrap();
     });
-    assert_eq!(d.attempts(384.0), 384.0, "cold: {}", d.moved());
-    assert_eq!(d.misses_of(256.0), 256.0, "{}", d.moved());
+    assert_eq!(d.attempts(pages(MIB + MIB / 2)), pages(MIB + MIB / 2), "cold: {}", d.moved());
+    assert_eq!(d.misses_of(pages(MIB)), pages(MIB), "{}", d.moved());
 }
 
 /// Threads that are preempted and moved between the CPUs in the middle of reads of many batches.
@@ -132,7 +132,7 @@ fn reads_of_any_size_from_more_threads_than_cpus() {
                             let most = [100, 10_000, 2 * MIB][random.below(3)];
                             let len = (1 + random.below(most)).min(bytes - at);
                             let n = file.read_at(&mut buf[..len], at as u64).unwrap();
-                            let pages = (at + n - 1) / PAGE - at / PAGE + 1;
+                            let pages = (at + n - 1) / page() - at / page() + 1;
                             truth.fetch_add(pages as u64, Ordering::Relaxed);
                         }
                     });
@@ -167,7 +167,7 @@ fn opening_many_cold_files() {
     let count = |m: &Metrics| m.0.get("ebpf_cache_hits_total").copied().unwrap_or_default() as u64;
     let hits = AtomicU64::new(count(&s.agent.settled()));
     let (d, _) = s.agent.during(|| {
-        let mut buf = [0u8; PAGE];
+        let mut buf = vec![0u8; page()];
         for f in &files {
             f.reopen().read_exact_at(&mut buf, 0).unwrap();
             let now = count(&s.agent.metrics());
@@ -193,24 +193,24 @@ fn readahead_in_vain_takes_no_hits_away() {
     let warm = TestFile::new("warm", MIB);
     read_all(&warm.file, MIB);
     let (d, _) = s.agent.during(|| {
-        files.iter().for_each(|f| f.reopen().read_exact_at(&mut [0u8; PAGE], 0).unwrap());
+        files.iter().for_each(|f| f.reopen().read_exact_at(&mut vec![0u8; page()], 0).unwrap());
     });
     let vain = d.misses() - files.len() as f64;
     assert!(vain > files.len() as f64, "readahead fills more than was read;{}", d.moved());
     assert_eq!(d.of(HITS), 0.0, "{}", d.moved());
     // Longer than pages filled ahead are waited for.
     thread::sleep(Duration::from_secs(32));
-    let mut buf = [0u8; PAGE];
+    let mut buf = vec![0u8; page()];
     let reads = 256;
     let (d, _) = s.agent.during(|| {
-        (0..reads).for_each(|i| warm.file.read_exact_at(&mut buf, (i * PAGE) as u64).unwrap());
+        (0..reads).for_each(|i| warm.file.read_exact_at(&mut buf, (i * page()) as u64).unwrap());
     });
     let (attempts, hits) = (d.of("ebpf_cache_read_attempts_total"), d.of(HITS));
     assert_eq!((d.attempts(reads as f64), d.misses()), (reads as f64, 0.0), "{}", d.moved());
     assert_eq!(hits, attempts, "{vain} pages were filled in vain;{}", d.moved());
     // A cold read has none, although readahead runs ahead of it.
     let cold = TestFile::cold("cold", 8 * MIB);
-    let (d, _) = s.agent.during(|| read_all(&cold.reopen(), PAGE));
+    let (d, _) = s.agent.during(|| read_all(&cold.reopen(), page()));
     assert!(d.of(HITS) <= 20.0, "{}", d.moved());
 }
 
@@ -219,6 +219,7 @@ fn sendfile_and_vectored_reads() {
     need_bpf!("sendfile_and_vectored_reads");
     let s = Scoped::start(&[]);
     let len = 4 * MIB;
+    let wanted = pages(len);
     // From the middle of a page on, what is asked for is one page more than a pipe takes, which a tracepoint counts.
     for (cold, start) in [(false, 0), (false, 100), (true, 0)] {
         let f = TestFile::new("sendfile", len);
@@ -240,14 +241,14 @@ fn sendfile_and_vectored_reads() {
             drop(far);
             reader.join().unwrap();
         });
-        assert_near("attempts of sendfile", d.attempts(1024.0), 1024.0, if cold { 2.0 } else { 0.1 }, &d);
-        let missed = if cold { 1024.0 } else { 0.0 };
+        assert_near("attempts of sendfile", d.attempts(wanted), wanted, if cold { 2.0 } else { 0.1 }, &d);
+        let missed = if cold { wanted } else { 0.0 };
         assert_eq!(d.misses_of(missed), missed, "{}", d.moved());
     }
     let f = TestFile::cold("preadv", MIB);
-    let (mut a, mut b) = (vec![0u8; 10 * PAGE], vec![0u8; 30 * PAGE]);
+    let (mut a, mut b) = (vec![0u8; 10 * page()], vec![0u8; 30 * page()]);
     let (d, n) = s.agent.during(|| sys::preadv2_buffers(&f.file, &mut a, &mut b, 0));
-    assert_eq!((n, d.attempts(40.0)), (40 * PAGE, 40.0), "{}", d.moved());
+    assert_eq!((n, d.attempts(40.0)), (40 * page(), 40.0), "{}", d.moved());
     let filled = f.resident() as f64;
     assert_eq!(d.misses_of(filled), filled, "{}", d.moved());
 }
@@ -280,7 +281,7 @@ fn vectored_cold_reads_are_whole() {
                                         .unwrap()
                                 }
                             };
-                            let pages = (at + n - 1) / PAGE - at / PAGE + 1;
+                            let pages = (at + n - 1) / page() - at / page() + 1;
                             truth.fetch_add(pages as u64, Ordering::Relaxed);
                         }
                     });
@@ -296,14 +297,14 @@ fn vectored_cold_reads_are_whole() {
 fn the_end_of_a_file_and_holes() {
     need_bpf!("the_end_of_a_file_and_holes");
     let s = Scoped::start(&[]);
-    let f = TestFile::new("end", 10 * PAGE + 1);
+    let f = TestFile::new("end", 10 * page() + 1);
     let mut buf = vec![0u8; MIB];
     let (d, _) = s.agent.during(|| {
         f.file.read_at(&mut buf, 0).unwrap();
     });
     assert_eq!(d.attempts(11.0), 11.0, "a read longer than the file;{}", d.moved());
     let (d, _) = s.agent.during(|| {
-        for at in [11 * PAGE, MIB, 1 << 40] {
+        for at in [11 * page(), MIB, 1 << 40] {
             assert_eq!(f.file.read_at(&mut buf, at as u64).unwrap(), 0);
         }
     });
@@ -368,7 +369,7 @@ fn reads_through_overlayfs() {
 
     let new = merged.join("new");
     let (d, _) = s.agent.during(|| fs::write(&new, vec![1u8; 4 * MIB]).unwrap());
-    assert_near("written", d.adds_of("write", 1024.0), 1024.0, 1.0, &d);
+    assert_near("written", d.adds_of("write", pages(4 * MIB)), pages(4 * MIB), 1.0, &d);
     assert_eq!(d.misses(), 0.0, "{}", d.moved());
 }
 

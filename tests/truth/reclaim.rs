@@ -5,7 +5,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::sys::PAGE;
+use crate::common::sys::pages;
 use crate::common::{self, Agent, Cgroup, Delta, MIB, Scoped, TempDir, TestFile, alone, assert_near, text};
 
 #[test]
@@ -67,7 +67,7 @@ fn reclaim_in_a_memory_cgroup() {
     assert!(most >= 1.0, "no process was seen in reclaim;{}", d.moved());
     // What does not fit into the limit must have been evicted by the reader's own reclaim.
     let evicted = d.evictions("reclaim");
-    let at_least = ((file_bytes - limit_bytes) / PAGE) as f64;
+    let at_least = pages(file_bytes - limit_bytes);
     assert!(evicted >= at_least, "{evicted} pages evicted, at least {at_least};{}", d.moved());
     assert_near("reclaimed and evicted", reclaimed, evicted, 3.0, &d);
     let stalls = d.of("ebpf_memory_direct_reclaim_seconds_count");
@@ -186,7 +186,7 @@ fn kswapd_as_vmstat_says() {
     }
     drop(restore);
     // Until it has gone back to sleep: the kernel's counters are the same before and after the agent's were read.
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + common::patience();
     let (after, now) = loop {
         let (vmstat_then, m) = (names.map(vmstat), s.agent.settled());
         if vmstat_then == names.map(vmstat) || Instant::now() > deadline {

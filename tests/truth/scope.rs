@@ -12,7 +12,7 @@ use ebpf_sidecar::ebpf::os;
 use ebpf_sidecar::monitor::iomonitor;
 use ebpf_sidecar::monitor::scope::CgroupScope;
 
-use crate::common::sys::{self, Mapping, PAGE};
+use crate::common::sys::{self, Mapping, page, pages};
 use crate::common::{self, Agent, Cgroup, Delta, MIB, Scoped, TempDir, TestFile, alone, read_all, text};
 use crate::processes::rows_of;
 
@@ -33,11 +33,12 @@ fn host_wide_counts_are_never_too_small() {
     });
     let after = rows_of(&agent, me);
     let (calls, success) = (after.0 - before.0, after.1 - before.1);
+    let read = pages(4 * MIB);
     // The rows of one process are exact.
     assert!(calls <= 500 && calls as f64 + d.missed("fadvise") >= 500.0, "{calls};{}", d.moved());
     assert_eq!(calls, success);
     assert!(d.of("ebpf_fadvise_calls_total") >= calls as f64);
-    assert!(d.attempts(1024.0) >= 1024.0 && d.misses_of(1024.0) >= 1024.0, "{}", d.moved());
+    assert!(d.attempts(read) >= read && d.misses_of(read) >= read, "{}", d.moved());
 }
 
 /// A bit of everything that counts.
@@ -103,13 +104,18 @@ fn scope_of_a_process_name() {
             fs::write(&comm, name).unwrap();
             let (d, _) = agent.during(|| {
                 sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_NORMAL).unwrap();
-                read_all(&f.file, PAGE)
+                read_all(&f.file, page())
             });
             fs::write(&comm, &own).unwrap();
             d
         };
         let inside = run(name);
-        assert_eq!((inside.attempts(256.0), inside.misses_of(256.0)), (256.0, 256.0), "{name}: {}", inside.moved());
+        assert_eq!(
+            (inside.attempts(pages(MIB)), inside.misses_of(pages(MIB))),
+            (pages(MIB), pages(MIB)),
+            "{name}: {}",
+            inside.moved()
+        );
         let stats = agent.stats();
         let rows = stats["fadvise"]["process_stats"].as_array().unwrap();
         assert!(rows.iter().all(|r| r["comm"] == name) && rows.len() == 1, "{name}: {rows:?}");
@@ -133,10 +139,7 @@ fn scope_trouble(agent: &Agent) -> Option<String> {
     said.then(|| message.to_owned())
 }
 
-/// The work of 4 MiB, in pages.
-const PAGES: f64 = 1024.0;
-
-/// Reads what is not cached and drops it: as many misses and evictions as [`PAGES`].
+/// Reads what is not cached and drops it: as many misses and evictions as 4 MiB have pages.
 fn work(f: &TestFile) {
     read_all(&f.file, 64 * 1024);
     f.drop_cache();
@@ -144,7 +147,7 @@ fn work(f: &TestFile) {
 
 #[track_caller]
 fn assert_counted(d: &Delta, times: f64) {
-    let pages = times * PAGES;
+    let pages = times * pages(4 * MIB);
     assert_eq!((d.misses_of(pages), d.evictions_of("fadvise", pages)), (pages, pages), "{}", d.moved());
     assert_eq!(d.attempts(pages), pages, "{}", d.moved());
     assert_eq!(d.of("ebpf_fadvise_calls_total") + d.missed("fadvise"), times, "{}", d.moved());
@@ -209,7 +212,7 @@ fn a_scope_is_made_anew_under_load() {
     let outer = Cgroup::new();
     let path = outer.path.join("db.service");
     let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms"), ("COLLECTOR_SCOPE_CGROUP", text(&path))]);
-    let f = TestFile::new("load", PAGE);
+    let f = TestFile::new("load", page());
     let (calls, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let now = || calls.load(Ordering::SeqCst) as f64;
     thread::scope(|threads| {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use crate::common::sys::{self, PAGE};
+use crate::common::sys::{self, page};
 use crate::common::{self, Agent, Delta, MIB, Random, Scoped, TestFile, read_all};
 use crate::file_size;
 use crate::reclaim::Restore;
@@ -60,15 +60,15 @@ fn reads_that_wait_are_timed_once_and_others_not() {
     let f = TestFile::cold("timed", 8 * MIB);
     sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM).unwrap();
     let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&f.path).unwrap();
-    let mut aligned = sys::Aligned::new(PAGE);
-    let mut buf = [7u8; PAGE];
+    let mut aligned = sys::Aligned::new(page());
+    let mut buf = vec![7u8; page()];
     for uncached in [1000.0, 0.0] {
         let mut reads = Reads::default();
         let (d, _) = s.agent.during(|| {
             for i in 0..1000 {
-                reads.time(|| assert_eq!(f.file.read_at(&mut buf, (i * 2 * PAGE) as u64).unwrap(), PAGE));
+                reads.time(|| assert_eq!(f.file.read_at(&mut buf, (i * 2 * page()) as u64).unwrap(), page()));
                 // This one waits, but not for the page cache.
-                assert_eq!(direct.read_at(aligned.get(), ((i * 2 + 1) * PAGE) as u64).unwrap(), PAGE);
+                assert_eq!(direct.read_at(aligned.get(), ((i * 2 + 1) * page()) as u64).unwrap(), page());
             }
         });
         assert_eq!(d.misses_of(uncached), uncached, "{}", d.moved());
@@ -86,8 +86,8 @@ fn reads_that_wait_are_timed_once_and_others_not() {
     let (d, _) = s.agent.during(|| {
         let (near, _far) = UnixStream::pair().unwrap();
         for i in 0..20 {
-            let at = (i * 100 * PAGE) as i64;
-            reads.time(|| assert_eq!(sys::sendfile(near.as_raw_fd(), &f.file, at, PAGE), PAGE));
+            let at = (i * 100 * page()) as i64;
+            reads.time(|| assert_eq!(sys::sendfile(near.as_raw_fd(), &f.file, at, page()), page()));
         }
     });
     let least = reads.slept as f64 - d.missed("read_latency");

@@ -1,8 +1,9 @@
 #!/bin/bash
 # Fetches Debian's cloud kernels into the cache, `kernels.sh 5.10 6.1 6.12 7.2 6.12:arm64`, and prints the image of each.
 # `kernels.sh busybox:arm64` is the shell of that architecture's machines.
-# Modules are not needed: these kernels have ext4 and NVMe built in. The mirror is the one of this machine's own
-# apt, which may stand still at a date; apt keeps a state of its own, so that nothing of the machine changes.
+# These have ext4 and NVMe built in. `6.12+16k:arm64` has pages of 16 KiB and is no cloud kernel: what it needs of its
+# modules lies beside its image, in modules-NAME/RELEASE. The mirror is the one of this machine's own apt, which may
+# stand still at a date; apt keeps a state of its own, so that nothing of the machine changes.
 set -euo pipefail
 
 cache=${VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ebpf-sidecar-vm}
@@ -17,8 +18,9 @@ package_of() {
     6.1) echo "linux-image-6\.1\.0-[0-9]+-cloud-$2" ;;
     6.12) echo "linux-image-6\.12\.[0-9+.a-z]*-cloud-$2" ;;
     7.2) echo "linux-binary-7\.2\.[0-9+.a-z~-]*-cloud-$2" ;;
+    6.12+16k) echo "linux-image-6\.12\.[0-9+.a-z]*-$2-16k" ;;
     busybox) echo busybox-static ;;
-    *) echo "no kernel $1: 5.10, 6.1, 6.12 and 7.2 are known" >&2 && return 1 ;;
+    *) echo "no kernel $1: 5.10, 6.1, 6.12, 6.12+16k and 7.2 are known" >&2 && return 1 ;;
     esac
 }
 
@@ -39,6 +41,24 @@ prepare_apt() { # ARCHITECTURE
     apt-get $apt update -qq >&2
 }
 
+# Of the modules unpacked, those of the disk and of what tests mount.
+modules() { # FOLDER
+    local tree=$work/unpacked/usr release file
+    [ -d "$tree/lib/modules" ] || tree=$work/unpacked
+    release=$(ls "$tree/lib/modules")
+    depmod -b "$tree" "$release"
+    rm -rf "$1"
+    modprobe -d "$tree" -S "$release" --show-depends -a nvme ext4 loop overlay | sed -n 's/^insmod //p' | sort -u |
+        while read -r file _; do
+            mkdir -p "$work/few${file%/*}"
+            cp "$file" "$work/few${file%/*}"
+        done
+    tree=$work/few$tree
+    cp "${tree#"$work/few"}/lib/modules/$release"/modules.{order,builtin,builtin.modinfo} "$tree/lib/modules/$release"
+    depmod -b "$tree" "$release"
+    mv "$tree/lib/modules" "$1"
+}
+
 for kernel in "$@"; do
     version=${kernel%:*} architecture=amd64 suffix=
     case $kernel in *:*) architecture=${kernel#*:} suffix=-$architecture ;; esac
@@ -52,6 +72,7 @@ for kernel in "$@"; do
         echo "fetching $name" >&2
         rm -rf "$work" && mkdir -p "$work/unpacked"
         (cd "$work" && apt-get $apt download -qq "$name" >&2 && dpkg -x ./*.deb unpacked)
+        [[ $version != *+16k ]] || modules "$cache/modules-$version$suffix"
         mv "$(find "$work/unpacked" \( -name 'vmlinuz*' -o -path '*/bin/busybox' \) -type f | head -n 1)" "$image"
         rm -rf "$work"
     fi

@@ -1,7 +1,7 @@
 #!/bin/bash
 # What the agent costs the programs beside it: instructions added per call (tests/vm/measure.c), by kernel and way of
 # attaching, against the limits in tests/vm/overhead-budget.txt. Exit status 1 when one is exceeded.
-#   overhead.sh [KERNEL...]        5.10, 6.1, 6.12 and 7.2 without arguments
+#   overhead.sh [KERNEL...]        5.10, 6.1, 6.12 and 7.2 without arguments; 6.12:arm64 for those of another architecture
 # The emulator counts: with -icount shift=0 a nanosecond of the guest's clock is one instruction, so that the numbers
 # are the same on every machine and in every run, to a few instructions (the column `spread` has the difference of
 # the least and the most of three runs, bare and with the agent together).
@@ -19,7 +19,13 @@ done
 agent=${TEST_STATIC:-${CARGO_TARGET_DIR:-target}/debug/ebpf-sidecar}
 [ -n "${TEST_STATIC:-}" ] || cargo build --quiet --bin ebpf-sidecar
 cc -static -O2 -o "$out/measure" tests/vm/measure.c
-export VM_PROGRAMS="$agent $out/measure" VM_CPUS=1
+native="$agent $out/measure" arm64=$out/bin/arm64
+if [[ $kernels = *:arm64* ]]; then
+    [ -n "${VM_ARM64_MADE:-}" ] || bash tests/vm/arm64.sh
+    "${CARGO_TARGET_DIR:-target}"/static/venv/lib/python3*/site-packages/ziglang/zig cc -target aarch64-linux-musl -static -O2 \
+        -o "$arm64/measure" tests/vm/measure.c
+fi
+export VM_CPUS=1
 
 # Prints lines `cost MODE OPERATION HUNDREDTHS`, and `probe MODE PROBE HOW`.
 cat >"$out/overhead-job" <<'JOB'
@@ -37,7 +43,7 @@ costs() {
 with_agent() {
     local mode=$1 agent
     shift
-    env $(for v in "$@"; do echo "EBPF_SIDECAR_COLLECTOR_$v"; done) ebpf-sidecar >/tmp/agent 2>&1 &
+    env EBPF_SIDECAR_SERVER_GRPC_ENABLED=false $(for v in "$@"; do echo "EBPF_SIDECAR_COLLECTOR_$v"; done) ebpf-sidecar >/tmp/agent 2>&1 &
     agent=$!
     for i in $(seq 100); do
         wget -qO /tmp/metrics http://127.0.0.1:8080/metrics 2>/dev/null && break
@@ -64,10 +70,13 @@ costs bare # again: nothing of the agent is left
 JOB
 
 status=0
-printf '%-6s %-22s %-9s %8s %8s %8s %8s %8s\n' kernel mode operation bare agent added budget spread
+printf '%-10s %-22s %-9s %8s %8s %8s %8s %8s\n' kernel mode operation bare agent added budget spread
 for kernel in $kernels; do
     log=$out/overhead-$kernel.log
     image=$(bash tests/vm/kernels.sh "$kernel")
+    VM_PROGRAMS=$native VM_ARCH= VM_BUSYBOX=
+    [[ $kernel != *:arm64 ]] || VM_PROGRAMS="$arm64/ebpf-sidecar $arm64/measure" VM_ARCH=arm64 VM_BUSYBOX=$arm64/busybox
+    export VM_PROGRAMS VM_ARCH VM_BUSYBOX
     bash tests/vm/boot.sh "$image" "$out/overhead-job" -icount shift=0,sleep=off -nic none >"$log" 2>&1 || {
         tail -n 20 "$log" >&2
         echo "$kernel: the measurement failed; see $log" >&2
@@ -104,7 +113,7 @@ for kernel in $kernels; do
                         else { verdict = "NOT ATTACHED"; bad = 1 }
                     }
                     if (op == "fadvise" && mode !~ /no-fadvise/ && !((mode, "fadvise") in probe)) { verdict = "NOT ATTACHED"; bad = 1 }
-                    printf "%-6s %-22s %-9s %8d %8d %+8d %8s %8d  %s\n", kernel, mode, op, bare, with, with - bare, budget, spread, verdict
+                    printf "%-10s %-22s %-9s %8d %8d %+8d %8s %8d  %s\n", kernel, mode, op, bare, with, with - bare, budget, spread, verdict
                 }
             }
             exit bad

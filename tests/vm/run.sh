@@ -1,7 +1,8 @@
 #!/bin/bash
 # The tests of the kernel on other kernels, in emulated machines, and one table of them:
 #   run.sh [KERNEL...]        5.10, 6.1, 6.12 and 7.2 without arguments, and 5.10:arm64 and 6.12:arm64
-# VM_ARM64 names the arm64 kernels instead (none: ""), whose tests are linked without gRPC (.ci/static.sh).
+# VM_ARM64 names the arm64 kernels instead (none: ""; 6.12+16k has pages of 16 KiB), whose tests are linked without gRPC
+# (.ci/static.sh).
 # KERNEL_IMAGE=path boots that kernel instead of all those, with KERNEL_MODULES=path, its lib/modules/RELEASE, if the disk
 # needs modules (NVMe, ext4); VM_ARCH=arm64 if it is one.
 # TEST_STATIC names the static binary (make static): it is then the agent in all of them, and those in VM_STATIC (5.10 and
@@ -9,6 +10,7 @@
 # Each kernel boots once for each mode (see modes_of), three machines at a time or VM_PARALLEL, since they wait now and
 # then. VM_MODES="kprobe auto" runs only those; VM_OVERHEAD names the kernels whose overhead is checked beside
 # (tests/vm/overhead.sh). The table goes to stdout and to target/vm/table.txt, the consoles to target/vm/KERNEL-MODE.log.
+# What the kernels let the agent attach goes to target/vm/results.txt; where tests/vm/results.txt says otherwise, it is told.
 # Exit status 1 if anything failed; what cannot be done on this machine is said in a line that begins with SKIPPED.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -31,28 +33,17 @@ for tool in qemu-system-x86_64 busybox cpio mkfs.ext4 dpkg apt-get setpriv; do
     command -v $tool >/dev/null || { echo "SKIPPED tests/vm: $tool is missing (make deps-vm)" && exit 0; }
 done
 
-# Those for arm64, or why there are none; they are tried in a shell of their own.
-build_arm64() {
-    command -v qemu-system-aarch64 >/dev/null || { echo "qemu-system-aarch64 is missing (make deps-vm)" && return 3; }
-    VM_BUSYBOX=$(bash tests/vm/kernels.sh busybox:arm64 2>"$out/arm64.log") || { tail -n 1 "$out/arm64.log" && return 3; }
-    local built code=0 program
-    built=$(TEST_ARCH=aarch64 sh .ci/static.sh test --no-run --lib --test truth --message-format json 2>"$out/arm64.log") || code=$?
-    # One line for what is skipped.
-    [ $code = 0 ] || { tail -n $((code == 3 ? 1 : 20)) "$out/arm64.log" && return $code; }
-    mkdir -p "$out/bin/arm64"
-    for program in $(grep -o '"executable":"[^"]*"' <<<"$built" | cut -d '"' -f 4 | sort -u); do
-        cp "$program" "$out/bin/arm64/$(basename "$program" | sed 's/-[0-9a-f]\{16\}$//')"
-    done
-    [ -z "${TEST_STATIC_ARM64:-}" ] || cp "$TEST_STATIC_ARM64" "$out/bin/arm64/ebpf-sidecar"
-    cp "$VM_BUSYBOX" "$out/bin/arm64/busybox"
-}
-if [[ $kernels = *:arm64* ]]; then
+overhead_of=${VM_OVERHEAD:-}
+if [[ $kernels$overhead_of = *:arm64* ]]; then
     code=0
-    said=$(build_arm64) || code=$?
+    said=$(bash tests/vm/arm64.sh) || code=$?
     case $code in
-    0) ;;
+    0) export VM_ARM64_MADE=1 ;;
     3)
         echo "SKIPPED tests/vm arm64: $said"
+        # shellcheck disable=SC2086
+        overhead_of=$(printf '%s\n' $overhead_of | grep -v :arm64) || :
+        # shellcheck disable=SC2086
         kernels=$(printf '%s\n' $kernels | grep -v :arm64) || exit 0
         ;;
     *) echo "$said" >&2 && exit 1 ;;
@@ -208,9 +199,11 @@ boot() {
     # Without the host's own instructions all takes twice as long.
     [[ $1 != *:arm64 ]] || VM_ARCH=arm64 VM_BUSYBOX=$out/bin/arm64/busybox VM_TIMEOUT=$((2 * VM_TIMEOUT))
     # Without it, old kernels have no random numbers for minutes.
+    VM_MODULES=
     [[ $1 != own* ]] || { options+=" -device virtio-rng-pci" VM_MODULES=${KERNEL_MODULES:-}; }
     export VM_PROGRAMS VM_ARCH VM_BUSYBOX VM_MODULES
     image=$(image_of "$1")
+    [[ $1 != *+16k:* ]] || VM_MODULES=$(ls -d "${image/vmlinuz-/modules-}"/*)
     job_of "$1" "$2" >"$out/$1-$2.job"
     # shellcheck disable=SC2086
     bash tests/vm/boot.sh "$image" "$out/$1-$2.job" $options >"$log" 2>&1 || :
@@ -240,7 +233,7 @@ overhead() {
     bash tests/vm/overhead.sh "$1" || code=$?
     echo "exit $code"
 }
-for kernel in ${VM_OVERHEAD:-}; do
+for kernel in $overhead_of; do
     begin "overhead-table-$kernel" overhead "$kernel" >"$out/overhead-table-$kernel.log" 2>&1
 done
 # Those of the mode auto first, which take longest.
@@ -261,13 +254,22 @@ done
 {
     # shellcheck disable=SC2086
     [ -z "$logs" ] || awk -f tests/vm/table.awk $logs || status=1
-    for kernel in ${VM_OVERHEAD:-}; do
+    for kernel in $overhead_of; do
         log=$out/overhead-table-$kernel.log
         echo
         grep -vE ' ok$| ok \(|^exit ' "$log" || :
         echo "overhead on $kernel: $(grep -cE ' ok$| ok \(' "$log" || :) costs within tests/vm/overhead-budget.txt ($log)"
         grep -q '^exit 0$' "$log" || status=1
     done
+    # shellcheck disable=SC2086
+    if cat $logs /dev/null | grep -a '^ATTACHED .* \.$' | sort -V | uniq >"$out/results.txt"; then
+        awk -f tests/vm/results.awk "$out/results.txt"
+        # A line is known by the kernel, its architecture, its pages and the mode.
+        awk 'NR == FNR { said[$2, $3, $4, $5] = $0; next }
+            ($2, $3, $4, $5) in said && said[$2, $3, $4, $5] != $0 {
+                print "tests/vm/results.txt and README say otherwise (make results): " $0
+            }' tests/vm/results.txt "$out/results.txt"
+    fi
     for first in "$out"/*.first; do
         [ -e "$first" ] || continue
         echo "a second machine after a failure in the first ($first):"

@@ -1,5 +1,5 @@
 # Makes the table of tests/vm/run.sh from the consoles of its machines, KERNEL-MODE.log in the order of the columns:
-# case by kernel and mode, then what was skipped and why, the ways of attaching, and the words of what failed.
+# case by kernel and mode, then what was skipped and why, and the words of what failed.
 # Exit status 1 if anything failed or did not run.
 
 function mark(test, what) {
@@ -50,7 +50,6 @@ pending != "" && /^(ok|FAILED)$/ { mark(pending, $1); pending = "" }
     if (!((why) in skips)) { skips[why] = ""; reasons[skipped++] = why }
     skips[why] = skips[why] " " columns[column]
 }
-/^ATTACHED / { attached[column] = substr($0, 10) }
 /^CAPABILITIES / { capabilities[column] = substr($0, 14) }
 /panicked at/ { words = 14 }
 /^note: run with `RUST_BACKTRACE|^---- |^$/ { words = 0 }
@@ -91,7 +90,6 @@ END {
     for (c = 1; c <= n; c++) printf "%s%-4s", kernel[c] == kernel[c - 1] ? "" : "  ", took[c]
     print "\n"
     for (i = 0; i < skipped; i++) print "--" skips[reasons[i]] ": " reasons[i]
-    together(attached, "attached by default: ")
     together(capabilities, "fewest capabilities of a user other than root: ")
     for (i = 0; i < failed; i++) print failures[i]
     for (c = 1; c <= n; c++) {
