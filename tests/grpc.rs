@@ -5,6 +5,8 @@ mod common;
 mod grpc;
 #[path = "common/identity.rs"]
 mod identity;
+#[path = "common/banyandb.rs"]
+mod store;
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -28,6 +30,7 @@ use common::bpf::{self, assert_gone};
 use common::{Agent, MIB, Metrics, Scoped, TestFile, alone, read_all, status_field, sys, text};
 use grpc::{Client, open_by_hand};
 use identity::{Identity, YEAR};
+use store::BanyanDb;
 
 /// Lets the test change the agent, which nobody may by default.
 const LOOPBACK: (&str, &str) = ("SERVER_ALLOW_CONFIGURE", "loopback");
@@ -1178,7 +1181,7 @@ struct Worst {
 }
 
 /// Attacks the agent for a time, while others scrape it, ask for its health, and read a stream; all of them every second,
-/// and once more when the attack is over. None of these may fail.
+/// and once more when the attack is over. None of these may fail, nor may the export.
 fn attacked(agent: &Agent, door: &Door, what: &str, attack: Attack, time: Duration) -> Worst {
     let end = Instant::now() + time;
     let on = || Instant::now() < end;
@@ -1187,6 +1190,8 @@ fn attacked(agent: &Agent, door: &Door, what: &str, attack: Attack, time: Durati
         let mut longest = longest.lock().unwrap();
         *longest = begun.elapsed().max(*longest);
     };
+    const SENT: &str = "ebpf_sidecar_export_points_sent_total";
+    let sent = agent.wait(|m| m.0.get(SENT).is_some_and(|n| *n > 0.0)).get(SENT);
     let before = agent.rss_kib() >> 10;
     let client = door.client();
     get_metrics(&client);
@@ -1230,6 +1235,9 @@ fn attacked(agent: &Agent, door: &Door, what: &str, attack: Attack, time: Durati
         }
     });
     until("its memory is given back", || agent.rss_kib() >> 10 <= before + 8);
+    let m = agent.wait(|m| m.get(SENT) > sent);
+    let dropped = m.0.iter().filter(|(name, _)| name.starts_with("ebpf_sidecar_export_points_dropped_total"));
+    assert_eq!(dropped.map(|(_, n)| n).sum::<f64>(), 0.0, "{what}: points are dropped");
     until("a new client is served", || get_metrics(&door.client()).metric_sets.len() == 1);
     let after = agent.rss_kib() >> 10;
     let wait = *longest.lock().unwrap();
@@ -1247,7 +1255,14 @@ fn attacks(time: Duration, tls: bool, only: &str) -> Vec<(String, Worst)> {
     let server = Identity::new(2, Some(&ca), YEAR);
     std::fs::write(&cert, server.cert_pem()).unwrap();
     std::fs::write(&key, server.key_pem()).unwrap();
-    let mut settings = vec![("COLLECTOR_INTERVAL", "1s")];
+    let store = BanyanDb::start();
+    let endpoint = store.endpoint();
+    let mut settings = vec![
+        ("COLLECTOR_INTERVAL", "1s"),
+        ("EXPORT_TYPE", "banyandb"),
+        ("EXPORT_BANYANDB_ENDPOINT", endpoint.as_str()),
+        ("EXPORT_BANYANDB_FLUSH_INTERVAL", "1s"),
+    ];
     if tls {
         settings.extend([
             ("SERVER_GRPC_TLS_ENABLED", "true"),

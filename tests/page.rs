@@ -2,6 +2,8 @@
 //! are kept in target/tmp/page.
 
 mod common;
+#[path = "common/identity.rs"]
+mod identity;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,7 +26,8 @@ use ebpf_sidecar::server::http::{self, HttpServer, Page, Render};
 use serde_json::{Value, json};
 
 use common::browser::{Browser, END, ENTER, LEFT, SPACE, TAB};
-use common::{Agent, MIB, TestFile, alone, command, free_ports, read_all, skipped, sys, text};
+use common::{Agent, MIB, TempDir, TestFile, alone, command, free_ports, read_all, skipped, sys, text};
+use identity::{Identity, YEAR};
 
 /// A browser, or the end of the test with the reason.
 macro_rules! browser {
@@ -49,13 +52,13 @@ struct Fake {
 
 impl Fake {
     fn start(first: Snapshot) -> Self {
-        Self::start_at("127.0.0.1:0".parse().unwrap(), first)
+        Self::start_at("127.0.0.1:0".parse().unwrap(), first, None)
     }
 
-    fn start_at(address: SocketAddr, first: Snapshot) -> Self {
+    fn start_at(address: SocketAddr, first: Snapshot, web_config: Option<&Path>) -> Self {
         let (cell, said) = (SnapshotCell::new(first), Said::default());
-        let server =
-            http::start(address, "/metrics", cell.clone(), render(&said), None, Access::new(None).unwrap()).unwrap();
+        let access = Access::new(web_config).unwrap();
+        let server = http::start(address, "/metrics", cell.clone(), render(&said), None, access).unwrap();
         Self { cell, said, server }
     }
 
@@ -631,6 +634,29 @@ const FAINT: &str = "
 
 /// What is not known without the scans.
 const SCANS: [&str; 2] = ["ebpf_memory_lru_pages_scanned_total", "ebpf_memory_reclaim_efficiency_percent"];
+
+#[test]
+#[ignore = "needs Chromium: make test-full"]
+fn works_over_tls_with_a_password() {
+    let browser = browser!("works_over_tls_with_a_password");
+    let dir = TempDir::new("page");
+    let server = Identity::new(2, Some(&Identity::new(1, None, YEAR)), YEAR);
+    fs::write(dir.path.join("tls.crt"), server.cert_pem()).unwrap();
+    fs::write(dir.path.join("tls.key"), server.key_pem()).unwrap();
+    let config = dir.path.join("web.yml");
+    let tls = "tls_server_config: {cert_file: tls.crt, key_file: tls.key}";
+    fs::write(&config, format!("{tls}\nbasic_auth_users: {{ann: {}}}\n", bcrypt::hash("right", 4).unwrap())).unwrap();
+    let fake = Fake::start_at("127.0.0.1:0".parse().unwrap(), snapshot(1), Some(&config));
+    browser.devtools("Security.setIgnoreCertificateErrors", json!({ "ignore": true }));
+    let at = fake.server.address();
+    // As who has typed the password: it is not in the address of the page then.
+    browser.open(&format!("https://ann:right@{at}/health"));
+    browser.open(&format!("https://{at}/"));
+    wait_for_snapshot(&browser, 1);
+    fake.cell.store(snapshot(2));
+    wait_for_snapshot(&browser, 2);
+    assert_eq!(browser.console(), NOTHING);
+}
 
 #[test]
 #[ignore = "needs Chromium: make test-full"]

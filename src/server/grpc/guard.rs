@@ -440,7 +440,9 @@ impl Client {
 
     /// Whether bytes have come that its socket does not report any more, and would be looked at.
     fn has_more(&self) -> bool {
-        self.outer.has_more() && self.outer_events() & POLLIN != 0
+        // What is thrown away is not even decrypted.
+        let reads = matches!(self.state, State::New | State::Open) && self.outer_events() & POLLIN != 0;
+        reads && self.outer.has_more()
     }
 
     fn inner_events(&self) -> i16 {
