@@ -1183,6 +1183,8 @@ struct Worst {
 /// Attacks the agent for a time, while others scrape it, ask for its health, and read a stream; all of them every second,
 /// and once more when the attack is over. None of these may fail, nor may the export.
 fn attacked(agent: &Agent, door: &Door, what: &str, attack: Attack, time: Duration) -> Worst {
+    const SENT: &str = "ebpf_sidecar_export_points_sent_total";
+    let sent = agent.wait(|m| m.0.get(SENT).is_some_and(|n| *n > 0.0)).get(SENT);
     let end = Instant::now() + time;
     let on = || Instant::now() < end;
     let longest = std::sync::Mutex::new(Duration::ZERO);
@@ -1190,8 +1192,6 @@ fn attacked(agent: &Agent, door: &Door, what: &str, attack: Attack, time: Durati
         let mut longest = longest.lock().unwrap();
         *longest = begun.elapsed().max(*longest);
     };
-    const SENT: &str = "ebpf_sidecar_export_points_sent_total";
-    let sent = agent.wait(|m| m.0.get(SENT).is_some_and(|n| *n > 0.0)).get(SENT);
     let before = agent.rss_kib() >> 10;
     let client = door.client();
     get_metrics(&client);
