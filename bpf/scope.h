@@ -55,7 +55,11 @@ struct {
 
 #define ADD(lvalue, n) ((void)__sync_fetch_and_add(&(lvalue), (n)))
 
+#ifdef NO_BTF
+typedef const struct settings settings_t;
+#else
 typedef const volatile struct settings settings_t;
+#endif
 
 static __always_inline settings_t *the_settings(void)
 {

@@ -293,6 +293,45 @@ fn vectored_cold_reads_are_whole() {
     }
 }
 
+/// A read that may not wait returns what is cached up to the first page that is not.
+#[test]
+fn a_read_that_returns_less_counts_what_it_returns_where_that_is_known() {
+    const NAME: &str = "a_read_that_returns_less_counts_what_it_returns_where_that_is_known";
+    need_bpf!("a_read_that_returns_less_counts_what_it_returns_where_that_is_known");
+    let s = Scoped::start(&[]);
+    let chunk = 16 * page();
+    let f = TestFile::cold("partial", file_size());
+    sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM).unwrap();
+    let mut buf = vec![0u8; chunk];
+    let chunks = || (0..file_size()).step_by(chunk).map(|at| at as i64);
+    for at in chunks() {
+        f.file.read_at(&mut buf[..4 * page()], at as u64).unwrap();
+    }
+    let (d, read) = s.agent.during(|| {
+        let mut bytes = 0;
+        for at in chunks() {
+            match sys::preadv2_flags(&f.file, &mut buf, at, libc::RWF_NOWAIT) {
+                Ok(n) => bytes += n,
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(bytes)
+    });
+    let returned = match read {
+        Ok(bytes) => bytes.div_ceil(page()) as f64,
+        Err(e) => return common::skipped(NAME, &format!("RWF_NOWAIT: {e}")),
+    };
+    let exact = d.after.0.contains_key("ebpf_sidecar_probe_attached{probe=\"cache_read\",mode=\"fexit\"}");
+    let attempts = d.attempts(returned);
+    println!("{returned} pages of {} were returned, {attempts} counted", file_pages());
+    match exact {
+        true => assert_eq!(attempts, returned, "{}", d.moved()),
+        // What was asked for.
+        false => assert!((returned..=file_pages()).contains(&attempts), "{returned} returned;{}", d.moved()),
+    }
+}
+
 #[test]
 fn the_end_of_a_file_and_holes() {
     need_bpf!("the_end_of_a_file_and_holes");
