@@ -272,7 +272,9 @@ impl Object {
         let (what, cause, words) = (format!("prepare BPF object {name}"), errno(code), take_warnings());
         match cause.raw_os_error() {
             // libbpf blames RLIMIT_MEMLOCK for all of these.
-            Some(libc::EPERM) if os::memlock_is_limited() => Err(Error::new(what, cause).because(words)),
+            Some(libc::EPERM) if os::memlock_is_limited() && !os::is_in_user_namespace() => {
+                Err(Error::new(what, cause).because(words))
+            }
             Some(libc::EPERM | libc::EACCES | libc::ENOSYS) => {
                 log::debug!("{what}: {words}");
                 Err(refusal(&what, cause))

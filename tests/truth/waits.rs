@@ -57,7 +57,7 @@ fn reads_that_wait_are_timed_once_and_others_not() {
     if !times_reads(&s.agent, "reads_that_wait_are_timed_once_and_others_not") {
         return;
     }
-    let f = TestFile::cold("timed", 8 * MIB);
+    let f = TestFile::cold("timed", 2048 * page());
     sys::fadvise(f.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM).unwrap();
     let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&f.path).unwrap();
     let mut aligned = sys::Aligned::new(page());

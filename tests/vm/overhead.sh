@@ -1,7 +1,7 @@
 #!/bin/bash
 # What the agent costs the programs beside it: instructions added per call (tests/vm/measure.c), by kernel and way of
 # attaching, against the limits in tests/vm/overhead-budget.txt. Exit status 1 when one is exceeded.
-#   overhead.sh [KERNEL...]        5.10, 6.1, 6.12 and 7.2 without arguments; 6.12:arm64 for those of another architecture
+#   overhead.sh [KERNEL...]        5.10, 6.1, 6.12 and 7.2 without arguments; 6.12:arm64 too, which has no limits yet
 # The emulator counts: with -icount shift=0 a nanosecond of the guest's clock is one instruction, so that the numbers
 # are the same on every machine and in every run, to a few instructions (the column `spread` has the difference of
 # the least and the most of three runs, bare and with the agent together).

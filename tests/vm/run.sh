@@ -50,7 +50,7 @@ if [[ $kernels$overhead_of = *:arm64* ]]; then
     esac
 fi
 
-tests="--lib --test truth --test agent --test grpc --test standalone"
+tests="--lib --test truth --test agent --test grpc --test standalone --test hosts"
 # shellcheck disable=SC2086
 built=$(${CARGO_TEST:-cargo test} --no-run $tests --message-format json 2>/dev/null |
     grep -o '"executable":"[^"]*"' | cut -d '"' -f 4 | sort -u) || built=
@@ -114,7 +114,7 @@ disable() {
 
 # The job for a mode, to be run in the machine: job_of KERNEL MODE.
 job_of() {
-    local skips= grpc=1
+    local skips= grpc=1 kernel=$1
     if are_once "$1"; then
         # shellcheck disable=SC2086
         skips=$(printf ' --skip %s' $once)
@@ -124,6 +124,7 @@ job_of() {
     shift
     # Starting gRPC's C core takes half a second of emulated CPU.
     echo 'export TEST_AGENT=/bin/ebpf-sidecar TEST_DISK=/disk TEST_EMULATED=1 TEST_GRPC=false RUST_BACKTRACE=0'
+    [ -z "${VM_FULL:-}" ] || echo 'export TEST_FULL=1'
     case $1 in
     auto)
         echo 'agent --test-threads=1 --show-output --exact by_default_it_attaches_in_the_best_way' \
@@ -134,6 +135,9 @@ job_of() {
             'a_confined_agent_says_what_a_reload_cannot_give_it || failed=1'
         echo 'ebpf_sidecar --test-threads=1 --show-output refusals_of_this_kernel || failed=1'
         echo "truth --test-threads=1 --show-output $once || failed=1"
+        # How tracefs is had, on the oldest kernel alone.
+        [ "$kernel" != 5.10 ] ||
+            echo 'hosts --test-threads=1 --show-output tracefs_is_had_where_it_can_be || failed=1'
         disable
         echo '[ -z "$failed" ]'
         ;;
@@ -168,7 +172,7 @@ END
 programs_of() { # KERNEL MODE
     [[ $1 != *:arm64 ]] || { echo "$out"/bin/arm64/{truth,ebpf-sidecar} && return; }
     case $2 in
-    auto) echo "$out"/bin/{agent,truth,grpc,ebpf_sidecar,ebpf-sidecar,setpriv} ;;
+    auto) echo "$out"/bin/{agent,truth,grpc,hosts,ebpf_sidecar,ebpf-sidecar,setpriv} ;;
     static) echo "$out"/bin/{truth,grpc,standalone,ebpf-sidecar} ;;
     *) echo "$out"/bin/{truth,grpc,ebpf-sidecar} ;;
     esac
