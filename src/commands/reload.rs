@@ -53,7 +53,7 @@ impl Reload<'_> {
         if let Some(file) = new.files().into_iter().find(|file| confine::is_outside(file)) {
             return Err(format!("{}: it may not be read; {}", file.display(), confine::OUTSIDE));
         }
-        // They are read for each connection: here it only shows early that they cannot be used.
+        // They are looked at with each connection: here it only shows early that they cannot be used.
         tls::check(&new.server.grpc)?;
         let web_config = new.server.http.web_config.as_deref();
         if let Some(path) = web_config {

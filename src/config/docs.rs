@@ -43,7 +43,7 @@ With `export.type: banyandb`, a username needs a password or a `password_file`, 
 SIGHUP, or `systemctl reload ebpf-sidecar`, has it read the configuration again (the file; its environment stays as it was at the
 start). These keys take effect: {reloaded}. The log tells each key that changed, from what to what, and which of the others
 take a restart. A configuration that cannot be used is told in the log, and the one in use stays. Certificates, keys and passwords
-in files need no signal: they are read for each connection or batch. What ConfigureModule has changed meanwhile stays, unless that key
+in files need no signal: they are looked at with each connection, call or batch, once a second at most. What ConfigureModule has changed meanwhile stays, unless that key
 changed.
 
 Confined (`collector.confine`), the agent reads files in the folders that its configuration named when it started, and attaches

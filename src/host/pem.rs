@@ -77,7 +77,7 @@ pub fn expires(pem: &[u8]) -> Option<u64> {
 }
 
 /// Warns if the first certificate of `pem`, which a key of the configuration gave with its file, is no longer valid: to be
-/// called when it comes into use, not for each connection.
+/// called when it comes into use.
 pub fn warn_if_expired((key, path): (&str, &Path), pem: &[u8]) {
     let expired = |cert: &X509| Asn1Time::days_from_now(0).is_ok_and(|now| cert.not_after() < now);
     if X509::stack_from_pem(pem).is_ok_and(|chain| chain.first().is_some_and(expired)) {
