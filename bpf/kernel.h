@@ -67,6 +67,11 @@ struct inode {
 	unsigned short i_mode;
 	struct super_block *i_sb;
 	long long i_size;
+	struct pipe_inode_info *i_pipe;
+};
+
+struct pipe_inode_info {
+	unsigned int head, tail, max_usage; /* in buffers: filled, emptied, and how many there may be */
 };
 
 struct address_space {
@@ -142,6 +147,7 @@ struct task_struct {
 	struct files_struct *files;
 	struct task_io_accounting ioac;
 	void *stack;
+	struct pipe_inode_info *splice_pipe;
 };
 /* Before 5.5. */
 struct task_struct___5_4 {
@@ -198,6 +204,7 @@ struct trace_event_raw_mm_vmscan_direct_reclaim_end_template {
 
 #define S_IFMT 00170000
 #define S_IFREG 0100000
+#define S_IFIFO 0010000
 
 /* kiocb.ki_flags (include/linux/fs.h), 5.10+. */
 #define IOCB_NOWAIT 0x8

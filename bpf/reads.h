@@ -37,19 +37,24 @@ struct {
  * A buffered read asks the page cache for its pages in batches, and mm_filemap_get_pages tells of each batch
  * with the whole rest of the range: first its whole range, then what is left. The range is counted once, on
  * its first event. A later event of the same read has the same thread, mapping and end and a larger index, and
- * happens before the thread's count of read calls (ioac.syscr) moves on.
+ * happens before the thread's count of read calls (ioac.syscr) moves on. What is not before `first` may be of this read.
+ * `before` is where the read before it in the same call ended; -1: there was none.
  */
-static __always_inline bool continues_read(struct task_struct *task, __u64 mapping, __u64 index, __u64 last)
+static __always_inline bool continues_read(struct task_struct *task, __u64 mapping, __u64 first, __u64 index,
+					   __u64 last, __u64 *before)
 {
 	__u64 tid = (__u32)task->pid, syscr = task->ioac.syscr;
 	__u32 slot = tid & (READ_SLOTS - 1);
 	struct read_cursor *cur = bpf_map_lookup_elem(&read_cursors, &slot);
 	bool same;
 
+	*before = -1ULL;
 	if (!cur)
 		return false;
-	same = cur->tid == tid && cur->mapping == mapping && cur->last_index == last && cur->syscr == syscr &&
-	       cur->index < index;
+	same = cur->tid == tid && cur->mapping == mapping && cur->syscr == syscr;
+	if (same)
+		*before = cur->last_index;
+	same = same && cur->last_index == last && cur->index < index && first <= cur->index;
 	cur->tid = tid;
 	cur->mapping = mapping;
 	cur->last_index = last;
@@ -126,6 +131,14 @@ static __always_inline bool is_whole_pread(const struct pt_regs *regs, settings_
 	       regs->SYSCALL_ARG3 >> page_shift(set) == event->first;
 }
 
+/* The open file behind a descriptor. It was loaded as whatever is one pointer, which is all that the verifier knows of it. */
+static __always_inline struct file *opened(struct task_struct *task, unsigned int fd)
+{
+	struct file *file = open_file(task, fd);
+
+	return file ? bpf_rdonly_cast(file, bpf_core_type_id_kernel(struct file)) : 0;
+}
+
 /*
  * The pages that the current call asks for, if it is one of read; others do not tell by themselves where they begin.
  * False as well if `event`, of `inode`, is no part of such a range: then it is of a read inside the call.
@@ -143,11 +156,9 @@ static __always_inline bool pages_asked(struct task_struct *task, const struct p
 	if (nr != NR_pread64 && nr != NR_read && nr != NR_readv && nr != NR_preadv && nr != NR_preadv2)
 		return false;
 	if (nr != NR_pread64) {
-		file = open_file(task, regs->SYSCALL_ARG0);
+		file = opened(task, regs->SYSCALL_ARG0);
 		if (!file)
 			return false;
-		/* It was loaded as whatever is one pointer, which is all that the verifier knows of it. */
-		file = bpf_rdonly_cast(file, bpf_core_type_id_kernel(struct file));
 	}
 	pos = regs->SYSCALL_ARG3;
 	if (file && (nr == NR_read || nr == NR_readv || (nr == NR_preadv2 && pos == -1ULL)))
@@ -164,6 +175,62 @@ static __always_inline bool pages_asked(struct task_struct *task, const struct p
 	asked->first = pos >> shift;
 	asked->last = (pos + len - 1) >> shift;
 	return len && asked->first <= event->first && event->first <= asked->last && asked->last <= event->last;
+}
+
+/*
+ * The same of sendfile, splice and copy_file_range, which read into a pipe, a page to a buffer. What the pipe has taken of
+ * this read lies before the event; what it has no room for is asked for, but not read. Either it is the thread's own
+ * (splice_pipe), which is empty when a read begins, and there are as many reads as it takes; or the one that the call
+ * names, and the read begins where the call does.
+ *
+ * From the middle of a page on, such a read asks for one page more than the pipe takes. If that is still being filled,
+ * there may be no event at all: `skipped` are the pages of a first read that the call's second one may have to count.
+ */
+static __always_inline bool pages_spliced(struct task_struct *task, const struct pt_regs *regs, settings_t *set,
+					  struct inode *inode, const struct pages *event, struct pages *asked,
+					  __u64 *skipped)
+{
+	int nr = regs->SYSCALL_NR;
+	__u32 shift = page_shift(set), used, max;
+	struct pipe_inode_info *pipe;
+	struct file *in, *out;
+	struct inode *target;
+	bool fifo;
+	__u64 pos, begin;
+
+	if (nr != NR_sendfile && nr != NR_splice && nr != NR_copy_file_range)
+		return false;
+	if (task->flags & PF_KTHREAD)
+		return false;
+	in = opened(task, nr == NR_sendfile ? regs->SYSCALL_ARG1 : regs->SYSCALL_ARG0);
+	out = opened(task, nr == NR_sendfile ? regs->SYSCALL_ARG0 : regs->SYSCALL_ARG2);
+	if (!in || !out || in->f_inode != inode)
+		return false;
+	target = out->f_inode;
+	fifo = (target->i_mode & S_IFMT) == S_IFIFO;
+	pipe = fifo ? target->i_pipe : task->splice_pipe;
+	if (!pipe)
+		return false;
+	pipe = bpf_rdonly_cast(pipe, bpf_core_type_id_kernel(struct pipe_inode_info));
+	used = pipe->head - pipe->tail;
+	max = pipe->max_usage;
+	if (used >= max)
+		return false;
+	/* The file's position moves on only when the call returns, and so does the word in the program's memory. */
+	pos = nr == NR_sendfile ? regs->SYSCALL_ARG2 : regs->SYSCALL_ARG1;
+	if (!pos)
+		pos = in->f_pos;
+	else if (bpf_probe_read_user(&pos, sizeof(pos), (const void *)pos))
+		return false;
+	begin = pos >> shift;
+	if (event->first < begin || (fifo ? used < event->first - begin : used > event->first - begin))
+		return false;
+	asked->first = fifo ? begin : event->first - used;
+	asked->last = event->last;
+	if (asked->last - event->first >= max - used)
+		asked->last = event->first + (max - used) - 1;
+	*skipped = asked->first == begin + max && pos & ((1ULL << shift) - 1) ? max : 0;
+	return true;
 }
 
 /*
@@ -187,7 +254,7 @@ static __always_inline int page_read(void *ctx, __u64 mapping, __u64 index, __u6
 	struct totals *t;
 	bool known;
 	__u32 shift;
-	__u64 end;
+	__u64 end, before, skipped = 0;
 
 	if (!set)
 		return 0;
@@ -202,9 +269,14 @@ static __always_inline int page_read(void *ctx, __u64 mapping, __u64 index, __u6
 	regs = saved_regs(ctx, task);
 	if (!fills_are_told(set))
 		return 0;
-	known = pages_asked(task, regs, set, inode, &p, &asked);
-	if (!(known && asked.first == last) && continues_read(task, mapping, index, last))
-		return 0;
+	known = pages_asked(task, regs, set, inode, &p, &asked) ||
+		pages_spliced(task, regs, set, inode, &p, &asked, &skipped);
+	if (skipped || !known || asked.first != last) {
+		if (continues_read(task, mapping, known ? asked.first : 0, index, last, &before))
+			return 0;
+		if (skipped && (before < asked.first - skipped || before > last))
+			asked.first -= skipped;
+	}
 	if (known)
 		p = asked;
 	shift = page_shift(set);

@@ -548,10 +548,11 @@ fn the_fewest_capabilities() {
         let f = TestFile::cold("fewest", 4 * common::MIB);
         let (d, _) = agent.during(|| common::read_all(&f.file, common::MIB));
         assert_eq!((d.attempts(1024.0), d.misses_of(1024.0)), (1024.0, 1024.0), "{attach};{}", d.moved());
+        let there = f.resident() as f64;
         let (d, ()) = agent.during(|| f.drop_cache());
-        assert_eq!(d.evictions_of("fadvise", 1024.0), 1024.0, "{attach};{}", d.moved());
+        assert_eq!(d.evictions_of("fadvise", there), there, "{attach};{}", d.moved());
         let calls = way("fadvise").map(|_| d.of("ebpf_fadvise_calls_total"));
-        assert!(calls.is_none_or(|n| n == 1.0), "{attach};{}", d.moved());
+        assert!(calls.is_none_or(|n| n >= 1.0), "{attach};{}", d.moved());
 
         // A cgroup that is made anew is followed with no more than that.
         let path = cgroup.path.clone();
@@ -646,8 +647,9 @@ fn degraded_without_tracefs() {
         let f = TestFile::cold("degraded", 4 * common::MIB);
         let (d, _) = agent.during(|| common::read_all(&f.file, common::MIB));
         assert_eq!((d.attempts(1024.0), d.misses_of(1024.0)), (1024.0, 1024.0), "as {uid};{}", d.moved());
+        let there = f.resident() as f64;
         let (d, ()) = agent.during(|| f.drop_cache());
-        assert_eq!(d.evictions_of("fadvise", 1024.0), 1024.0, "as {uid};{}", d.moved());
+        assert_eq!(d.evictions_of("fadvise", there), there, "as {uid};{}", d.moved());
         println!("as user {uid}: CAP_BPF and CAP_PERFMON suffice for all but fadvise");
     }
     assert_eq!(tracing_mounts(), mounts);

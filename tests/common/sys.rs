@@ -106,6 +106,17 @@ impl Drop for Mapping {
     }
 }
 
+/// Pages of a file in the page cache, those that are being filled too, and pages that the kernel has taken from it since and
+/// that are not back (cachestat, 6.5+); `None` where the kernel does not tell.
+pub fn cachestat(file: &File) -> Option<(usize, usize)> {
+    const SYS_CACHESTAT: libc::c_long = 451;
+    let whole = [0u64; 2]; // offset and length
+    let mut stat = [0u64; 5]; // cached, dirty, under writeback, evicted, recently evicted
+    // SAFETY: two live structs, of two and five numbers.
+    let code = unsafe { libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), whole.as_ptr(), stat.as_mut_ptr(), 0) };
+    (code == 0).then_some((stat[0] as usize, stat[3] as usize))
+}
+
 /// sendfile from the start of `input`; returns what was sent.
 pub fn sendfile(output: RawFd, input: &File, offset: i64, len: usize) -> usize {
     let mut offset = offset;

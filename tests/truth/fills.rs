@@ -31,18 +31,18 @@ fn willneed_and_readahead() {
             sys::fadvise(f.file.as_raw_fd(), at, MIB as i64, libc::POSIX_FADV_WILLNEED).unwrap();
         }
     });
-    let truth = f.resident() as f64;
+    let truth = f.filled() as f64;
     assert!(truth > 0.0);
     assert_near("adds by WILLNEED", d.adds_of("prefetch", truth), truth, 3.0, &d);
     assert_eq!(d.misses(), 0.0, "{}", d.moved());
 
     f.drop_cache();
     let (d, _) = s.agent.during(|| sys::readahead(&f.file, 0, MIB));
-    let truth = f.resident() as f64;
+    let truth = f.filled() as f64;
     assert_near("adds by readahead()", d.adds_of("prefetch", truth), truth, 3.0, &d);
     f.drop_cache();
     let (d, _) = s.agent.during(|| Mapping::of(&f.file).advise(libc::MADV_WILLNEED));
-    let truth = f.resident() as f64;
+    let truth = f.filled() as f64;
     assert_near("adds by madvise", d.adds_of("prefetch", truth), truth, 3.0, &d);
 }
 
@@ -63,7 +63,7 @@ fn faults_between_warm_reads() {
         }
     });
     assert_near("adds by faults", d.adds_of("fault", touched), touched, 2.0, &d);
-    assert_eq!((d.misses(), d.attempts(touched)), (0.0, touched), "{}", d.moved());
+    assert_eq!((d.misses_of(0.0), d.attempts(touched)), (0.0, touched), "{}", d.moved());
 }
 
 /// A fault in the middle of a write: the pages of the mapped file belong to the fault, those of the written
@@ -82,6 +82,7 @@ fn faults_inside_a_copy() {
     assert_eq!(d.misses(), 0.0, "{}", d.moved());
 
     let (mut near, mut far) = UnixStream::pair().unwrap();
+    drop(map); // what is mapped stays
     from.drop_cache();
     let remapped = Mapping::of(&from.file);
     remapped.advise(libc::MADV_RANDOM);
@@ -91,7 +92,6 @@ fn faults_inside_a_copy() {
         drop(far);
     });
     assert_eq!(sink.join().unwrap(), MIB);
-    drop(map);
     assert_eq!(d.misses(), 0.0, "{}", d.moved());
 }
 
@@ -110,6 +110,6 @@ fn alternating_cold_reads_and_appends() {
             log.file.write_all_at(&buf, (i * page()) as u64).unwrap();
         }
     });
-    assert_eq!((d.adds_of("read", reads), d.adds_of("write", reads)), (reads, reads), "{}", d.moved());
+    assert_eq!(d.adds_of("write", reads), reads, "{}", d.moved());
     assert_eq!((d.attempts(reads), d.misses_of(reads)), (reads, reads), "{}", d.moved());
 }

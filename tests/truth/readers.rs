@@ -186,7 +186,7 @@ fn a_cold_program_is_executed_by_faults() {
     program.drop_cache();
     let run = || assert!(Command::new(&path).args(arguments).status().unwrap().success());
     let (d, ()) = s.agent.during(run);
-    let filled = program.resident() as f64;
+    let filled = program.filled() as f64;
     println!(
         "{} pages, {filled} filled: {} read, {} by faults",
         program.file.metadata().unwrap().len() / page() as u64,

@@ -6,6 +6,7 @@
 # VM_APPEND to the kernel's command line change the machine. KVM is not needed. One host thread for all CPUs: with
 # two, QEMU 7.2 does not survive the kernel's rewriting of its own code. No cmpxchg16b either: with it, 6.12 now and
 # then dies in the slab allocator, which is built on that instruction, with a piece of a pointer in EFLAGS.
+# VM_DISK is added to the options of the disk: "throttling.iops-total=200" makes it a slow one.
 # VM_ARCH=arm64 is a machine of that architecture, VM_BUSYBOX its shell; VM_MODULES a folder of modules, lib/modules/RELEASE of
 # a kernel, of which init loads those that the disk needs.
 # Pages are not cleared when they are allocated, and copies from and to programs not checked: that took a fifth of the time.
@@ -61,7 +62,7 @@ machine() {
     timeout -k 5 "$limit" "$@" -m "${VM_MEMORY:-512M}" \
         -smp "${VM_CPUS:-2}" -nographic -no-reboot -kernel "$image" -initrd "$work/initrd" -pidfile "$work/pid" \
         -append "console=$console panic=-1 quiet init_on_alloc=0 hardened_usercopy=off ${VM_APPEND:-}" \
-        -drive "file=$work/disk,if=none,id=disk,format=raw,cache=unsafe" -device nvme,drive=disk,serial=1 \
+        -drive "file=$work/disk,if=none,id=disk,format=raw,cache=unsafe${VM_DISK:+,$VM_DISK}" -device nvme,drive=disk,serial=1 \
         </dev/null || [ $? != 124 ] || echo "VM-TIMEOUT after $limit s"
 }
 # In the background, since a trap waits for what runs in the foreground.
