@@ -46,7 +46,7 @@ test: deps deps-test ## run every test that this machine can run, also on other 
 
 test-full: deps deps-test deps-browser deps-helm ## the same, and what takes long: overhead on every kernel, the page in Chromium, the static binary, measurements, fuzzing
 	@VM_OVERHEAD="5.10 6.1 6.12 7.2" VM_STATIC="5.10 6.1 6.12 7.2" VM_ARM64="5.10 6.1 6.12 6.12+16k 7.2" VM_FULL=1 sh .ci/test.sh
-	@TEST_SOAK_SECONDS=600 sh .ci/static.sh test --no-fail-fast -- --test-threads=1 --ignored --nocapture
+	@TEST_SOAK_SECONDS=600 TEST_ATTACK_SECONDS=30 sh .ci/static.sh test --no-fail-fast -- --test-threads=1 --ignored --nocapture
 	@$(MAKE) --no-print-directory test-static
 	@$(MAKE) --no-print-directory fuzz deny
 
@@ -83,6 +83,11 @@ test-banyandb: deps ## compare what a BanyanDB server stores with /metrics (BANY
 soak: static deps-test ## two hours (SECONDS=7200) of all that happens to an agent in months: tests/soak.rs
 	@TEST_SOAK_SECONDS=$(SECONDS) TEST_AGENT=$$(realpath $(TARGET))/static/$$(uname -m)/ebpf-sidecar \
 		sh .ci/static.sh test --test soak -- --ignored --nocapture
+
+attacks: static deps-test ## each attack on gRPC, with TLS and without, for five minutes beside honest clients (ATTACK_SECONDS=300): two hours and a quarter
+	@TEST_ATTACK_SECONDS=$(ATTACK_SECONDS) TEST_AGENT=$$(realpath $(TARGET))/static/$$(uname -m)/ebpf-sidecar \
+		sh .ci/static.sh test --test grpc -- --ignored --exact --nocapture \
+		no_attack_keeps_others_from_being_served_for_five_minutes
 
 fuzz: deps ## fuzz everything that takes bytes of others, SECONDS_EACH=30 each (TARGETS="yaml guard")
 	@SECONDS_EACH=$(SECONDS_EACH) sh .ci/fuzz.sh $(TARGETS)
@@ -125,4 +130,4 @@ uninstall: ## remove them; a configuration that was changed stays
 clean: ## remove everything that was built
 	@cargo clean
 
-.PHONY: help deps deps-test deps-browser deps-helm deps-vm deps-image build static run test test-full test-static test-vm results test-banyandb lint soak fuzz deny dist bench bench-overhead install uninstall clean
+.PHONY: help deps deps-test deps-browser deps-helm deps-vm deps-image build static run test test-full test-static test-vm results test-banyandb lint soak attacks fuzz deny dist bench bench-overhead install uninstall clean

@@ -1304,7 +1304,7 @@ fn no_attack_keeps_others_from_being_served() {
 }
 
 #[test]
-#[ignore = "takes more than two hours: make test-full; TEST_ATTACK_SECONDS=300, TEST_ATTACK=part of a name, such as TLS"]
+#[ignore = "takes more than two hours: make attacks; TEST_ATTACK_SECONDS=300, TEST_ATTACK=part of a name, such as TLS"]
 fn no_attack_keeps_others_from_being_served_for_five_minutes() {
     need_bpf!("no_attack_keeps_others_from_being_served_for_five_minutes");
     let seconds = std::env::var("TEST_ATTACK_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(300);
