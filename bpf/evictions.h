@@ -32,6 +32,7 @@ static __always_inline int pages_removed(struct inode *inode, __u64 pages)
 	cause = eviction_cause(task, flags);
 	if (cause < EVICTION_CAUSES)
 		ADD(t->evictions[cause], pages);
+	file_evicted(inode, cause, pages);
 	return 0;
 }
 

@@ -4,6 +4,7 @@
 #define FILLS_H
 
 #include "callers.h"
+#include "files.h"
 
 #ifndef NO_BTF
 static __always_inline __u64 folio_pages(void *folio)
@@ -196,6 +197,7 @@ static __always_inline int pages_added(void *ctx, settings_t *set, struct inode 
 	cause = index_of(fill_cause(ctx, set, inode, stack));
 	if (cause < FILL_CAUSES)
 		ADD(t->fills[cause], pages);
+	file_filled(inode, cause, pages);
 	return 0;
 }
 

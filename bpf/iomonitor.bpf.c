@@ -54,7 +54,7 @@ static __always_inline int filemap_read_returned(__u64 *ctx, bool timed)
 	if (!set)
 		return 0;
 	if (timed && (wait = own_wait()))
-		read_ends(wait, is_counted(iocb->ki_filp, bytes));
+		read_ends(wait, is_counted(iocb->ki_filp, bytes), iocb->ki_filp);
 	return is_counted(iocb->ki_filp, bytes) ? bytes_read(set, iocb->ki_pos - bytes, bytes) : 0;
 }
 
@@ -72,7 +72,7 @@ static __always_inline int splice_read_returned(__u64 *ctx, bool timed)
 	in = (struct file *)ctx[0];
 	bytes = (long)ctx[5];
 	if (timed && (wait = own_wait()))
-		read_ends(wait, is_counted(in, bytes));
+		read_ends(wait, is_counted(in, bytes), in);
 	if (!is_counted(in, bytes))
 		return 0;
 	bpf_probe_read_kernel(&pos, sizeof(pos), (void *)ctx[1]);

@@ -58,7 +58,14 @@ extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
+struct hlist_node;
+
+struct hlist_head {
+	struct hlist_node *first;
+};
+
 struct super_block {
+	unsigned int s_dev;
 	unsigned long s_magic;
 	int s_stack_depth;
 };
@@ -66,8 +73,31 @@ struct super_block {
 struct inode {
 	unsigned short i_mode;
 	struct super_block *i_sb;
+	unsigned long i_ino;
+	unsigned int i_rdev;
 	long long i_size;
 	struct pipe_inode_info *i_pipe;
+	unsigned int i_generation;
+	struct hlist_head i_dentry;
+};
+
+struct qstr {
+	unsigned int hash;
+	unsigned int len;
+	const unsigned char *name;
+};
+
+struct dentry {
+	struct dentry *d_parent;
+	struct qstr d_name;
+	union {
+		struct hlist_node {
+			struct hlist_node *next;
+		} d_alias;
+	} d_u;
+};
+struct dentry___flat {
+	struct hlist_node d_alias;
 };
 
 struct pipe_inode_info {
@@ -110,12 +140,6 @@ struct kiocb {
 
 struct iov_iter {
 	unsigned long count;
-};
-
-struct hlist_node;
-
-struct hlist_head {
-	struct hlist_node *first;
 };
 
 struct fdtable {

@@ -11,6 +11,19 @@
 
 /* Rows of a map of processes: how many processes one interval can tell apart. */
 #define MAX_PROCS 4096
+/* Rows of a map of files: how many one interval can tell apart. */
+#define MAX_FILES 8192
+/* Slots before them, twice: a power of two. */
+#define FILE_SLOTS 2048
+/* Bytes of the ring buffer of their paths, and slots for those whose path has been told: powers of two. */
+#define FILE_NAMES (1 << 20)
+#define TOLD_SLOTS 16384
+/* A path is told again after 2^TOLD_SHIFT ns, 69 s. */
+#define TOLD_SHIFT 36
+/* Components of a path, and bytes of one with its NUL. */
+#define PATH_DEPTH 8
+#define NAME_BYTES 256
+#define PATH_BYTES (PATH_DEPTH * NAME_BYTES)
 /* Threads in direct or memcg reclaim at one time. */
 #define MAX_STALLS 1024
 /* Threads whose waiting reads can be timed at one time, a power of two; 24 bytes each. */
@@ -55,6 +68,7 @@ struct function {
 struct settings {
 	__u64 page_shift;
 	__u64 regs_offset; /* of the saved registers in a task's stack; 0: not known */
+	__u64 files; /* 1: there are rows of files */
 	__u64 functions_known; /* 0: none */
 	struct function functions[FUNCTIONS];
 };
@@ -95,6 +109,11 @@ struct totals {
 	__u64 wait_buckets[READ_BUCKETS];
 	__u64 wait_ns;
 	__u64 lost_reads;
+	/* What found no place in a full map of files. */
+	__u64 no_file_fills[FILL_CAUSES];
+	__u64 no_file_evictions[EVICTION_CAUSES];
+	__u64 no_file_waits;
+	__u64 no_file_wait_ns;
 };
 
 /*
@@ -114,6 +133,37 @@ struct proc_row {
 	__u64 fadvise_success;
 	__u64 stalls; /* begins and ends of direct or memcg reclaim */
 	char comm[COMM_LEN];
+};
+
+/* What happened to a file's pages in the current interval. */
+struct file_row {
+	__u64 ino;
+	__u64 id; /* device << 32 | generation */
+	__u64 fills[FILL_CAUSES];
+	__u64 evictions[EVICTION_CAUSES];
+	__u64 waits; /* reads that waited */
+	__u64 wait_ns;
+};
+
+/* A row in its slot. */
+struct file_slot {
+	__u64 claims; /* by files that wanted it; the row is that of one which was alone */
+	struct file_row row;
+};
+
+/* A file's path follows. */
+struct file_name {
+	__u64 ino;
+	__u64 id; /* as in its row */
+	__u32 mode;
+	__u32 rdev; /* of a device */
+	__u32 whole; /* 1: it begins at the root of the file system; 0: there is more of it */
+	__u32 len; /* of what follows; 0: the kernel remembers no name of it */
+};
+
+struct file_path {
+	struct file_name name;
+	char names[PATH_BYTES + NAME_BYTES]; /* the file's own first, with a NUL behind each; not all of it is sent */
 };
 
 /* A thread in direct or memcg reclaim; keyed by its id (tgid << 32 | tid). */

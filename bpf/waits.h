@@ -5,6 +5,7 @@
 
 #include "scope.h"
 #include "durations.h"
+#include "files.h"
 
 #ifndef NO_BTF
 /* By thread id modulo READ_SLOTS. */
@@ -153,8 +154,8 @@ static __always_inline struct read_wait *own_wait(void)
 	return wait && wait->tid == tid ? wait : 0;
 }
 
-/* A read has ended. If it waited, it counts, unless it failed. */
-static __always_inline void read_ends(struct read_wait *wait, bool success)
+/* A read of this file has ended. If it waited, it counts, unless it failed. */
+static __always_inline void read_ends(struct read_wait *wait, bool success, struct file *file)
 {
 	struct totals *t;
 	__u64 bucket, ns;
@@ -172,6 +173,7 @@ static __always_inline void read_ends(struct read_wait *wait, bool success)
 	if (t && bucket < READ_BUCKETS) {
 		ADD(t->wait_buckets[bucket], 1);
 		ADD(t->wait_ns, ns);
+		file_waited(LOAD(file, file, f_inode), ns);
 	}
 }
 

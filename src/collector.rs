@@ -5,6 +5,7 @@
 use std::any::Any;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -109,6 +110,7 @@ impl Collector {
             scope: String::new(),
             families: Vec::new(),
             processes: None,
+            files: None,
             modules: Vec::new(),
             last_error: None,
         };
@@ -313,6 +315,7 @@ impl State {
             scope: self.scope.clone(),
             families: Vec::new(),
             processes: None,
+            files: None,
             modules: Vec::new(),
             last_error: None,
         };
@@ -332,6 +335,7 @@ impl State {
             });
             next.families.extend(sample.families);
             next.processes = next.processes.or(sample.processes);
+            next.files = next.files.or(sample.files.map(Arc::new));
         }
         let took = begin.elapsed();
         self.durations.record(took);
@@ -461,8 +465,8 @@ mod tests {
                 2 => Err(Error::new("read map x", io::ErrorKind::Other.into())),
                 3 => panic!("a bug"),
                 n => Ok(Sample {
-                    processes: None,
                     families: vec![Family::single(&KSWAPD_WAKEUPS.metric, Value::Int(n))],
+                    ..Sample::default()
                 }),
             }
         }
@@ -510,7 +514,7 @@ mod tests {
             Ok(())
         }
         fn collect(&mut self) -> Result<Sample, Error> {
-            Ok(Sample { processes: None, families: Vec::new() })
+            Ok(Sample::default())
         }
         fn probes(&self) -> Vec<ProbeStatus> {
             Vec::new()
@@ -598,7 +602,7 @@ mod tests {
         fn collect(&mut self) -> Result<Sample, Error> {
             self.collections += 1;
             let count = Family::single(&KSWAPD_WAKEUPS.metric, Value::Int(self.collections));
-            Ok(Sample { processes: None, families: vec![count] })
+            Ok(Sample { families: vec![count], ..Sample::default() })
         }
         fn probes(&self) -> Vec<ProbeStatus> {
             vec![ProbeStatus { name: "p", mode: self.attached.then_some("test"), failures: Vec::new() }]

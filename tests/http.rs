@@ -20,6 +20,7 @@ const STATS_BYTES: usize = 1 << 20;
 
 fn snapshot(sequence: u64) -> Snapshot {
     Snapshot {
+        files: None,
         scope: "host".into(),
         sequence,
         collected_at: SystemTime::now(),

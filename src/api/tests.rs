@@ -28,7 +28,7 @@ impl Module for Fake {
         Ok(())
     }
     fn collect(&mut self) -> Result<Sample, Error> {
-        Ok(Sample { families: self.0.lock().unwrap().clone(), processes: None })
+        Ok(Sample { families: self.0.lock().unwrap().clone(), ..Sample::default() })
     }
     fn probes(&self) -> Vec<ProbeStatus> {
         vec![ProbeStatus { name: "p", mode: Some("test"), failures: Vec::new() }]

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::groups::Groups;
 use super::{AllowConfigure, AttachMode, Config, ExportKind, ModuleName, PROBES, Pod, Scope, Secret, Span, Switch};
 
 /// One key of the configuration.
@@ -320,6 +321,31 @@ pub(super) static KEYS: &[Key] = &[
                by itself when it starts.",
         set: |c, s| put(&mut c.collector.ebpf.btf, named(&Switch::NAMES, s)),
         get: |c| name_of(&Switch::NAMES, c.collector.ebpf.btf),
+    },
+    Key {
+        path: "collector.files.enabled",
+        kind: Kind::Scalar,
+        allowed: BOOL,
+        help: "Whether fills, evictions and waits are counted by file; needs Linux 5.8 and its BTF.",
+        set: |c, s| put(&mut c.collector.files.enabled, boolean(s)),
+        get: |c| Some(c.collector.files.enabled.to_string()),
+    },
+    Key {
+        path: "collector.files.groups",
+        kind: Kind::List,
+        allowed: "a list of patterns of paths, each once and without commas, such as data/{table}/{}.{kind}",
+        help: "Groups of files: the first pattern that takes the end of a file's path gives the group its labels.",
+        set: |c, s| put(&mut c.collector.files.groups, names(s, |pattern| Ok(pattern.to_owned()))),
+        get: |c| (!c.collector.files.groups.is_empty()).then(|| c.collector.files.groups.join(",")),
+    },
+    Key {
+        path: "collector.files.preset",
+        kind: Kind::Scalar,
+        allowed: "auto, none, banyandb, postgresql, elasticsearch, kafka, victoriametrics, prometheus, clickhouse, etcd \
+                  or rocksdb",
+        help: "Patterns of a database's files, behind those of groups; auto: of each of these databases.",
+        set: |c, s| put(&mut c.collector.files.preset, preset(s)),
+        get: |c| Some(c.collector.files.preset.clone()),
     },
     Key {
         path: "collector.confine",
@@ -664,6 +690,11 @@ fn modules(s: &str) -> Parsed<Vec<ModuleName>> {
 
 fn probes(s: &str) -> Parsed<Vec<&'static str>> {
     names(s, |name| PROBES.iter().copied().find(|p| *p == name).ok_or(Some("no such probe")))
+}
+
+fn preset(s: &str) -> Parsed<String> {
+    let known = ["auto", "none"].into_iter().chain(Groups::presets()).any(|name| name == s);
+    if known { Ok(s.to_owned()) } else { Err(None) }
 }
 
 fn pod(s: &str) -> Parsed<Pod> {

@@ -5,6 +5,7 @@
 //! there; the tests then ask for its line in configs/config.yaml and for new docs (`UPDATE_DOCS=1 cargo test`).
 
 mod docs;
+pub mod groups;
 mod keys;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use docs::{KeyReference, markdown, reference};
+use groups::Groups;
 use keys::{KEYS, Key, Kind, Why};
 
 pub(crate) use keys::credential;
@@ -203,8 +205,28 @@ pub struct Collector {
     pub read_latency: Switch,
     /// The BPF programs.
     pub ebpf: Ebpf,
+    /// What is told of files.
+    pub files: Files,
     /// Whether the agent is confined once it has started.
     pub confine: Switch,
+}
+
+/// What is told of files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// Whether they are told apart.
+    pub enabled: bool,
+    /// Patterns of groups of them.
+    pub groups: Vec<String>,
+    /// Whose patterns come behind these: the name of a preset, auto or none.
+    pub preset: String,
+}
+
+impl Files {
+    /// The patterns; an error in words.
+    pub fn patterns(&self) -> Result<Groups, String> {
+        Groups::new(&self.groups, &self.preset)
+    }
 }
 
 /// Names of all probes.
@@ -424,6 +446,7 @@ impl Default for Config {
                 probes: PROBES.to_vec(),
                 read_latency: Switch::Auto,
                 ebpf: Ebpf { attach: AttachMode::Auto, btf: Switch::Auto },
+                files: Files { enabled: true, groups: Vec::new(), preset: "auto".into() },
                 confine: Switch::Auto,
             },
             export: Export {
@@ -699,6 +722,9 @@ impl Sources<'_> {
         if let (AllowConfigure::Mtls, Some(missing)) = (*allow_configure, missing) {
             let allowed = "mtls with a gRPC server, tls.enabled: true and a client_ca_file, or another value";
             return Err(self.conflict(("server.allow_configure", "mtls"), "cannot be had with", missing, allowed));
+        }
+        if let Err(why) = config.collector.files.patterns() {
+            return Err(self.unfit("collector.files.groups", &why));
         }
         if config.export.kind == ExportKind::BanyanDb {
             self.check_banyandb(&config.export.banyandb)?;

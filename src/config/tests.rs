@@ -87,6 +87,7 @@ collector:
   probes: [kswapd, fadvise]
   read_latency: off
   ebpf: {attach: kprobe, btf: off}
+  files: {enabled: false, groups: ['a/{b}.{c=x|y}', 'z*'], preset: etcd}
   confine: on
 export:
   type: banyandb
@@ -141,6 +142,7 @@ client: {ca_file: ca, cert_file: c, key_file: k, username: Ünï, password_file:
             read_latency: Switch::Off,
             confine: Switch::On,
             ebpf: Ebpf { attach: AttachMode::Kprobe, btf: Switch::Off },
+            files: Files { enabled: false, groups: vec!["a/{b}.{c=x|y}".into(), "z*".into()], preset: "etcd".into() },
         },
         export: Export {
             kind: ExportKind::BanyanDb,
@@ -241,6 +243,8 @@ const BAD_VALUES: &[(&str, &str, &[&str])] = &[
     ("collector.read_latency", "", &["true", "no", "Auto", "''"]),
     ("collector.ebpf.attach", "", &["fexit", "Auto"]),
     ("collector.ebpf.btf", "", &["no", "Off"]),
+    ("collector.files.enabled", "", &["auto", "''"]),
+    ("collector.files.preset", "", &["mysql", "Auto", "''"]),
     ("collector.confine", "", &["true", "''"]),
     ("export.type", "", &["influxdb", "Prometheus", "''"]),
     ("export.banyandb.endpoint", "no scheme stands before the host", &["http://a:1"]),
@@ -290,7 +294,13 @@ fn a_bad_value_is_an_error_with_file_line_key_value_and_what_is_allowed() {
     let without: Vec<_> = KEYS.iter().filter(|k| !BAD_VALUES.iter().any(|b| b.0 == k.path)).map(|k| k.path).collect();
     assert_eq!(
         without,
-        ["server.http.hosts", "collector.modules", "collector.probes", "export.banyandb.password"],
+        [
+            "server.http.hosts",
+            "collector.modules",
+            "collector.probes",
+            "collector.files.groups",
+            "export.banyandb.password"
+        ],
         "lists are among the bad files, and a secret is not shown"
     );
 }
@@ -319,6 +329,7 @@ collector:\n  probes: [fadvice] | 2 | collector.probes: "fadvice" is not allowed
 collector:\n  probes:\n    - kswapd\n    - kswapd | 4 | collector.probes: "kswapd" is not allowed | given twice
 server:\n  http:\n    hosts: [a, b, A] | 3 | server.http.hosts: "A" is not allowed | given twice | a list of host names
 server:\n  http:\n    hosts: ['a:80'] | 3 | server.http.hosts: "a:80" is not allowed | a list of host names
+collector:\n  files:\n    groups: [a/*, '{a}{b}'] | 3 | collector.files.groups: "a/*,{a}{b}" is not allowed | where one placeholder ends | a list of patterns
 server:\n  allow_configure: mtls\n  grpc: {enabled: false} | 2 | server.allow_configure: "mtls" | server.grpc.enabled: "false" | allowed: mtls with
 server:\n  allow_configure: mtls | 2 | server.allow_configure: "mtls" | server.grpc.tls.enabled: "false" | allowed: mtls with
 collector:\n  modules: iomonitor | 2 | collector.modules | "iomonitor" | a list of modules

@@ -5,6 +5,16 @@
 pub const COMM_LEN: usize = 16;
 /// Rows of a map of processes.
 pub const MAX_PROCS: usize = 4096;
+/// Rows of a map of files.
+pub const MAX_FILES: usize = 8192;
+/// Slots before them.
+pub const FILE_SLOTS: usize = 2048;
+/// Slots for files whose path has been told.
+pub const TOLD_SLOTS: usize = 16384;
+/// Causes of fills.
+pub const FILL_CAUSES: usize = 5;
+/// Causes of evictions.
+pub const EVICTION_CAUSES: usize = 3;
 /// Functions that [`Settings`] has room for.
 pub const FUNCTIONS: usize = 16;
 /// A process's start time is in units of two to this power of nanoseconds.
@@ -63,6 +73,8 @@ plain! {
         page_shift: u64,
         /// Where the saved registers lie in a task's stack; 0: not known.
         regs_offset: u64,
+        /// 1: there are rows of files.
+        files: u64,
         /// Of the functions, those whose place is known.
         functions_known: u64,
         /// What tells from a task's stack why a page is filled.
@@ -119,6 +131,46 @@ plain! {
         stalls: u64,
         /// Name of the main thread, NUL-padded.
         comm: [u8; COMM_LEN],
+    }
+
+    /// What happened to a file's pages in one interval.
+    FileRow = "file_row" {
+        /// Its inode's number.
+        ino: u64,
+        /// Its device << 32 | its inode's generation.
+        id: u64,
+        /// Pages that came, by `enum fill_cause`.
+        fills: [u64; FILL_CAUSES],
+        /// Pages that left, by `enum eviction_cause`.
+        evictions: [u64; EVICTION_CAUSES],
+        /// Reads that waited.
+        waits: u64,
+        /// And how long, together.
+        wait_ns: u64,
+    }
+
+    /// A row in its slot.
+    FileSlot = "file_slot" {
+        /// Files that wanted it; 0: it is nobody's.
+        claims: u64,
+        /// Of one that was alone.
+        row: FileRow,
+    }
+
+    /// What stands before a file's path.
+    FileName = "file_name" {
+        /// Its inode's number.
+        ino: u64,
+        /// Its device << 32 | its inode's generation.
+        id: u64,
+        /// What kind of file it is, and who may do what with it.
+        mode: u32,
+        /// If it is a device: which one.
+        rdev: u32,
+        /// 1: the path begins at the root of its file system; 0: there is more of it.
+        whole: u32,
+        /// Bytes of the path: its components, the last one first, with a NUL behind each. 0: the kernel remembers none.
+        len: u32,
     }
 
     /// A thread in direct or memcg reclaim.

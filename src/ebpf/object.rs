@@ -231,12 +231,29 @@ impl Object {
         btf: Option<&File>,
         constants: Option<(&str, &[u8])>,
     ) -> Result<Self, Error> {
+        Self::prepare_without(name, elf, btf, constants, &[])
+    }
+
+    /// The same without some of its maps. The programs must not come to what uses them, as the constants have it: the
+    /// verifier refuses that.
+    pub fn prepare_without(
+        name: &str,
+        elf: &[u8],
+        btf: Option<&File>,
+        constants: Option<(&str, &[u8])>,
+        without: &[&str],
+    ) -> Result<Self, Error> {
         // Kernels from 5.15 to 6.2 want the map inside of a map of maps described by BTF, as libbpf does it; those from 4.15
         // to 5.1 refuse libbpf's name for it.
         let prepare = |own_names| {
             let object = Self::open(name, elf, btf)?;
             if let Some((section, value)) = constants {
                 object.set_constants(section, value)?;
+            }
+            for map in without {
+                let map = object.find_map(map)?;
+                // SAFETY: the map belongs to the live object, which is not yet prepared.
+                unsafe { sys::bpf_map__set_autocreate(map, false) };
             }
             object.prepared(name, own_names)
         };
@@ -816,6 +833,26 @@ impl Map {
         }
     }
 
+    /// Has an array of so many elements, which is mappable (5.5+), in the agent's own memory.
+    pub fn shared<V: Plain>(&self, elements: usize) -> Result<Shared<V>, Error> {
+        self.check_types::<u32, V>()?;
+        // The kernel rounds each up to 8 bytes.
+        let bytes = (size_of::<V>().next_multiple_of(8) == size_of::<V>()).then_some(elements * size_of::<V>());
+        let bytes = bytes.ok_or_else(|| Error::new(self.what("map"), io::ErrorKind::InvalidInput.into()))?;
+        let (access, fd) = (libc::PROT_READ | libc::PROT_WRITE, self.fd.as_raw_fd());
+        // SAFETY: a new mapping, of a live descriptor; the kernel refuses more than the array has, but for the rest of a page.
+        let start = unsafe { libc::mmap(ptr::null_mut(), bytes, access, libc::MAP_SHARED, fd, 0) };
+        match NonNull::new(start.cast()).filter(|_| start != libc::MAP_FAILED) {
+            Some(first) => Ok(Shared { first, elements }),
+            None => Err(Error::new(self.what("map"), io::Error::last_os_error())),
+        }
+    }
+
+    /// Reads it, a ring buffer, from here on.
+    pub fn ring(self) -> Result<Ring, Error> {
+        Ring::new(self)
+    }
+
     /// The same before 5.6, which has no batches.
     fn drain_singly<K: Plain, V: Plain>(&self, each: &mut impl FnMut(K, V)) -> Result<(), Error> {
         loop {
@@ -900,6 +937,118 @@ impl AsFd for Map {
         self.fd.as_fd()
     }
 }
+
+/// The elements of an array, shared with the programs.
+pub struct Shared<V: Plain> {
+    first: NonNull<V>,
+    elements: usize,
+}
+
+impl<V: Plain> Shared<V> {
+    /// The element at this place, if there is one and it is other than zero, which it becomes. Nothing is lost if no program
+    /// writes to it meanwhile.
+    pub fn take(&mut self, place: usize) -> Option<V> {
+        let at = (place < self.elements).then(|| self.first.as_ptr().wrapping_add(place))?;
+        // SAFETY: within the mapping, which has as many elements and begins at a page. Programs may write to it: hence
+        // volatile, and any bytes are a value (trait contract).
+        let value = unsafe { at.read_volatile() };
+        if value.bytes().iter().all(|byte| *byte == 0) {
+            return None;
+        }
+        // SAFETY: as above.
+        unsafe { at.write_volatile(V::default()) };
+        Some(value)
+    }
+}
+
+impl<V: Plain> Drop for Shared<V> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours alone, and of this length.
+        unsafe { libc::munmap(self.first.as_ptr().cast(), self.elements * size_of::<V>()) };
+    }
+}
+
+// SAFETY: memory that the kernel has too, and no thread owns; who has the mapping has it alone.
+unsafe impl<V: Plain + Send> Send for Shared<V> {}
+
+// ---- ring buffers ----
+
+/// A ring buffer in the kernel, mapped into the agent's memory (5.8+).
+pub struct Ring {
+    raw: NonNull<sys::ring_buffer>,
+    /// Where [`take_record`] puts records: made by `Box::into_raw`, for libbpf has its address.
+    records: *mut Records,
+    /// libbpf knows its descriptor.
+    map: Map,
+}
+
+/// Records one behind the other, and where each ends.
+#[derive(Default)]
+struct Records {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+/// Bytes that one read takes at most, however fast programs write.
+const MAX_READ: usize = 4 << 20;
+
+/// Called by libbpf for each record.
+unsafe extern "C" fn take_record(records: *mut c_void, data: *mut c_void, size: sys::size_t) -> c_int {
+    // SAFETY: `records` is that of the ring, which lends it to nobody else while libbpf reads; the record has that size.
+    let (records, data) =
+        unsafe { (&mut *records.cast::<Records>(), slice::from_raw_parts(data.cast::<u8>(), size as usize)) };
+    records.bytes.extend_from_slice(data);
+    records.ends.push(records.bytes.len());
+    if records.bytes.len() < MAX_READ { 0 } else { -libc::ENOBUFS }
+}
+
+impl Ring {
+    fn new(map: Map) -> Result<Self, Error> {
+        take_warnings();
+        let records = Box::into_raw(Box::<Records>::default());
+        // SAFETY: the descriptor is an open map's, which libbpf checks to be a ring buffer; the callback is a function, and
+        // what it gets lives until the ring is freed.
+        let raw = unsafe { sys::ring_buffer__new(map.fd.as_raw_fd(), Some(take_record), records.cast(), ptr::null()) };
+        let Some(raw) = NonNull::new(raw) else {
+            let e = Error::new(map.what("read ring buffer"), io::Error::last_os_error()).because(take_warnings());
+            // SAFETY: made above by Box::into_raw, and libbpf has let go of it.
+            drop(unsafe { Box::from_raw(records) });
+            return Err(e);
+        };
+        Ok(Self { raw, records, map })
+    }
+
+    /// Shows each record that programs have written since the last time.
+    pub fn read(&mut self, mut each: impl FnMut(&[u8])) -> Result<(), Error> {
+        // SAFETY: the ring is live, and `self` is borrowed for this alone.
+        let code = unsafe { sys::ring_buffer__consume(self.raw.as_ptr()) };
+        // SAFETY: libbpf reads no more, and nobody else knows of them.
+        let Records { bytes, ends } = std::mem::take(unsafe { &mut *self.records });
+        let mut begin = 0;
+        for end in ends {
+            each(&bytes[begin..end]);
+            begin = end;
+        }
+        match -code {
+            libc::ENOBUFS => Ok(()),
+            e if e > 0 => Err(Error::new(self.map.what("read"), errno(code))),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // SAFETY: both were made by us and are freed once, the ring first, which knows of the records.
+        unsafe {
+            sys::ring_buffer__free(self.raw.as_ptr());
+            drop(Box::from_raw(self.records));
+        }
+    }
+}
+
+// SAFETY: whoever owns the ring has it alone: libbpf reads it where `read` is called, and has no thread of its own.
+unsafe impl Send for Ring {}
 
 #[cfg(test)]
 mod tests {

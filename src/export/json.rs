@@ -2,16 +2,19 @@
 //!
 //! A key is absent when the probe behind it is not attached; a percentage with nothing to divide by is null.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Serialize, Serializer};
 
 use crate::host::time::rfc3339;
+use crate::metrics::files::{Counts, FileGroup, FileKind, FileRow, Files};
 use crate::metrics::health::{self, Health, Status};
 use crate::metrics::histogram::{Histogram, cumulative};
 use crate::metrics::own::CONFINED;
 use crate::metrics::snapshot::{Family, ProbeStatus, ProcessRow, Snapshot, Value, find};
 use crate::monitor::catalogue;
+use crate::monitor::evictions::EVICTION_CAUSES;
+use crate::monitor::fills::FILL_CAUSES;
 
 /// The I/O statistics. The status is that at the time of the collection, so that the text can be kept.
 pub fn stats(snapshot: &Snapshot) -> String {
@@ -24,6 +27,7 @@ pub fn stats(snapshot: &Snapshot) -> String {
         total_metrics: snapshot.modules.iter().map(|m| m.metric_count).sum(),
         modules: Map(snapshot.modules.iter().map(|m| (m.name, m.metric_count as u64)).collect()),
         sections: sections(snapshot),
+        files: snapshot.files.as_deref().map(FilesJson::from),
     })
 }
 
@@ -52,6 +56,9 @@ pub fn health(snapshot: &Snapshot, now: Instant) -> (Health, String) {
     (health, body)
 }
 
+/// Files that the I/O statistics show.
+const TOP: usize = 20;
+
 fn to_json(value: &impl Serialize) -> String {
     // Fails only for a map whose keys are not strings: there is none here.
     serde_json::to_string(value).unwrap_or_default()
@@ -68,6 +75,8 @@ struct Stats<'a> {
     modules: Map<&'a str>,
     #[serde(flatten)]
     sections: Map<&'a str, Map<&'a str, Entry<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    files: Option<FilesJson<'a>>,
 }
 
 /// What a key of a section has.
@@ -88,6 +97,53 @@ struct ProcessJson<'a> {
     comm: &'a str,
     call_count: u64,
     success_count: u64,
+}
+
+/// What happened to files: `top` and `rest` together are all of it, as are `groups` and `other`.
+#[derive(Serialize)]
+struct FilesJson<'a> {
+    known: usize,
+    top: Vec<FileJson<'a>>,
+    rest: CountsJson,
+    groups: Vec<FileGroupJson<'a>>,
+    other: CountsJson,
+}
+
+#[derive(Serialize)]
+struct FileJson<'a> {
+    path: &'a str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    device: String,
+    inode: u64,
+    generation: u32,
+    /// Labels of its group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<Map<&'a str, &'a str>>,
+    #[serde(flatten)]
+    counts: CountsJson,
+}
+
+#[derive(Serialize)]
+struct FileGroupJson<'a> {
+    labels: Map<&'a str, &'a str>,
+    #[serde(flatten)]
+    counts: CountsJson,
+}
+
+/// A key is absent where its probe is.
+#[derive(Serialize)]
+struct CountsJson {
+    #[serde(flatten)]
+    all: Map<&'static str, CountJson>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum CountJson {
+    Int(u64),
+    Seconds(f64),
+    ByCause(Map<&'static str>),
 }
 
 /// `buckets` is {upper bound: events up to it}, with the bounds as in Prometheus.
@@ -199,6 +255,62 @@ fn int(value: &Value) -> Option<u64> {
     if let Value::Int(n) = value { Some(*n) } else { None }
 }
 
+impl<'a> From<&'a Files> for FilesJson<'a> {
+    fn from(files: &'a Files) -> Self {
+        let top = &files.top[..files.top.len().min(TOP)];
+        let shown = top.iter().fold(Counts::default(), |sum, file| sum + file.counts);
+        let labels = |group: &'a FileGroup| {
+            let preset = Some(("preset", group.preset)).filter(|(_, name)| !name.is_empty());
+            Map(preset.into_iter().chain(group.labels.iter().map(|(k, v)| (k.as_str(), v.as_str()))).collect())
+        };
+        let file = |row: &'a FileRow| FileJson {
+            path: &row.path,
+            kind: match row.kind {
+                FileKind::Regular => "file",
+                FileKind::BlockDevice => "block device",
+                FileKind::Directory => "directory",
+                FileKind::Other => "other",
+            },
+            device: format!("{}:{}", row.device.0, row.device.1),
+            inode: row.inode,
+            generation: row.generation,
+            group: row.group.and_then(|place| files.groups.get(place)).map(labels),
+            counts: CountsJson::of(&row.counts, files),
+        };
+        Self {
+            known: files.known,
+            top: top.iter().map(file).collect(),
+            rest: CountsJson::of(&files.total.without(shown), files),
+            groups: (files.groups.iter())
+                .map(|group| FileGroupJson { labels: labels(group), counts: CountsJson::of(&group.counts, files) })
+                .collect(),
+            other: CountsJson::of(&files.other, files),
+        }
+    }
+}
+
+impl CountsJson {
+    fn of(counts: &Counts, files: &Files) -> Self {
+        let by = |names: &[&'static str], values: &[u64]| {
+            CountJson::ByCause(Map(names.iter().copied().zip(values.iter().copied()).collect()))
+        };
+        let mut all = Vec::new();
+        if files.has_fills {
+            all.push(("pages_added", CountJson::Int(counts.filled())));
+            all.push(("pages_added_by_cause", by(&FILL_CAUSES, &counts.fills)));
+        }
+        if files.has_evictions {
+            all.push(("pages_evicted", CountJson::Int(counts.evicted())));
+            all.push(("pages_evicted_by_cause", by(&EVICTION_CAUSES, &counts.evictions)));
+        }
+        if files.has_waits {
+            all.push(("waits", CountJson::Int(counts.waits)));
+            all.push(("wait_seconds", CountJson::Seconds(Duration::from_nanos(counts.wait_ns).as_secs_f64())));
+        }
+        Self { all: Map(all) }
+    }
+}
+
 impl<'a> From<&'a ProcessRow> for ProcessJson<'a> {
     fn from(row: &'a ProcessRow) -> Self {
         Self { pid: row.pid, comm: &row.comm, call_count: row.calls, success_count: row.success }
@@ -224,7 +336,7 @@ impl<'a> From<&'a ProbeStatus> for ProbeJson<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::sync::Arc;
 
     use serde_json::{Value, json};
 
@@ -298,6 +410,35 @@ mod tests {
     }
 
     #[test]
+    fn files_and_their_groups() {
+        let stats = parse(&stats(&example::snapshot()));
+        let files = &stats["files"];
+        assert_eq!(files["known"], 3);
+        assert_eq!(
+            files["top"][0],
+            json!({
+                "path": "/data/a \"b\"\\\n/000001.sst", "type": "file", "device": "8:1", "inode": 3, "generation": 7,
+                "group": { "preset": "rocksdb", "db": "a \"b\"\\\n", "kind": "sst" },
+                "pages_added": 160,
+                "pages_added_by_cause": { "read": 30, "write": 31, "fault": 32, "prefetch": 33, "other": 34 },
+                "pages_evicted": 903, "pages_evicted_by_cause": { "reclaim": 300, "fadvise": 301, "other": 302 },
+                "waits": 3, "wait_seconds": 4.5,
+            })
+        );
+        assert_eq!((&files["top"][1]["path"], files["top"][1].get("group")), (&json!(""), None));
+        assert_eq!(files["groups"][0]["labels"], files["top"][0]["group"]);
+        assert_eq!((&files["groups"][0]["waits"], &files["other"]["waits"]), (&json!(4), &json!(6)));
+        // Those that are not shown.
+        assert_eq!((&files["rest"]["waits"], &files["rest"]["pages_added"]), (&json!(5), &json!(260)));
+        let mut snapshot = example::snapshot();
+        Arc::make_mut(snapshot.files.as_mut().unwrap()).has_waits = false;
+        let told = parse(&super::stats(&snapshot));
+        assert_eq!(told["files"]["rest"].get("waits"), None);
+        snapshot.files = None;
+        assert_eq!(parse(&super::stats(&snapshot)).get("files"), None);
+    }
+
+    #[test]
     fn keys_keep_their_order() {
         let text = stats(&example::snapshot());
         let at = |key: &str| text.find(&format!("\"{key}\":")).unwrap();
@@ -347,7 +488,9 @@ mod tests {
         let comm: String = (0..=0x2ff).filter_map(char::from_u32).chain("\u{2028}\u{fffd}😀".chars()).collect();
         snapshot.processes.as_mut().unwrap()[0].comm = comm.clone();
         snapshot.last_error = Some(comm.clone());
+        Arc::make_mut(snapshot.files.as_mut().unwrap()).top[0].path = comm.clone();
         assert_eq!(parse(&stats(&snapshot))["fadvise"]["process_stats"][0]["comm"], comm.as_str());
+        assert_eq!(parse(&stats(&snapshot))["files"]["top"][0]["path"], comm.as_str());
         assert_eq!(parse(&health(&snapshot, Instant::now()).1)["last_error"], comm.as_str());
     }
 

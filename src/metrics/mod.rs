@@ -3,6 +3,7 @@
 
 pub mod cell;
 pub mod export;
+pub mod files;
 pub mod grpc;
 pub mod health;
 pub mod histogram;

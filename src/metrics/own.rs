@@ -63,10 +63,12 @@ metrics! {
         "Collections that were due and not made, since the one before took longer than the interval, a module was being changed, or the agent was not run; what they would have read is in the next.";
     PROCESS_ROWS = Gauge "ebpf_sidecar_process_rows" [] "processes":
         "Processes that the agent keeps a row for.";
+    FILES = Gauge "ebpf_sidecar_files" [] "files":
+        "Files that the agent tells apart; those to which nothing has happened for longest go when there are 20000.";
     EVENTS_MISSED = Counter "ebpf_sidecar_events_missed_total" ["probe"] "events":
         "Events at which the kernel skipped a program because it had not finished on the same CPU: interrupted there, or its thread preempted; absent for a probe with kprobes or classic tracepoints before Linux 6.7, which does not count those.";
     EVENTS_LOST = Counter "ebpf_sidecar_events_lost_total" ["map"] "events":
-        "Events without a place in a full kernel map: those of processes are in the overflow row, those of stalls and reads are missing from their histograms, as are stalls whose end was missed.";
+        "Events without a place in a full kernel map: those of processes are in the overflow row, those of stalls and reads are missing from their histograms, as are stalls whose end was missed; those of files are pages and waits that no file has.";
 
     GRPC_CALLS = Counter "ebpf_sidecar_grpc_calls_total" ["result" in CALL_RESULTS] "calls":
         "gRPC calls that were answered, and streams that were opened; refused are those above a limit.";

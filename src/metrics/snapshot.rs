@@ -2,8 +2,10 @@
 //! every output.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::files::{FileGroup, FileRow, Files};
 use super::histogram::Histogram;
 use super::metric::Metric;
 
@@ -27,6 +29,8 @@ pub struct Snapshot {
     pub families: Vec<Family>,
     /// Rows: what single processes did, which is too much for series. `None`: the probe behind it is not attached.
     pub processes: Option<Vec<ProcessRow>>,
+    /// What happened to files. `None`: they are not told apart, or it is one of the past.
+    pub files: Option<Arc<Files>>,
     /// Each configured module.
     pub modules: Vec<ModuleStatus>,
     /// Why the last collection failed; `None` when it did not.
@@ -53,8 +57,16 @@ impl Snapshot {
         let series = |s: &Series| size_of::<Series>() + labels(s) + ALLOCATION;
         let family = |f: &Family| size_of::<Family>() + f.series.iter().map(series).sum::<usize>() + ALLOCATION;
         let rows = self.processes.iter().flatten().map(|r| size_of::<ProcessRow>() + r.comm.len() + ALLOCATION);
-        size_of::<Self>() + self.families.iter().map(family).sum::<usize>() + rows.sum::<usize>()
+        let files = self.files.as_deref().map_or(0, size_of_files);
+        size_of::<Self>() + self.families.iter().map(family).sum::<usize>() + rows.sum::<usize>() + files
     }
+}
+
+fn size_of_files(files: &Files) -> usize {
+    let row = |row: &FileRow| size_of::<FileRow>() + row.path.len() + ALLOCATION;
+    let label = |(k, v): &(String, String)| 2 * size_of::<String>() + k.len() + v.len() + 2 * ALLOCATION;
+    let group = |group: &FileGroup| size_of::<FileGroup>() + group.labels.iter().map(label).sum::<usize>() + ALLOCATION;
+    size_of::<Files>() + files.top.iter().map(row).sum::<usize>() + files.groups.iter().map(group).sum::<usize>()
 }
 
 /// A metric of the catalogue with its current series.

@@ -1,8 +1,10 @@
 //! A snapshot with invented numbers in every metric of the catalogue, for tests of the outputs.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::catalogue::CATALOGUE;
+use crate::metrics::files::{Counts, FileGroup, FileKind, FileRow, Files};
 use crate::metrics::histogram::{BUCKETS, Histogram};
 use crate::metrics::metric::{Kind, Metric};
 use crate::metrics::snapshot::*;
@@ -33,7 +35,41 @@ pub fn snapshot() -> Snapshot {
         }],
         families,
         processes: Some(vec![row(4711, "banyand \"hot\"\n\\", 1000, 999), row(0, "overflow", 4, 2)]),
+        files: Some(Arc::new(files())),
         last_error: None,
+    }
+}
+
+/// Two files, of which one has a group, and what others did.
+fn files() -> Files {
+    let counts = |n: u64| Counts {
+        fills: std::array::from_fn(|i| n * 10 + i as u64),
+        evictions: std::array::from_fn(|i| n * 100 + i as u64),
+        waits: n,
+        wait_ns: n * 1_500_000_000,
+    };
+    let file = |n, path: &str, group| FileRow {
+        device: (8, 1),
+        inode: n,
+        generation: 7,
+        kind: FileKind::Regular,
+        path: path.into(),
+        group,
+        counts: counts(n),
+    };
+    let labels = vec![("db".to_owned(), "a \"b\"\\\n".to_owned()), ("kind".to_owned(), "sst".to_owned())];
+    let group = FileGroup { preset: "rocksdb", labels, counts: counts(4) };
+    let (named, nameless) = (file(3, "/data/a \"b\"\\\n/000001.sst", Some(0)), file(2, "", None));
+    let sum = |all: &[Counts]| all.iter().fold(Counts::default(), |sum, more| sum + *more);
+    Files {
+        known: 3,
+        total: sum(&[named.counts, nameless.counts, counts(5)]),
+        other: sum(&[nameless.counts, counts(4)]),
+        top: vec![named, nameless],
+        groups: vec![group],
+        has_fills: true,
+        has_evictions: true,
+        has_waits: true,
     }
 }
 

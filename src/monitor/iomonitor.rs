@@ -9,6 +9,7 @@ use log::Level;
 use super::catalogue::SUBJECTS;
 use super::causes;
 use super::counters::Counters;
+use super::files::{self, Files};
 use super::hits::Hits;
 use super::probes::{CACHE_FILL, FADVISE, Running, tell_refused};
 use super::processes::{self, Processes};
@@ -51,6 +52,7 @@ pub struct IoMonitor {
     attached: Option<Attached>,
     probes: Vec<ProbeStatus>,
     processes: Processes,
+    files: Files,
     /// Counters of earlier attachments: they go on where they were.
     base: Counters,
     /// Events missed in earlier attachments, by probe.
@@ -74,6 +76,8 @@ struct Attached {
     counters: Counters,
     totals: Map,
     rows: Rows,
+    /// Unless files are not told apart.
+    files: Option<files::Maps>,
     stalls: Stalls,
 }
 
@@ -81,6 +85,7 @@ struct Attached {
 struct End {
     counters: Counters,
     rows: Vec<(ProcKey, ProcRow)>,
+    files: Vec<files::Interval>,
     missed: Vec<(&'static str, u64)>,
 }
 
@@ -92,12 +97,19 @@ impl IoMonitor {
             attached: None,
             probes: Vec::new(),
             processes: Processes::default(),
+            // They were checked when the configuration was read.
+            files: Files::new(config.files.patterns().unwrap_or_default()),
             base: Counters::default(),
             missed_before: BTreeMap::new(),
             last: Counters::default(),
             hits: Hits::default(),
             lost_stalls: 0,
         }
+    }
+
+    /// Whether files are told apart.
+    fn tells_files(&self) -> bool {
+        self.attached.as_ref().map_or(self.config.files.enabled, |attached| attached.files.is_some())
     }
 
     /// What these counters tell, with the rows of the interval and the processes that stall now.
@@ -112,6 +124,7 @@ impl IoMonitor {
         let sample = Sample {
             families: stat::families(&SUBJECTS, &view, &self.last),
             processes: view.mode(FADVISE).map(|_| self.processes.rows(lost)),
+            files: self.tells_files().then(|| self.files.known(&view)),
         };
         self.last = now;
         sample
@@ -119,11 +132,13 @@ impl IoMonitor {
 }
 
 /// Events that are missing from the metrics by the map that had no place for them; ends of stalls can be missed too.
-fn lost(counters: &Counters, missed_ends: u64) -> [(&'static str, u64); 3] {
+fn lost(counters: &Counters, missed_ends: u64) -> [(&'static str, u64); 4] {
+    let of_files = ["no_file_fills", "no_file_evictions", "no_file_waits"];
     [
         ("processes", counters.sum("overflow_calls")),
         ("stalls", counters.sum("lost_stalls") + missed_ends),
         ("reads", counters.sum("lost_reads")),
+        ("files", of_files.iter().map(|name| counters.sum(name)).sum()),
     ]
 }
 
@@ -155,8 +170,11 @@ impl Module for IoMonitor {
     fn stop(&mut self) {
         let Some(attached) = self.attached.take() else { return };
         match attached.finish(&self.base) {
-            Ok(End { counters, rows, missed }) => {
+            Ok(End { counters, rows, files, missed }) => {
                 self.processes.absorb(&rows, Instant::now());
+                for interval in files {
+                    self.files.absorb(interval);
+                }
                 self.base = counters;
                 for (probe, events) in missed {
                     *self.missed_before.entry(probe).or_default() += events;
@@ -198,13 +216,18 @@ impl Module for IoMonitor {
         if let Some(scope) = &mut attached.scope {
             scope.follow();
         }
-        attached.rows.swap()
+        attached.rows.swap()?;
+        attached.files.as_mut().map_or(Ok(()), files::Maps::swap)
     }
 
     fn collect(&mut self) -> Result<Sample, Error> {
         let Some(attached) = &mut self.attached else { return Ok(Sample::default()) };
         let counters = attached.counters(&self.base)?;
         let interval = attached.rows.take()?;
+        if let Some(maps) = &mut attached.files {
+            let nameless = self.files.absorb(maps.take()?);
+            maps.ask_again(&nameless)?;
+        }
         let stalls = attached.stalls.take(os::monotonic_ns())?;
         self.lost_stalls += stalls.lost;
         let mut missed = attached.running.missed()?;
@@ -217,6 +240,7 @@ impl Module for IoMonitor {
         let mut sample = self.sample(counters, &interval, &stalls.stalled);
         sample.families.extend([
             Family::single(&m::PROCESS_ROWS, Value::Int(self.processes.len() as u64)),
+            Family::single(&m::FILES, Value::Int(self.files.len() as u64)),
             Family::labelled(&m::EVENTS_LOST, lost),
             Family::labelled(&m::EVENTS_MISSED, missed),
         ]);
@@ -270,7 +294,13 @@ impl Attached {
         let mut rows = self.rows.take()?;
         self.rows.swap()?;
         rows.extend(self.rows.take()?);
-        Ok(End { counters: self.counters(base)?, rows, missed })
+        let mut files = Vec::new();
+        if let Some(maps) = &mut self.files {
+            files.push(maps.take()?);
+            maps.swap()?;
+            files.push(maps.take()?);
+        }
+        Ok(End { counters: self.counters(base)?, rows, files, missed })
     }
 }
 
@@ -280,8 +310,18 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     if config.probes.contains(&CACHE_FILL) {
         causes::tell(&mut settings);
     }
+    let kernel = Kernel::running();
+    settings.files = u64::from(config.files.enabled && files::what_lacks(true, kernel.version).is_none());
     let begin = Instant::now();
     let (object, layout) = prepare(config.ebpf.btf, || with_btf(settings))?;
+    let files = match files::what_lacks(layout.is_none(), kernel.version).filter(|_| config.files.enabled) {
+        Some(why) => {
+            log::info!("files are not told apart: {why}");
+            None
+        }
+        None if config.files.enabled => Some(files::Maps::new(&object)?),
+        None => None,
+    };
     log::debug!("BPF object prepared in {:.6} s", begin.elapsed().as_secs_f64());
     let mut vmemmap = 0;
     if let Some(layout) = &layout {
@@ -294,7 +334,6 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     let scope = cgroup_scope(&cgroups, &config.scope)?;
     let prover = Prover::new(state_map(&object)?, State { vmemmap, ..state_for(&config.scope) })?;
     let begin = Instant::now();
-    let kernel = Kernel::running();
     let no_btf = layout.is_some().then_some(match config.ebpf.btf {
         Switch::Off => "collector.ebpf.btf is off",
         _ if os::has_btf() => "this kernel's cannot be used",
@@ -317,6 +356,7 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
         counters: Counters::new(&object)?,
         totals: object.map("totals")?,
         rows: Rows::new(&object, kernel.version, processes::is_alive_here())?,
+        files,
         stalls: Stalls::new(object.map("stalls")?),
     };
     drop(object);
@@ -359,7 +399,8 @@ fn with_btf(mut settings: Settings) -> Result<Object, Error> {
             Err(e) => log::debug!("the saved registers are taken to be at the top of a stack of the usual size: {e}"),
         }
     }
-    Object::prepare(NAME, elf(), None, Some((".rodata.settings", settings.bytes())))
+    let without: &[&str] = if settings.files == 0 { &files::MAPS } else { &[] };
+    Object::prepare_without(NAME, elf(), None, Some((".rodata.settings", settings.bytes())), without)
 }
 
 fn without_btf() -> Result<(Object, Layout), Error> {

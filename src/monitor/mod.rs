@@ -9,8 +9,8 @@ pub mod evictions;
 #[doc(hidden)]
 pub mod example;
 pub mod fadvise;
+pub mod files;
 pub mod fills;
-pub mod groups;
 mod hits;
 pub mod iomonitor;
 pub mod probes;
@@ -26,6 +26,7 @@ pub mod waits;
 
 use crate::config::{Scope, Switch};
 use crate::ebpf::object::Error;
+use crate::metrics::files::Files;
 use crate::metrics::snapshot::{Family, ProbeStatus, ProcessRow};
 
 /// A source of metrics.
@@ -85,4 +86,6 @@ pub struct Sample {
     pub families: Vec<Family>,
     /// What single processes did, from the module that knows.
     pub processes: Option<Vec<ProcessRow>>,
+    /// What happened to single files, likewise.
+    pub files: Option<Files>,
 }

@@ -7,6 +7,7 @@ mod common;
 mod attaching;
 mod evictions;
 mod fadvise;
+mod files;
 mod fills;
 mod layout;
 mod machine;
