@@ -973,12 +973,9 @@ unsafe impl<V: Plain + Send> Send for Shared<V> {}
 
 // ---- ring buffers ----
 
-/// A ring buffer in the kernel, mapped into the agent's memory (5.8+).
+/// A ring buffer in the kernel (5.8+). It is mapped only while it is read: the mapping has its pages twice, which would all
+/// count as the agent's memory.
 pub struct Ring {
-    raw: NonNull<sys::ring_buffer>,
-    /// Where [`take_record`] puts records: made by `Box::into_raw`, for libbpf has its address.
-    records: *mut Records,
-    /// libbpf knows its descriptor.
     map: Map,
 }
 
@@ -994,7 +991,7 @@ const MAX_READ: usize = 4 << 20;
 
 /// Called by libbpf for each record.
 unsafe extern "C" fn take_record(records: *mut c_void, data: *mut c_void, size: sys::size_t) -> c_int {
-    // SAFETY: `records` is that of the ring, which lends it to nobody else while libbpf reads; the record has that size.
+    // SAFETY: `records` is that of `Ring::read`, which does not touch it while libbpf reads; the record has that size.
     let (records, data) =
         unsafe { (&mut *records.cast::<Records>(), slice::from_raw_parts(data.cast::<u8>(), size as usize)) };
     records.bytes.extend_from_slice(data);
@@ -1004,29 +1001,32 @@ unsafe extern "C" fn take_record(records: *mut c_void, data: *mut c_void, size: 
 
 impl Ring {
     fn new(map: Map) -> Result<Self, Error> {
-        take_warnings();
-        let records = Box::into_raw(Box::<Records>::default());
-        // SAFETY: the descriptor is an open map's, which libbpf checks to be a ring buffer; the callback is a function, and
-        // what it gets lives until the ring is freed.
-        let raw = unsafe { sys::ring_buffer__new(map.fd.as_raw_fd(), Some(take_record), records.cast(), ptr::null()) };
-        let Some(raw) = NonNull::new(raw) else {
-            let e = Error::new(map.what("read ring buffer"), io::Error::last_os_error()).because(take_warnings());
-            // SAFETY: made above by Box::into_raw, and libbpf has let go of it.
-            drop(unsafe { Box::from_raw(records) });
-            return Err(e);
-        };
-        Ok(Self { raw, records, map })
+        let mut ring = Self { map };
+        ring.read(|_| ())?;
+        Ok(ring)
     }
 
     /// Shows each record that programs have written since the last time.
     pub fn read(&mut self, mut each: impl FnMut(&[u8])) -> Result<(), Error> {
-        // SAFETY: the ring is live, and `self` is borrowed for this alone.
-        let code = unsafe { sys::ring_buffer__consume(self.raw.as_ptr()) };
-        // SAFETY: libbpf reads no more, and nobody else knows of them.
-        let Records { bytes, ends } = std::mem::take(unsafe { &mut *self.records });
+        take_warnings();
+        let mut records = Records::default();
+        let (fd, context) = (self.map.fd.as_raw_fd(), (&raw mut records).cast());
+        // SAFETY: the descriptor is an open map's, which libbpf checks to be a ring buffer; the callback is a function, and
+        // what it gets outlives the ring, which is freed below.
+        let raw = unsafe { sys::ring_buffer__new(fd, Some(take_record), context, ptr::null()) };
+        let Some(raw) = NonNull::new(raw) else {
+            let e = Error::new(self.map.what("read ring buffer"), io::Error::last_os_error());
+            return Err(e.because(take_warnings()));
+        };
+        // SAFETY: the ring was made above, is read here alone, and freed once.
+        let code = unsafe {
+            let code = sys::ring_buffer__consume(raw.as_ptr());
+            sys::ring_buffer__free(raw.as_ptr());
+            code
+        };
         let mut begin = 0;
-        for end in ends {
-            each(&bytes[begin..end]);
+        for end in records.ends {
+            each(&records.bytes[begin..end]);
             begin = end;
         }
         match -code {
@@ -1036,19 +1036,6 @@ impl Ring {
         }
     }
 }
-
-impl Drop for Ring {
-    fn drop(&mut self) {
-        // SAFETY: both were made by us and are freed once, the ring first, which knows of the records.
-        unsafe {
-            sys::ring_buffer__free(self.raw.as_ptr());
-            drop(Box::from_raw(self.records));
-        }
-    }
-}
-
-// SAFETY: whoever owns the ring has it alone: libbpf reads it where `read` is called, and has no thread of its own.
-unsafe impl Send for Ring {}
 
 #[cfg(test)]
 mod tests {
