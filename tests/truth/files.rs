@@ -291,8 +291,11 @@ fn files_on_overlayfs_and_bind_mounts() {
     let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
     let mount = |args: &[&OsStr], at: &Path| Command::new("mount").args(args).arg(at).output().unwrap();
     let overlay = ["-t", "overlay", "overlay", "-o", &options].map(OsStr::new);
-    for (args, at) in [(&overlay[..], &merged), (&[OsStr::new("--bind"), lower.as_os_str()], &bound)] {
-        let f = folder.file("lower/file");
+    // Not removed meanwhile: the next file would have the same inode number.
+    for (name, args, at) in
+        [("a", &overlay[..], &merged), ("b", &[OsStr::new("--bind"), lower.as_os_str()][..], &bound)]
+    {
+        let f = folder.file(format!("lower/{name}"));
         f.sync_all().unwrap();
         sys::fadvise(f.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED).unwrap();
         let done = mount(args, at);
@@ -300,14 +303,13 @@ fn files_on_overlayfs_and_bind_mounts() {
             common::skipped(NAME, &format!("{args:?}: {}", OsStr::from_bytes(&done.stderr).display()));
         } else {
             let mounted = Mounted(at);
-            fs::read(at.join("file")).unwrap();
+            fs::read(at.join(name)).unwrap();
             let stats = check_sums(&s.agent);
             drop(mounted);
             let row = row_of(&stats, inode(&f));
-            assert!(row["path"].as_str().unwrap().ends_with("/lower/file"), "{row:#}");
+            assert!(row["path"].as_str().unwrap().ends_with(&format!("/lower/{name}")), "{row:#}");
             assert_eq!(row["pages_added_by_cause"]["read"], 1, "{row:#}");
         }
-        fs::remove_file(lower.join("file")).unwrap();
     }
 }
 
