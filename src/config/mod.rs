@@ -446,7 +446,7 @@ impl Default for Config {
                 probes: PROBES.to_vec(),
                 read_latency: Switch::Auto,
                 ebpf: Ebpf { attach: AttachMode::Auto, btf: Switch::Auto },
-                files: Files { enabled: true, groups: Vec::new(), preset: "auto".into() },
+                files: Files { enabled: false, groups: Vec::new(), preset: "auto".into() },
                 confine: Switch::Auto,
             },
             export: Export {

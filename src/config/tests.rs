@@ -87,7 +87,7 @@ collector:
   probes: [kswapd, fadvise]
   read_latency: off
   ebpf: {attach: kprobe, btf: off}
-  files: {enabled: false, groups: ['a/{b}.{c=x|y}', 'z*'], preset: etcd}
+  files: {enabled: true, groups: ['a/{b}.{c=x|y}', 'z*'], preset: etcd}
   confine: on
 export:
   type: banyandb
@@ -142,7 +142,7 @@ client: {ca_file: ca, cert_file: c, key_file: k, username: Ünï, password_file:
             read_latency: Switch::Off,
             confine: Switch::On,
             ebpf: Ebpf { attach: AttachMode::Kprobe, btf: Switch::Off },
-            files: Files { enabled: false, groups: vec!["a/{b}.{c=x|y}".into(), "z*".into()], preset: "etcd".into() },
+            files: Files { enabled: true, groups: vec!["a/{b}.{c=x|y}".into(), "z*".into()], preset: "etcd".into() },
         },
         export: Export {
             kind: ExportKind::BanyanDb,

@@ -15,7 +15,8 @@ use crate::common::sys::{self, Mapping, page};
 use crate::common::{self, Agent, MIB, Scoped, TestFile, read_all};
 
 /// An agent of the test's own: it has seen no other files.
-const OWN: &[(&str, &str)] = &[("COLLECTOR_HISTORY", "10ms")];
+const OWN: &[(&str, &str)] = &[ON, ("COLLECTOR_HISTORY", "10ms")];
+const ON: (&str, &str) = ("COLLECTOR_FILES_ENABLED", "true");
 
 const FILLS: [&str; 5] = ["read", "write", "fault", "prefetch", "other"];
 
@@ -248,7 +249,7 @@ fn files_are_called_as_they_are() {
 fn groups_of_files() {
     need_bpf!("groups_of_files");
     let pattern = "grouped-{}/{table}/{:digits}.{kind=idx|log}";
-    let s = Scoped::start(&[("COLLECTOR_FILES_GROUPS", pattern), ("COLLECTOR_FILES_PRESET", "none")]);
+    let s = Scoped::start(&[ON, ("COLLECTOR_FILES_GROUPS", pattern), ("COLLECTOR_FILES_PRESET", "none")]);
     if !tells_files(&s, "groups_of_files") {
         return;
     }
@@ -318,7 +319,7 @@ fn files_on_overlayfs_and_bind_mounts() {
 fn however_many_files_the_sums_are_right() {
     need_bpf!("however_many_files_the_sums_are_right");
     for (interval, files) in common::sized(&[("5s", 12_000), ("100ms", 21_000)][..], &[("2s", 2_500)]) {
-        let s = Scoped::start(&[("COLLECTOR_INTERVAL", interval), ("COLLECTOR_HISTORY", "10ms")]);
+        let s = Scoped::start(&[ON, ("COLLECTOR_INTERVAL", interval), ("COLLECTOR_HISTORY", "10ms")]);
         if !tells_files(&s, "however_many_files_the_sums_are_right") {
             return;
         }
@@ -336,7 +337,7 @@ fn however_many_files_the_sums_are_right() {
 #[test]
 fn files_are_not_told_apart_where_that_is_off() {
     need_bpf!("files_are_not_told_apart_where_that_is_off");
-    let s = Scoped::start(&[("COLLECTOR_FILES_ENABLED", "false")]);
+    let s = Scoped::start(&[]);
     s.agent.settled();
     assert_eq!(s.agent.stats().get("files"), None);
     let f = TestFile::new("untold", MIB);

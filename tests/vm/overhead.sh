@@ -62,7 +62,7 @@ for mode in fentry kprobe tracepoint; do
     with_agent $mode EBPF_ATTACH=$mode READ_LATENCY=off || exit 1
     with_agent $mode-excluded EBPF_ATTACH=$mode READ_LATENCY=off SCOPE_CGROUP=$others || exit 1
 done
-with_agent fentry-no-files EBPF_ATTACH=fentry READ_LATENCY=off FILES_ENABLED=false || exit 1
+with_agent fentry-files EBPF_ATTACH=fentry READ_LATENCY=off FILES_ENABLED=true || exit 1
 with_agent fentry-timed EBPF_ATTACH=fentry READ_LATENCY=on || exit 1
 with_agent fentry-timed-excl EBPF_ATTACH=fentry READ_LATENCY=on SCOPE_CGROUP=$others || exit 1
 with_agent tracepoint-no-fadvise EBPF_ATTACH=tracepoint \
