@@ -458,7 +458,9 @@ mod tests {
     use crate::monitor::{reads, reclaim};
 
     fn monitor() -> IoMonitor {
-        let mut monitor = IoMonitor::new(&Config::default().collector);
+        let mut config = Config::default().collector;
+        config.files.enabled = true;
+        let mut monitor = IoMonitor::new(&config);
         let status = |p: &Probe| ProbeStatus { name: p.name, mode: Some("test"), failures: Vec::new() };
         monitor.probes = PROBES.iter().map(status).collect();
         monitor
