@@ -5,9 +5,9 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::os::fd::AsFd;
 
 use super::counters::Counters;
+use super::halves::Halves;
 use super::probes::{CACHE_EVICT, CACHE_FILL, READ_LATENCY};
 use super::stat::View;
 use crate::config::groups::{Group, Groups, MAX_COMPONENTS};
@@ -107,10 +107,7 @@ pub struct Maps {
     /// Tells the programs which half of the slots is in use.
     half: Map,
     in_use: usize,
-    files: Map,
-    /// The two maps that take turns behind `files`, the one in use first.
-    halves: [Map; 2],
-    undrained: bool,
+    halves: Halves,
     names: Ring,
     told: Map,
 }
@@ -122,9 +119,7 @@ impl Maps {
             slots: object.map("file_slots")?.shared(2 * FILE_SLOTS)?,
             half: object.map(".data.file_half")?,
             in_use: 0,
-            files: object.map("files")?,
-            halves: [object.map("files_a")?, object.map("files_b")?],
-            undrained: false,
+            halves: Halves::new(object, "files", ["files_a", "files_b"])?,
             names: object.map("file_names")?.ring()?,
             told: object.map("files_told")?,
         })
@@ -135,23 +130,18 @@ impl Maps {
         let other = FILE_SLOTS - self.in_use;
         self.half.update(&0u32.to_ne_bytes(), (other as u64).bytes())?;
         self.in_use = other;
-        // It waits for those that still write to the former one.
-        self.files.set_fd(self.halves[1].as_fd())?;
-        self.halves.swap(0, 1);
-        self.undrained = true;
-        Ok(())
+        // It waits for those that still write to the former half, of the slots as well.
+        self.halves.swap()
     }
 
     /// What happened until the last swap, since the last call.
     pub fn take(&mut self) -> Result<Interval, Error> {
         let mut rows = Vec::new();
-        if self.undrained {
+        if self.halves.drain(|_: u64, row: Row| rows.push(row))? {
             let idle = FILE_SLOTS - self.in_use;
             let taken = (idle..idle + FILE_SLOTS).filter_map(|place| self.slots.take(place));
             // Of two files that wanted one, neither may have it.
             rows.extend(taken.map(|slot| slot.row).filter(|row| row.id != 0));
-            self.halves[1].drain(|_: u64, row: Row| rows.push(row))?;
-            self.undrained = false;
         }
         let mut names = Vec::new();
         self.names.read(|record| names.extend(Name::read(record)))?;

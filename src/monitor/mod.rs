@@ -11,6 +11,7 @@ pub mod example;
 pub mod fadvise;
 pub mod files;
 pub mod fills;
+mod halves;
 mod hits;
 pub mod iomonitor;
 pub mod probes;

@@ -1,8 +1,8 @@
 //! Takes the rows of processes out of the kernel, each interval, without losing a count.
 
 use std::collections::HashMap;
-use std::os::fd::AsFd;
 
+use super::halves::Halves;
 use super::processes::IsAlive;
 use crate::ebpf::abi::{MAX_PROCS, Plain, ProcKey, ProcRow};
 use crate::ebpf::object::{Error, Map, Object};
@@ -12,11 +12,7 @@ pub type Interval = Vec<(ProcKey, ProcRow)>;
 
 /// The kernel's maps of processes.
 pub struct Rows {
-    procs: Map,
-    /// The two maps that take turns behind `procs`, the one in use first.
-    halves: [Map; 2],
-    /// Whether the one not in use may hold rows.
-    undrained: bool,
+    halves: Halves,
     /// Instead of taking turns.
     live: Option<Live>,
 }
@@ -26,35 +22,26 @@ impl Rows {
     /// replaced: `release` tells.
     pub fn new(object: &Object, release: (u32, u32), is_alive: IsAlive) -> Result<Self, Error> {
         Ok(Self {
-            procs: object.map("procs")?,
-            halves: [object.map("procs_a")?, object.map("procs_b")?],
-            undrained: false,
+            halves: Halves::new(object, "procs", ["procs_a", "procs_b"])?,
             live: (release < (4, 20)).then(|| Live { seen: HashMap::new(), is_alive }),
         })
     }
 
     /// Has the programs write to the other map, unless they wrote nothing to this one.
     pub fn swap(&mut self) -> Result<(), Error> {
-        let [in_use, idle] = &mut self.halves;
-        if self.live.is_some() || in_use.is_empty()? {
+        if self.live.is_some() || self.halves.in_use().is_empty()? {
             return Ok(());
         }
-        self.procs.set_fd(idle.as_fd())?;
-        std::mem::swap(in_use, idle);
-        self.undrained = true;
-        Ok(())
+        self.halves.swap()
     }
 
     /// The rows since the last call.
     pub fn take(&mut self) -> Result<Interval, Error> {
         if let Some(live) = &mut self.live {
-            return live.take(&self.halves[0]);
+            return live.take(self.halves.in_use());
         }
         let mut rows = Vec::new();
-        if self.undrained {
-            self.halves[1].drain(|key, row| rows.push((key, row)))?;
-            self.undrained = false;
-        }
+        self.halves.drain(|key, row| rows.push((key, row)))?;
         Ok(rows)
     }
 }
