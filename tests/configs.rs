@@ -203,9 +203,7 @@ fn anchor(title: &str) -> String {
 // ---- Kubernetes ----
 
 fn documents(file: &Path) -> Vec<Yaml> {
-    let text = read(file);
-    let all = serde_yaml::Deserializer::from_str(&text).map(|d| serde::Deserialize::deserialize(d).unwrap());
-    all.collect()
+    common::documents(&read(file))
 }
 
 /// Lists of a document, empty where there is none.

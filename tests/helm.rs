@@ -36,15 +36,17 @@ fn render(settings: &[&str]) -> Result<Vec<Value>, String> {
     if !o.status.success() {
         return Err(String::from_utf8_lossy(&o.stderr).into_owned());
     }
-    let documents = serde_yaml::Deserializer::from_slice(&o.stdout);
-    let values = documents.map(|d| <Value as serde::Deserialize>::deserialize(d).unwrap());
-    Ok(values.filter(|v| !v.is_null()).collect())
+    let mut made = common::documents(&String::from_utf8(o.stdout).unwrap());
+    made.retain(|document| !document.is_null());
+    Ok(made)
 }
 
 fn documents(file: &str) -> Vec<Value> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/kubernetes").join(file);
-    let words = fs::read_to_string(path).unwrap();
-    serde_yaml::Deserializer::from_str(&words).map(|d| <Value as serde::Deserialize>::deserialize(d).unwrap()).collect()
+    common::documents(&read(&format!("kubernetes/{file}")))
+}
+
+fn read(file: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("configs").join(file)).unwrap()
 }
 
 /// Without the labels that only helm has.
@@ -69,23 +71,12 @@ fn plain(value: &Value) -> Value {
     }
 }
 
+/// Each as text with its keys in order, whose difference can be read.
 fn sorted(values: &[Value]) -> Vec<String> {
-    let mut words: Vec<_> = values.iter().map(|v| serde_yaml::to_string(&in_order(&plain(v))).unwrap()).collect();
+    let words = |value: &Value| serde_json::to_string_pretty(&serde_json::to_value(plain(value)).unwrap()).unwrap();
+    let mut words: Vec<_> = values.iter().map(words).collect();
     words.sort();
     words
-}
-
-/// With its keys in order, to be compared as text, whose difference can be read.
-fn in_order(value: &Value) -> Value {
-    match value {
-        Value::Mapping(m) => {
-            let mut pairs: Vec<_> = m.iter().map(|(k, v)| (k.clone(), in_order(v))).collect();
-            pairs.sort_by_key(|(k, _)| k.as_str().map(str::to_owned));
-            Value::Mapping(pairs.into_iter().collect())
-        }
-        Value::Sequence(s) => Value::Sequence(s.iter().map(in_order).collect()),
-        other => other.clone(),
-    }
 }
 
 #[test]
@@ -97,8 +88,9 @@ fn the_chart_and_the_manifests_are_the_same() {
     assert_eq!(sorted(&daemonset), sorted(&documents("daemonset.yaml")));
     let sidecar = render(&["image.tag=latest", "mode=sidecar", "fullnameOverride=x"]).unwrap();
     // The names of BanyanDB's objects begin with the release's.
-    let renamed =
-        |words: &String| words.replace("x-banyandb", "banyandb").replace("name: x\n", "name: banyandb-ebpf\n");
+    let renamed = |words: &String| {
+        words.replace("x-banyandb", "banyandb").replace(r#""name": "x""#, r#""name": "banyandb-ebpf""#)
+    };
     let mut sidecar: Vec<_> = sorted(&sidecar).iter().map(renamed).collect();
     sidecar.sort();
     assert_eq!(sidecar, sorted(&documents("sidecar.yaml")));
@@ -146,11 +138,7 @@ fn helm_and_kubernetes_are_content_however_it_is_set() {
         let words: Vec<_> = objects.map(|v| serde_yaml::to_string(v).unwrap()).collect();
         fs::write(folder.path.join(format!("{i}.yaml")), words.join("---\n")).unwrap();
         for rule in made.iter().filter(|v| v["kind"] == "PrometheusRule") {
-            let rules: Value = serde_yaml::from_str(
-                &fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/prometheus/rules.yml"))
-                    .unwrap(),
-            )
-            .unwrap();
+            let rules: Value = serde_yaml::from_str(&read("prometheus/rules.yml")).unwrap();
             assert_eq!(rule["spec"], rules);
         }
         // A configuration that is set is one that the agent takes.

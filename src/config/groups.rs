@@ -258,7 +258,7 @@ pub struct Group {
 
 impl Groups {
     /// The names of the presets.
-    pub fn presets() -> impl Iterator<Item = &'static str> {
+    fn presets() -> impl Iterator<Item = &'static str> {
         PRESETS.iter().map(|(name, _)| *name)
     }
 

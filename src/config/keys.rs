@@ -693,8 +693,7 @@ fn probes(s: &str) -> Parsed<Vec<&'static str>> {
 }
 
 fn preset(s: &str) -> Parsed<String> {
-    let known = ["auto", "none"].into_iter().chain(Groups::presets()).any(|name| name == s);
-    if known { Ok(s.to_owned()) } else { Err(None) }
+    Groups::new(&[], s).map(|_| s.to_owned()).map_err(|_| None)
 }
 
 fn pod(s: &str) -> Parsed<Pod> {

@@ -833,26 +833,6 @@ impl Map {
         }
     }
 
-    /// Has an array of so many elements, which is mappable (5.5+), in the agent's own memory.
-    pub fn shared<V: Plain>(&self, elements: usize) -> Result<Shared<V>, Error> {
-        self.check_types::<u32, V>()?;
-        // The kernel rounds each up to 8 bytes.
-        let bytes = (size_of::<V>().next_multiple_of(8) == size_of::<V>()).then_some(elements * size_of::<V>());
-        let bytes = bytes.ok_or_else(|| Error::new(self.what("map"), io::ErrorKind::InvalidInput.into()))?;
-        let (access, fd) = (libc::PROT_READ | libc::PROT_WRITE, self.fd.as_raw_fd());
-        // SAFETY: a new mapping, of a live descriptor; the kernel refuses more than the array has, but for the rest of a page.
-        let start = unsafe { libc::mmap(ptr::null_mut(), bytes, access, libc::MAP_SHARED, fd, 0) };
-        match NonNull::new(start.cast()).filter(|_| start != libc::MAP_FAILED) {
-            Some(first) => Ok(Shared { first, elements }),
-            None => Err(Error::new(self.what("map"), io::Error::last_os_error())),
-        }
-    }
-
-    /// Reads it, a ring buffer, from here on.
-    pub fn ring(self) -> Result<Ring, Error> {
-        Ring::new(self)
-    }
-
     /// The same before 5.6, which has no batches.
     fn drain_singly<K: Plain, V: Plain>(&self, each: &mut impl FnMut(K, V)) -> Result<(), Error> {
         loop {
@@ -887,6 +867,26 @@ impl Map {
             keys.push(key);
         }
         Ok(keys)
+    }
+
+    /// Has an array of so many elements, which is mappable (5.5+), in the agent's own memory.
+    pub fn shared<V: Plain>(&self, elements: usize) -> Result<Shared<V>, Error> {
+        self.check_types::<u32, V>()?;
+        // The kernel rounds each up to 8 bytes.
+        let bytes = (size_of::<V>().next_multiple_of(8) == size_of::<V>()).then_some(elements * size_of::<V>());
+        let bytes = bytes.ok_or_else(|| Error::new(self.what("map"), io::ErrorKind::InvalidInput.into()))?;
+        let (access, fd) = (libc::PROT_READ | libc::PROT_WRITE, self.fd.as_raw_fd());
+        // SAFETY: a new mapping, of a live descriptor; the kernel refuses more than the array has, but for the rest of a page.
+        let start = unsafe { libc::mmap(ptr::null_mut(), bytes, access, libc::MAP_SHARED, fd, 0) };
+        match NonNull::new(start.cast()).filter(|_| start != libc::MAP_FAILED) {
+            Some(first) => Ok(Shared { first, elements }),
+            None => Err(Error::new(self.what("map"), io::Error::last_os_error())),
+        }
+    }
+
+    /// Reads it, a ring buffer, from here on.
+    pub fn ring(self) -> Result<Ring, Error> {
+        Ring::new(self)
     }
 
     /// Whether nothing is in it.

@@ -16,9 +16,6 @@ const CONTAINER_LOGS: &str = "/var/log/containers";
 /// And a folder for each pod: `<namespace>_<pod>_<uid>`, with one for each of its containers in it.
 const POD_LOGS: &str = "/var/log/pods";
 
-/// The folders that [`Names`] reads, where they are.
-pub const LOGS: [&str; 2] = [CONTAINER_LOGS, POD_LOGS];
-
 /// Digits of a container's id in its short name, as Docker and Podman show it.
 const SHORT: usize = 12;
 /// Digits of a whole id.

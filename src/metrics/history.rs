@@ -408,23 +408,8 @@ impl Differences<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::random::Random;
     use crate::monitor::example;
-
-    /// The same numbers in each run (xorshift64).
-    struct Random(u64);
-
-    impl Random {
-        fn next(&mut self) -> u64 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            self.0
-        }
-
-        fn below(&mut self, n: u64) -> u64 {
-            self.next() % n
-        }
-    }
 
     fn row(pid: u64, calls: u64) -> ProcessRow {
         ProcessRow { pid: pid as u32, comm: format!("worker-{}", pid % 7), calls, success: calls / 2 }

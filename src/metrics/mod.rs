@@ -11,4 +11,6 @@ pub mod history;
 pub mod http;
 pub mod metric;
 pub mod own;
+#[cfg(test)]
+pub(crate) mod random;
 pub mod snapshot;

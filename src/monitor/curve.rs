@@ -127,26 +127,11 @@ fn between(points: &[(f64, f64)], x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::random::Random;
     use std::collections::HashMap;
 
-    /// Numbers without a pattern.
-    struct Random(u64);
-
-    impl Random {
-        fn next(&mut self) -> u64 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            self.0
-        }
-
-        fn below(&mut self, n: usize) -> usize {
-            (self.next() >> 11) as usize % n
-        }
-
-        fn unit(&mut self) -> f64 {
-            (self.next() >> 11) as f64 / (1u64 << 53) as f64
-        }
+    fn below(random: &mut Random, n: usize) -> usize {
+        random.below(n as u64) as usize
     }
 
     fn is_sampled(page: usize, every: usize) -> bool {
@@ -239,14 +224,14 @@ mod tests {
     #[test]
     fn it_is_as_exact_stack_distances_say() {
         let mut random = Random(42);
-        compare("uniform", &(0..READS).map(|_| random.below(PAGES)).collect::<Vec<_>>());
+        compare("uniform", &(0..READS).map(|_| below(&mut random, PAGES)).collect::<Vec<_>>());
         compare("zipf", &(0..READS).map(|_| zipf(&mut random)).collect::<Vec<_>>());
         let hot = |i: usize| match i % 10 {
-            0..7 => random.below(PAGES / 8),
+            0..7 => below(&mut random, PAGES / 8),
             _ => PAGES / 8 + i * 3 / 10 % (PAGES * 7 / 8),
         };
         compare("hot and scan", &(0..READS).map(hot).collect::<Vec<_>>());
-        let half = |i: usize| random.below(PAGES / 2) + if i < READS / 2 { 0 } else { PAGES / 2 };
+        let half = |i: usize| below(&mut random, PAGES / 2) + if i < READS / 2 { 0 } else { PAGES / 2 };
         compare("two phases", &(0..READS).map(half).collect::<Vec<_>>());
         compare("loop", &(0..READS).map(|i| i % PAGES).collect::<Vec<_>>());
         compare("never again", &(0..READS).collect::<Vec<_>>());
@@ -255,7 +240,7 @@ mod tests {
     #[test]
     fn data_read_in_a_time() {
         let mut random = Random(7);
-        let reads: Vec<usize> = (0..READS).map(|_| random.below(PAGES)).collect();
+        let reads: Vec<usize> = (0..READS).map(|_| below(&mut random, PAGES)).collect();
         let curve = Curve::of(&seen(&reads, 64)).unwrap();
         for n in [PAGES / 4, PAGES, 4 * PAGES] {
             let truth = PAGES as f64 * (1.0 - (-(n as f64) / PAGES as f64).exp());

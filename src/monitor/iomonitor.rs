@@ -314,13 +314,13 @@ fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Er
     settings.files = u64::from(config.files.enabled && files::what_lacks(true, kernel.version).is_none());
     let begin = Instant::now();
     let (object, layout) = prepare(config.ebpf.btf, || with_btf(settings))?;
-    let files = match files::what_lacks(layout.is_none(), kernel.version).filter(|_| config.files.enabled) {
-        Some(why) => {
+    let files = match (config.files.enabled, files::what_lacks(layout.is_none(), kernel.version)) {
+        (false, _) => None,
+        (true, None) => Some(files::Maps::new(&object)?),
+        (true, Some(why)) => {
             log::info!("files are not told apart: {why}");
             None
         }
-        None if config.files.enabled => Some(files::Maps::new(&object)?),
-        None => None,
     };
     log::debug!("BPF object prepared in {:.6} s", begin.elapsed().as_secs_f64());
     let mut vmemmap = 0;

@@ -798,6 +798,12 @@ impl Random {
     }
 }
 
+/// The documents of a YAML text.
+pub fn documents(text: &str) -> Vec<serde_yaml::Value> {
+    let all = serde_yaml::Deserializer::from_str(text);
+    all.map(|document| serde::Deserialize::deserialize(document).unwrap()).collect()
+}
+
 /// A path as text.
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()

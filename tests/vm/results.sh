@@ -10,7 +10,7 @@ trap 'rm -f "$new"' EXIT
 
 if [ "${1-}" != check ] && [ $# != 0 ]; then
     # The later of two lines about the same.
-    cat "$results" "$@" | grep -a '^ATTACHED .* \.$' | awk '{ line[$2, $3, $4, $5] = $0 } END { for (l in line) print line[l] }' |
+    cat -- "$results" "$@" | grep -a '^ATTACHED .* \.$' | awk '{ line[$2, $3, $4, $5] = $0 } END { for (l in line) print line[l] }' |
         sort -V >"$new"
     { sed -n '/^#/p' "$results" && cat "$new"; } >"$new.all"
     mv "$new.all" "$results"
