@@ -473,12 +473,12 @@ fn turning_it_off_and_on_leaks_nothing() {
     for _ in 0..cycles / 5 {
         cycle();
     }
-    let (before, rss) = (used(), agent.rss_kib());
+    let (before, own) = (used(), agent.own_kib());
     for _ in 0..cycles - cycles / 5 {
         cycle();
     }
     assert_eq!(used(), before);
-    let grown = agent.rss_kib().saturating_sub(rss);
+    let grown = agent.own_kib().saturating_sub(own);
     assert!(grown <= 1024, "{grown} KiB more after {cycles} cycles");
     assert_eq!(agent.metrics().get("ebpf_sidecar_system_calls_refused_total"), 0.0, "{}", agent.log());
 }
@@ -816,19 +816,19 @@ fn clients_that_stall_or_vanish_leave_nothing() {
         assert!(begun.elapsed() < Duration::from_secs(10));
         drop(slow);
         until("their descriptors are closed", || fds() <= idle);
-        (status_field(pid, "Threads:"), agent.rss_kib())
+        (status_field(pid, "Threads:"), agent.own_kib())
     };
     // How many clients there are at one moment, and so the most memory that is needed, depends on how busy the machine
     // is: what one round leaves behind may grow for a while, but not for ever. A KiB for each client, never freed, would
     // be 3600 in the three rounds that are compared.
     let mut rounds: Vec<(u64, u64)> = (0..5).map(|_| round()).collect();
-    while let [.., (threads, rss), _, _, (threads_then, rss_then)] = rounds[..]
-        && (threads_then > threads + 1 || rss_then > rss + 512)
+    while let [.., (threads, own), _, _, (threads_then, own_then)] = rounds[..]
+        && (threads_then > threads + 1 || own_then > own + 512)
     {
-        assert!(rounds.len() < 30, "threads and KiB resident after each round: {rounds:?}");
+        assert!(rounds.len() < 30, "threads and KiB of memory after each round: {rounds:?}");
         rounds.push(round());
     }
-    println!("threads and KiB resident after each round: {rounds:?}");
+    println!("threads and KiB of memory after each round: {rounds:?}");
 }
 
 /// Sends 256 calls for the whole history over one connection on which nothing may be sent, after others have made it long.
@@ -871,8 +871,8 @@ impl Hoarder {
         }
     }
 
-    fn rss_mib(&self) -> u64 {
-        self.agent.rss_kib() >> 10
+    fn own_mib(&self) -> u64 {
+        self.agent.own_kib() >> 10
     }
 }
 
@@ -881,7 +881,7 @@ fn answers_that_nobody_reads_are_bounded() {
     need_bpf!("answers_that_nobody_reads_are_bounded");
     let hoarder = Hoarder::new();
     // What one that reads costs is no leak.
-    let before = hoarder.rss_mib();
+    let before = hoarder.own_mib();
     let mut stream = hoarder.connect();
     hoarder.burst(&mut stream);
     until("there is no room for another answer", || hoarder.refusal().is_some());
@@ -890,12 +890,12 @@ fn answers_that_nobody_reads_are_bounded() {
     assert!(message.contains("server.grpc.limits.answer_bytes"), "{message}");
     let health: rpc::GetHealthResponse = hoarder.client.call(name::GET_HEALTH, &rpc::GetHealthRequest::default());
     assert!(!health.version.is_empty(), "small answers find room");
-    let most = hoarder.rss_mib();
-    assert!(most <= before + 48, "{most} MiB resident, {before} before");
+    let most = hoarder.own_mib();
+    assert!(most <= before + 48, "{most} MiB of its own, {before} before");
     drop(stream);
     until("there is room when the client has left", || hoarder.refusal().is_none());
-    until("its memory is given back", || hoarder.rss_mib() <= before + 8);
-    println!("MiB resident: {before} before, {most} with 256 calls, {} after", hoarder.rss_mib());
+    until("its memory is given back", || hoarder.own_mib() <= before + 8);
+    println!("MiB of its own: {before} before, {most} with 256 calls, {} after", hoarder.own_mib());
 }
 
 #[test]
@@ -903,31 +903,31 @@ fn answers_that_nobody_reads_are_bounded() {
 fn answers_that_nobody_reads_are_given_up() {
     need_bpf!("answers_that_nobody_reads_are_given_up");
     let hoarder = Hoarder::new();
-    let before = hoarder.rss_mib();
+    let before = hoarder.own_mib();
     let mut stream = hoarder.connect();
-    let mut rss = vec![before];
+    let mut own = vec![before];
     for burst in 0..3 {
         hoarder.burst(&mut stream);
         until("there is no room for another answer", || hoarder.refusal().is_some());
-        rss.push(hoarder.rss_mib());
+        own.push(hoarder.own_mib());
         let begun = Instant::now();
         // All of them: one burst begins when there is room for it.
-        while hoarder.rss_mib() > before + 12 {
+        while hoarder.own_mib() > before + 12 {
             assert!(begun.elapsed() < Duration::from_secs(180), "the calls keep their room");
             thread::sleep(Duration::from_millis(200));
         }
         let mut reader = stream.try_clone().unwrap();
         assert!(read_to_frame(&mut reader, RST_STREAM), "they are cancelled");
-        rss.push(hoarder.rss_mib());
+        own.push(hoarder.own_mib());
         if burst < 2 {
             // The one before is over for lack of an answer to a probe, or soon will be.
             stream = hoarder.connect();
         }
     }
     drop(stream);
-    until("its memory is given back", || hoarder.rss_mib() <= before + 8);
-    println!("MiB resident: before, and with and after each burst: {rss:?}, {} at last", hoarder.rss_mib());
-    assert!(rss.iter().all(|mib| *mib <= before + 48), "{rss:?}");
+    until("its memory is given back", || hoarder.own_mib() <= before + 8);
+    println!("MiB of its own: before, and with and after each burst: {own:?}, {} at last", hoarder.own_mib());
+    assert!(own.iter().all(|mib| *mib <= before + 48), "{own:?}");
 }
 
 /// Whether the agent has hung up on this connection, or does within a while.
@@ -1177,7 +1177,8 @@ const ATTACKS_TLS: [(&str, Attack); 4] = [
     }),
 ];
 
-/// What honest clients and the agent went through: the longest time that one of them waited, and the most MiB resident.
+/// What honest clients and the agent went through: the longest time that one of them waited, the most MiB resident, and
+/// those of its own that were left.
 struct Worst {
     wait: Duration,
     rss: u64,
@@ -1196,12 +1197,12 @@ fn attacked(agent: &Agent, door: &Door, what: &str, attack: Attack, time: Durati
         let mut longest = longest.lock().unwrap();
         *longest = begun.elapsed().max(*longest);
     };
-    let before = agent.rss_kib() >> 10;
+    let before = agent.own_kib() >> 10;
     let client = door.client();
     get_metrics(&client);
     let mut stream = client.stream::<_, rpc::StreamMetricsResponse>(name::STREAM_METRICS, &stream_request(1));
     assert!(stream.next().unwrap().is_ok());
-    let mut rss = before;
+    let mut rss = 0;
     thread::scope(|s| {
         for _ in 0..2 {
             s.spawn(|| attack(door, &on));
@@ -1238,15 +1239,15 @@ fn attacked(agent: &Agent, door: &Door, what: &str, attack: Attack, time: Durati
             thread::sleep(Duration::from_millis(20));
         }
     });
-    until("its memory is given back", || agent.rss_kib() >> 10 <= before + 8);
+    until("its memory is given back", || agent.own_kib() >> 10 <= before + 8);
     let m = agent.wait(|m| m.get(SENT) > sent);
     let dropped = m.0.iter().filter(|(name, _)| name.starts_with("ebpf_sidecar_export_points_dropped_total"));
     assert_eq!(dropped.map(|(_, n)| n).sum::<f64>(), 0.0, "{what}: points are dropped");
     until("a new client is served", || get_metrics(&door.client()).metric_sets.len() == 1);
-    let after = agent.rss_kib() >> 10;
+    let after = agent.own_kib() >> 10;
     let wait = *longest.lock().unwrap();
     println!(
-        "{what}: honest clients waited {wait:?} at most; MiB resident: {before} before, at most {rss}, {after} after"
+        "{what}: honest clients waited {wait:?} at most; MiB of its own: {before} before, {after} after; at most {rss} resident"
     );
     Worst { wait, rss, after }
 }
@@ -1605,7 +1606,7 @@ fn published_attacks_by_headers_do_no_harm() {
     }
 
     // CVE-2023-33953: a string of 4 GiB, a number with zeros before it, and a header that goes on and on.
-    let before = agent.rss_kib();
+    let before = agent.own_kib();
     let begin = |bytes: &mut Vec<u8>, end: &[u8]| grpc::frame(bytes, 1, 0, 1, &[&block()[..], end].concat());
     for attack in 0..3 {
         let mut bytes = grpc::hello(65_535);
@@ -1624,7 +1625,7 @@ fn published_attacks_by_headers_do_no_harm() {
         assert!(!is_answered(&mut stream, 1) && is_ended(&mut stream), "attack {attack}");
         assert_eq!(get_metrics(&client).metric_sets.len(), 1);
     }
-    let after = agent.rss_kib();
+    let after = agent.own_kib();
     assert!(after <= before + (8 << 10), "{before} KiB before, {after} after");
     assert_eq!(agent.get("/health").status, 200);
 }

@@ -31,7 +31,7 @@ use server::BanyanDb;
 /// What the agent holds.
 #[derive(Debug, Clone, Copy)]
 struct Used {
-    rss_kib: u64,
+    own_kib: u64,
     fds: u64,
     threads: u64,
     objects: u64,
@@ -40,7 +40,7 @@ struct Used {
 impl Used {
     fn of(pid: u32) -> Self {
         Self {
-            rss_kib: status_field(pid, "VmRSS:"),
+            own_kib: status_field(pid, "RssAnon:"),
             fds: fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64,
             threads: status_field(pid, "Threads:"),
             objects: bpf::held_by(pid).len() as u64,
@@ -51,7 +51,7 @@ impl Used {
     fn least(all: &[Self]) -> Self {
         let least = |of: fn(&Self) -> u64| all.iter().map(of).min().unwrap();
         Self {
-            rss_kib: least(|u| u.rss_kib),
+            own_kib: least(|u| u.own_kib),
             fds: least(|u| u.fds),
             threads: least(|u| u.threads),
             objects: least(|u| u.objects),
@@ -215,7 +215,7 @@ fn months_in_hours() {
     );
     let ((first, since), (all, until)) = (first_ticks.unwrap(), ticks(&m));
     assert!(all - first + 2.0 >= until - since, "{} collections in {} s are told of", all - first, until - since);
-    assert!(after.rss_kib <= before.rss_kib + 1024, "memory grows");
+    assert!(after.own_kib <= before.own_kib + 1024, "memory grows");
     assert!(after.fds <= before.fds && after.objects <= before.objects, "descriptors or objects grow");
     // The pool of gRPC's core has a thread more where the machine is busy, and fewer later.
     assert!(after.threads <= before.threads + 4, "threads grow");
