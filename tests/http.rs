@@ -142,7 +142,7 @@ fn child_server() {
     }
     let start = Instant::now();
     server.stop();
-    assert!(start.elapsed() < Duration::from_secs(1), "stopped after {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(4), "stopped after {:?}", start.elapsed());
 }
 
 struct Server {
@@ -524,7 +524,7 @@ fn starts_and_stops_and_says_why_it_cannot() {
     half.write_all(b"GET /").unwrap();
     let begun = Instant::now();
     server.stop();
-    assert!(begun.elapsed() < Duration::from_secs(1), "stopped after {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(4), "stopped after {:?}", begun.elapsed());
     http::start(address, "/metrics", cell, render(), None, Access::new(None).unwrap())
         .expect("the port is free again")
         .stop();
