@@ -22,7 +22,7 @@ use crate::metrics::histogram::Histogram;
 use crate::metrics::own as m;
 use crate::metrics::snapshot::{Family, ModuleStatus, Series, Snapshot, Value};
 use crate::metrics::{export, grpc, http};
-use crate::monitor::{Module, ModuleSettings};
+use crate::monitor::{Module, ModuleSettings, file_groups};
 
 /// Changes that may wait for the collector.
 const CHANGES_MAX: usize = 4;
@@ -329,7 +329,8 @@ impl State {
             slot.error = None;
             let start = next.families.len();
             next.modules.push(ModuleStatus {
-                metric_count: sample.families.iter().map(|f| f.series.len()).sum(),
+                metric_count: sample.families.iter().map(|f| f.series.len()).sum::<usize>()
+                    + sample.files.as_ref().map_or(0, file_groups::series),
                 families: start..start + sample.families.len(),
                 ..slot.status()
             });

@@ -260,6 +260,11 @@ fn exposition(data: &[u8]) {
     for series in snapshot.families.iter_mut().flat_map(|f| &mut f.series) {
         series.labels.iter_mut().for_each(|label| label.clone_from(&scope));
     }
+    let mut files = snapshot.files.as_deref().cloned().unwrap_or_default();
+    for (_, value) in files.groups.iter_mut().flat_map(|g| &mut g.labels) {
+        value.clone_from(&scope);
+    }
+    snapshot.files = Some(Arc::new(files));
     let comms: Vec<String> = names.collect();
     let row = |(pid, comm): (usize, &String)| ProcessRow { pid: pid as u32, comm: comm.clone(), calls: 2, success: 1 };
     snapshot.processes = Some(comms.iter().enumerate().map(row).collect());
@@ -269,7 +274,8 @@ fn exposition(data: &[u8]) {
         assert_eq!(ends(page), lines);
         for line in page.lines().filter(|l| !l.starts_with('#')) {
             let said = labels(line).unwrap_or_else(|| panic!("{line}"));
-            assert!(said.iter().all(|(name, value)| name == "le" || *value == scope), "{line}");
+            let ours: &[&str] = if line.starts_with("ebpf_file_group_") { &["preset", "cause"] } else { &["le"] };
+            assert!(said.iter().all(|(name, value)| ours.contains(&name.as_str()) || *value == scope), "{line}");
         }
     }
     let stats: serde_json::Value = serde_json::from_str(&json::stats(&snapshot)).expect("JSON");

@@ -60,7 +60,7 @@ fn dispatch() -> Result<(), u8> {
             }
             let address = cli.address.unwrap_or_else(|| health::local(grpc.address, grpc.port));
             let how = client::grpc(&config, address.ip()).map_err(|e| fail(FAILED, e))?;
-            top::run(address, how, cli.once).map_err(|e| fail(FAILED, e))
+            top::run(address, how, cli.once, cli.files).map_err(|e| fail(FAILED, e))
         }
         Command::Check => {
             // At debug level it tells the long reasons too.

@@ -13,6 +13,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -787,6 +788,43 @@ fn top_shows_rates() {
     let o = common::output(&["top", "--once", "--address", &address], &[]);
     let said = String::from_utf8_lossy(&o.stderr);
     assert!(o.status.code() == Some(1) && said.contains(&address) && said.contains("does not answer"), "{said}");
+}
+
+#[test]
+fn top_shows_files() {
+    need_bpf!("top_shows_files");
+    let top = |agent: &Agent| {
+        common::output(&["top", "--once", "--files", "--address", &format!("127.0.0.1:{}", agent.grpc_port)], &[])
+    };
+    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms")]);
+    let o = top(&agent);
+    let said = String::from_utf8_lossy(&o.stderr);
+    assert!(o.status.code() == Some(1) && said.contains("collector.files.enabled"), "{said}");
+    drop(agent);
+
+    let agent = Agent::start(&[("COLLECTOR_INTERVAL", "100ms"), ("COLLECTOR_FILES_ENABLED", "true")]);
+    if agent.stats().get("files").is_none() {
+        return common::skipped("top_shows_files", "this kernel cannot tell files apart");
+    }
+    // More than any other file of this host had since the agent started.
+    let file = TestFile::new("top-files", 64 * MIB);
+    let (done, name) = (AtomicBool::new(false), file.path.file_name().unwrap().to_str().unwrap());
+    thread::scope(|s| {
+        s.spawn(|| {
+            let begun = Instant::now(); // it ends even if the test fails meanwhile
+            while !done.load(Ordering::Relaxed) && begun.elapsed() < Duration::from_secs(60) {
+                file.drop_cache();
+                common::read_all(&file.file, MIB);
+            }
+        });
+        until("it is among the files that grow", || {
+            let o = top(&agent);
+            let said = String::from_utf8_lossy(&o.stdout).into_owned();
+            assert!(o.status.success() && said.contains("added/s evicted/s waiting FILE\n"), "{said}{o:?}");
+            said.lines().any(|line| line.ends_with(name))
+        });
+        done.store(true, Ordering::Relaxed);
+    });
 }
 
 // ---- what clients cannot break ----

@@ -2,20 +2,34 @@
 
 use std::collections::HashMap;
 
+use protobuf::MessageField;
+
 use super::proto::metrics as pb;
 use super::{at, count, matches};
+use crate::metrics::files::{Counts, FileGroup, FileRow, Files};
 use crate::metrics::histogram::cumulative;
 use crate::metrics::metric::{Kind, Metric};
 use crate::metrics::snapshot::{Family, ModuleStatus, ProcessRow, Series, Snapshot, Value, find};
+use crate::monitor::evictions::EVICTION_CAUSES;
+use crate::monitor::fills::FILL_CAUSES;
 use crate::monitor::stat::Stat;
-use crate::monitor::{catalogue, evictions, fadvise, fills, reads, reclaim};
+use crate::monitor::{catalogue, evictions, fadvise, file_groups, fills, iomonitor, reads, reclaim};
 
 /// The metrics of a module that have all labels of `filters`.
 pub fn metric_set(snapshot: &Snapshot, module: &ModuleStatus, filters: &HashMap<String, String>) -> pb::MetricSet {
     let mut metrics = Vec::new();
     for family in snapshot.families_of(module) {
         for series in &family.series {
-            add_series(&mut metrics, snapshot, family.metric, series);
+            let values = series.labels.iter().map(String::as_str);
+            let labels = family.metric.labels.iter().copied().zip(values);
+            add_series(&mut metrics, snapshot, family.metric, labels, &series.value);
+        }
+    }
+    // Files are of the one module that has them.
+    let files = snapshot.files.as_deref().filter(|_| module.name == iomonitor::NAME);
+    for family in files.into_iter().flat_map(file_groups::families) {
+        for (labels, value) in &family.series {
+            add_series(&mut metrics, snapshot, family.metric, labels.iter().copied(), value);
         }
     }
     if !filters.is_empty() {
@@ -30,13 +44,19 @@ pub fn metric_set(snapshot: &Snapshot, module: &ModuleStatus, filters: &HashMap<
     }
 }
 
-fn add_series(metrics: &mut Vec<pb::Metric>, snapshot: &Snapshot, metric: &Metric, series: &Series) {
+fn add_series<'a>(
+    metrics: &mut Vec<pb::Metric>,
+    snapshot: &Snapshot,
+    metric: &Metric,
+    labels: impl Iterator<Item = (&'a str, &'a str)> + Clone,
+    value: &Value,
+) {
     let kind = match metric.kind {
         Kind::Counter => pb::MetricType::METRIC_TYPE_COUNTER,
         Kind::Gauge => pb::MetricType::METRIC_TYPE_GAUGE,
         Kind::Histogram => pb::MetricType::METRIC_TYPE_HISTOGRAM,
     };
-    let labels = || metric.labels.iter().map(|l| (*l).to_owned()).zip(series.labels.iter().cloned());
+    let labels = || labels.clone().map(|(name, value)| (name.to_owned(), value.to_owned()));
     let mut add = |suffix: &str, value: f64, le: Option<String>| {
         metrics.push(pb::Metric {
             name: format!("{}{suffix}", metric.name),
@@ -47,7 +67,7 @@ fn add_series(metrics: &mut Vec<pb::Metric>, snapshot: &Snapshot, metric: &Metri
             ..Default::default()
         });
     };
-    match &series.value {
+    match value {
         Value::Int(n) => add("", *n as f64, None),
         Value::Float(v) => add("", *v, None),
         Value::Percent(p) => add("", p.unwrap_or(f64::NAN), None),
@@ -108,6 +128,57 @@ pub fn io_stats(families: &[Family], processes: &[ProcessRow], rows: Option<&[u3
         .into(),
         ..Default::default()
     }
+}
+
+/// What happened to files, of which so many are shown.
+pub fn files(files: &Files, n: usize) -> pb::FilesStats {
+    let (top, rest) = files.first(n);
+    let labels = |group: &FileGroup| {
+        file_groups::labels(group).into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    };
+    let file = |row: &FileRow| pb::FileStats {
+        path: row.path.clone(),
+        type_: row.kind.name().into(),
+        device: format!("{}:{}", row.device.0, row.device.1),
+        inode: row.inode,
+        generation: row.generation,
+        group: files.group_of(row).map(labels).unwrap_or_default(),
+        counts: file_counts(&row.counts, files),
+        ..Default::default()
+    };
+    let group = |group: &FileGroup| pb::FileGroupStats {
+        labels: labels(group),
+        counts: file_counts(&group.counts, files),
+        ..Default::default()
+    };
+    pb::FilesStats {
+        known: files.known as u64,
+        top: top.iter().map(file).collect(),
+        rest: file_counts(&rest, files),
+        groups: files.groups.iter().map(group).collect(),
+        other: file_counts(&files.other, files),
+        ..Default::default()
+    }
+}
+
+fn file_counts(counts: &Counts, files: &Files) -> MessageField<pb::FileCounts> {
+    let by = |names: &[&'static str], values: &[u64]| {
+        names.iter().map(|name| (*name).to_owned()).zip(values.iter().copied()).collect()
+    };
+    let mut all = pb::FileCounts::default();
+    if files.has_fills {
+        all.pages_added = Some(counts.filled());
+        all.pages_added_by_cause = by(&FILL_CAUSES, &counts.fills);
+    }
+    if files.has_evictions {
+        all.pages_evicted = Some(counts.evicted());
+        all.pages_evicted_by_cause = by(&EVICTION_CAUSES, &counts.evictions);
+    }
+    if files.has_waits {
+        all.waits = Some(counts.waits);
+        all.wait_seconds = Some(counts.wait_seconds());
+    }
+    Some(all).into()
 }
 
 fn process(row: &ProcessRow) -> pb::ProcessFadviseStats {

@@ -22,6 +22,7 @@ use crate::host::version;
 use crate::metrics::cell::SnapshotCell;
 use crate::metrics::health::{self, Status};
 use crate::metrics::snapshot::{ModuleStatus, Snapshot};
+use crate::monitor::files;
 
 pub use configure::Caller;
 
@@ -162,7 +163,12 @@ impl Api {
         };
         let Some(range) = request.time_range.as_ref() else {
             let newest = self.cell.load();
-            return Ok(answer(&newest.families, newest.processes.as_deref().unwrap_or_default(), &newest));
+            let mut found = answer(&newest.families, newest.processes.as_deref().unwrap_or_default(), &newest);
+            let shown = (request.files as usize).min(files::MAX_TOP);
+            if let Some(files) = newest.files.as_deref().filter(|_| shown > 0) {
+                found.stats.mut_or_insert_default().files = Some(convert::files(files, shown)).into();
+            }
+            return Ok(found);
         };
         let (start, end) = bounds(range)?;
         let past = self.cell.between(start, end);

@@ -93,6 +93,7 @@ pub(crate) const OPTIONS: &[OptionInfo] = &[
         values: &[],
         help: &["top: end after one table, over two collections"],
     },
+    OptionInfo { short: None, long: "files", value: None, values: &[], help: &["top: files instead of processes"] },
     OptionInfo { short: Some('h'), long: "help", value: None, values: &[], help: &["Print this help"] },
     OptionInfo {
         short: Some('V'),
@@ -172,6 +173,8 @@ pub struct Cli {
     pub address: Option<SocketAddr>,
     /// One table is enough; only with [`Command::Top`].
     pub once: bool,
+    /// Files are shown instead of processes; only with [`Command::Top`].
+    pub files: bool,
     /// The argument of the command: one of those that it takes, or `None` if it takes none.
     pub argument: Option<&'static str>,
 }
@@ -198,7 +201,7 @@ impl From<lexopt::Error> for CliError {
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> {
     let mut parser = lexopt::Parser::from_args(args);
     let (mut command, mut argument, mut config, mut log_level, mut address) = (None, None, None, None, None);
-    let mut once = false;
+    let (mut once, mut files) = (false, false);
     while let Some(arg) = parser.next()? {
         let end = match arg {
             Short('h') | Long("help") => Some(Command::Help),
@@ -206,13 +209,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> 
             _ => None,
         };
         if let Some(command) = end {
-            return Ok(Cli { command, config, log_level, address, once, argument });
+            return Ok(Cli { command, config, log_level, address, once, files, argument });
         }
         match arg {
             Short('c') | Long("config") => config = Some(PathBuf::from(parser.value()?)),
             Long("log-level") => log_level = Some(parse_level(&parser.value()?.to_string_lossy())?),
             Long("address") => address = Some(parse_address(&parser.value()?.to_string_lossy())?),
             Long("once") => once = true,
+            Long("files") => files = true,
             Value(text) => match (command, argument) {
                 (None, _) => command = Some(parse_command(&text.to_string_lossy())?),
                 (Some(c), None) if !c.argument.is_empty() => {
@@ -237,8 +241,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> 
         return Err(CliError(format!("{} needs an argument; allowed: {}", c.name, c.argument.join(", "))));
     }
     let command = command.map_or(Command::Run, |c| c.command);
-    if once && command != Command::Top {
-        return Err(CliError("--once goes with the command top only".into()));
+    for (given, option) in [(once, "--once"), (files, "--files")] {
+        if given && command != Command::Top {
+            return Err(CliError(format!("{option} goes with the command top only")));
+        }
     }
     if address.is_some() && command != Command::Health && command != Command::Top {
         return Err(CliError(
@@ -247,7 +253,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> 
                 .into(),
         ));
     }
-    Ok(Cli { command, config, log_level, address, once, argument })
+    Ok(Cli { command, config, log_level, address, once, files, argument })
 }
 
 fn parse_command(name: &str) -> Result<&'static CommandInfo, CliError> {
@@ -291,6 +297,7 @@ mod tests {
             log_level,
             address: None,
             once: false,
+            files: false,
             argument: None,
         };
         for (line, expected) in [
@@ -328,6 +335,7 @@ mod tests {
             ("completions csh", ["completions", "\"csh\"", "bash, zsh, fish"]),
             ("completions bash zsh", ["unexpected", "\"zsh\"", "one command"]),
             ("health --once", ["--once", "top only", ""]),
+            ("--files", ["--files", "top only", ""]),
             ("health --address localhost", ["--address", "\"localhost\"", "allowed: an IP address and a port"]),
             ("--address 127.0.0.1:80", ["--address", "health and top only", "EBPF_SIDECAR_SERVER_HTTP_ADDRESS"]),
         ] {
@@ -359,7 +367,7 @@ mod tests {
             };
             for option in o.short.map(|s| format!("-{s}")).into_iter().chain([format!("--{}", o.long)]) {
                 assert!(help.contains(&option), "{option}");
-                let command = if o.long == "once" { "top" } else { "health" };
+                let command = if ["once", "files"].contains(&o.long) { "top" } else { "health" };
                 let words = [command, &option].into_iter().chain(value).map(OsString::from);
                 assert!(parse(words).is_ok(), "{option}");
             }

@@ -1,6 +1,7 @@
 //! `ebpf-sidecar top`: what the running agent counts, as a table that is drawn again every few seconds. A client of its
 //! gRPC API like any other.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
@@ -13,7 +14,7 @@ use grpcio::{CallOption, ChannelBuilder, Client, EnvBuilder, MetadataBuilder, Me
 use protobuf::Message;
 
 use super::client::Grpc;
-use crate::api::proto::metrics::Metric;
+use crate::api::proto::metrics::{FileStats, Metric};
 use crate::api::proto::rpc;
 use crate::host::logging::clean;
 use crate::server::grpc::stubs::{called, name};
@@ -22,20 +23,22 @@ use crate::server::grpc::stubs::{called, name};
 const PERIOD: Duration = Duration::from_secs(2);
 /// Time for the agent to answer.
 const LIMIT: Duration = Duration::from_secs(5);
-/// Processes shown.
-const PROCESSES: usize = 10;
+/// Processes shown, or files.
+const ROWS: usize = 10;
+/// Files asked for: what is added to a file shows if it is one of those to which most has been added since the start.
+const FILES: u32 = 100;
 /// Clears the screen and the lines scrolled off, and goes to the first.
 const CLEAR: &str = "\x1b[2J\x1b[3J\x1b[H";
 
 /// Shows the agent at `address` until it is interrupted; with `once`, or where stdout is no terminal, one table after
-/// two collections. An error: the agent does not answer.
-pub fn run(address: SocketAddr, how: Grpc, once: bool) -> Result<(), String> {
+/// two collections; with `files`, these instead of processes. An error: the agent does not answer.
+pub fn run(address: SocketAddr, how: Grpc, once: bool, files: bool) -> Result<(), String> {
     let agent = Agent::connect(address, how);
     let terminal = io::stdout().is_terminal() && !once;
-    let mut before = agent.sample()?;
+    let mut before = agent.sample(files)?;
     loop {
         thread::sleep(PERIOD);
-        let now = agent.sample()?;
+        let now = agent.sample(files)?;
         // Between two collections nothing is new.
         if now.sequence == before.sequence {
             continue;
@@ -81,11 +84,18 @@ impl Agent {
         answer.map_err(|e| format!("the agent at {} does not answer: {}", self.address, clean(e)))
     }
 
-    fn sample(&self) -> Result<Sample, String> {
+    fn sample(&self, files: bool) -> Result<Sample, String> {
         let metrics: rpc::GetMetricsResponse = self.call(name::GET_METRICS, &rpc::GetMetricsRequest::default())?;
-        let request = rpc::GetIOStatsRequest { include_process_stats: true, ..Default::default() };
+        let files = if files { FILES } else { 0 };
+        let request = rpc::GetIOStatsRequest { include_process_stats: files == 0, files, ..Default::default() };
         let io: rpc::GetIOStatsResponse = self.call(name::GET_IO_STATS, &request)?;
         let health: rpc::GetHealthResponse = self.call(name::GET_HEALTH, &rpc::GetHealthRequest::default())?;
+        if files > 0 && io.stats.files.is_none() {
+            return Err(format!(
+                "the agent at {} does not tell files apart: collector.files.enabled, in its configuration",
+                self.address
+            ));
+        }
         Ok(Sample::new(metrics, io, health))
     }
 }
@@ -103,6 +113,17 @@ struct Sample {
     histograms: HashMap<String, Vec<(f64, f64)>>,
     /// Calls of fadvise by process.
     processes: HashMap<(u32, String), u64>,
+    /// Where they were asked for: by device, inode and generation.
+    files: Option<HashMap<(String, u64, u32), File>>,
+}
+
+/// What is known of a file.
+#[derive(Debug, Default)]
+struct File {
+    /// Its path, or its inode's number.
+    name: String,
+    /// Pages added and evicted, and seconds waited.
+    counts: [Option<f64>; 3],
 }
 
 impl Sample {
@@ -117,6 +138,13 @@ impl Sample {
         for row in &io.stats.fadvise.process_stats {
             sample.processes.insert((row.pid, clean(&row.comm)), row.call_count);
         }
+        let file = |row: &FileStats| {
+            let name = if row.path.is_empty() { format!("inode {}", row.inode) } else { clean(&row.path) };
+            let pages = [row.counts.pages_added, row.counts.pages_evicted].map(|n| n.map(|n| n as f64));
+            let counts = [pages[0], pages[1], row.counts.wait_seconds];
+            ((row.device.clone(), row.inode, row.generation), File { name, counts })
+        };
+        sample.files = io.stats.files.as_ref().map(|files| files.top.iter().map(file).collect());
         sample
     }
 
@@ -169,6 +197,10 @@ fn table(before: &Sample, now: &Sample) -> String {
         }
     }
 
+    if let Some(files) = &now.files {
+        add_files(&mut text, before.files.as_ref(), files, &per_second);
+        return text;
+    }
     let mut rows: Vec<(&(u32, String), f64)> = now
         .processes
         .iter()
@@ -177,13 +209,47 @@ fn table(before: &Sample, now: &Sample) -> String {
         .collect();
     rows.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(b.0)));
     text += "\n\n    PID COMMAND              fadvise/s\n";
-    for ((pid, comm), calls) in rows.into_iter().take(PROCESSES) {
+    for ((pid, comm), calls) in rows.into_iter().take(ROWS) {
         let _ = match per_second(calls) {
             Some(rate) => writeln!(text, "{pid:>7} {comm:16} {rate:>13.1}"),
             None => writeln!(text, "{pid:>7} {comm:16} {:>13}", "-"),
         };
     }
     text
+}
+
+/// A line for each file to which most was added, evicted, or for which reads waited longest, in this order.
+fn add_files(
+    text: &mut String,
+    before: Option<&HashMap<(String, u64, u32), File>>,
+    now: &HashMap<(String, u64, u32), File>,
+    per_second: &dyn Fn(f64) -> Option<f64>,
+) {
+    let grown = |key: &(String, u64, u32), file: &File| -> [Option<f64>; 3] {
+        let old = before.and_then(|before| before.get(key));
+        std::array::from_fn(|i| Some(file.counts[i]? - old.and_then(|old| old.counts[i]).unwrap_or(0.0)))
+    };
+    let mut rows: Vec<(&File, [Option<f64>; 3])> = now
+        .iter()
+        // One that was not among them before has been there before.
+        .filter(|(key, _)| before.is_some_and(|before| before.contains_key(*key)))
+        .map(|(key, file)| (file, grown(key, file)))
+        .filter(|(_, counts)| counts.iter().flatten().any(|n| *n > 0.0))
+        .collect();
+    // Whatever an agent says has an order.
+    let by = |n: usize| move |row: &(&File, [Option<f64>; 3])| row.1[n].unwrap_or(0.0);
+    rows.sort_by(|a, b| {
+        let numbers = [by(0), by(1), by(2)].map(|of| of(b).total_cmp(&of(a)));
+        numbers.into_iter().fold(Ordering::Equal, Ordering::then).then(a.0.name.cmp(&b.0.name))
+    });
+    *text += "\n\n  added/s evicted/s waiting FILE\n";
+    for (file, counts) in rows.into_iter().take(ROWS) {
+        let [added, evicted, waited] = counts.map(|n| n.and_then(per_second).filter(|n| n.is_finite()));
+        let pages = |n: Option<f64>| n.map_or("-".into(), |n| format!("{n:.1}"));
+        let waited = waited.map_or("-".into(), |n| format!("{n:.2}"));
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{:>9} {:>9} {waited:>7} {}", pages(added), pages(evicted), file.name);
+    }
 }
 
 /// Events up to each bound from one time to another.
@@ -223,7 +289,7 @@ pub(crate) fn fuzz(data: &[u8]) {
     let (first, second) = (sample(), sample());
     for table in [table(&first, &second), table(&second, &first), table(&first, &first)] {
         assert!(!table.chars().any(|c| c.is_control() && c != '\n'), "{table:?}");
-        let lines = 15 + PROCESSES + first.histograms.len().max(second.histograms.len());
+        let lines = 15 + ROWS + first.histograms.len().max(second.histograms.len());
         assert!(table.lines().count() <= lines, "{table}");
     }
 }
@@ -243,7 +309,31 @@ mod tests {
                 .into(),
             histograms: [("x_seconds".to_owned(), bounds.into_iter().zip(buckets).collect())].into(),
             processes: [((7, "db".to_owned()), calls)].into(),
+            files: None,
         }
+    }
+
+    #[test]
+    fn files_are_shown_by_what_was_added() {
+        let with = |at, files: &[(u64, [Option<f64>; 3])]| {
+            let file = |(inode, counts): &(u64, [Option<f64>; 3])| {
+                (("8:1".to_owned(), *inode, 0), File { name: format!("/f{inode}"), counts: *counts })
+            };
+            Sample { files: Some(files.iter().map(file).collect()), ..sample(1, at, 0.0, [0.0; 3], 0) }
+        };
+        let before = with(100.0, &[(1, [Some(10.0), Some(0.0), None]), (2, [Some(0.0), Some(0.0), Some(1.0)])]);
+        let now = with(
+            102.0,
+            &[
+                (1, [Some(30.0), Some(2.0), None]),
+                (2, [Some(40.0), Some(0.0), Some(1.5)]),
+                // Nobody knows what it had before.
+                (3, [Some(1e6), Some(0.0), None]),
+            ],
+        );
+        let text = table(&before, &now);
+        let rows = text.split("FILE\n").nth(1).unwrap();
+        assert_eq!(rows, "     20.0       0.0    0.25 /f2\n     10.0       1.0       - /f1\n", "{text}");
     }
 
     #[test]

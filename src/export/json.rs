@@ -2,19 +2,19 @@
 //!
 //! A key is absent when the probe behind it is not attached; a percentage with nothing to divide by is null.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::{Serialize, Serializer};
 
 use crate::host::time::rfc3339;
-use crate::metrics::files::{Counts, FileGroup, FileKind, FileRow, Files};
+use crate::metrics::files::{Counts, FileGroup, FileRow, Files};
 use crate::metrics::health::{self, Health, Status};
 use crate::metrics::histogram::{Histogram, cumulative};
 use crate::metrics::own::CONFINED;
 use crate::metrics::snapshot::{Family, ProbeStatus, ProcessRow, Snapshot, Value, find};
-use crate::monitor::catalogue;
 use crate::monitor::evictions::EVICTION_CAUSES;
 use crate::monitor::fills::FILL_CAUSES;
+use crate::monitor::{catalogue, file_groups};
 
 /// The I/O statistics. The status is that at the time of the collection, so that the text can be kept.
 pub fn stats(snapshot: &Snapshot) -> String {
@@ -257,30 +257,21 @@ fn int(value: &Value) -> Option<u64> {
 
 impl<'a> From<&'a Files> for FilesJson<'a> {
     fn from(files: &'a Files) -> Self {
-        let top = &files.top[..files.top.len().min(TOP)];
-        let shown = top.iter().fold(Counts::default(), |sum, file| sum + file.counts);
-        let labels = |group: &'a FileGroup| {
-            let preset = Some(("preset", group.preset)).filter(|(_, name)| !name.is_empty());
-            Map(preset.into_iter().chain(group.labels.iter().map(|(k, v)| (k.as_str(), v.as_str()))).collect())
-        };
+        let (top, rest) = files.first(TOP);
+        let labels = |group: &'a FileGroup| Map(file_groups::labels(group));
         let file = |row: &'a FileRow| FileJson {
             path: &row.path,
-            kind: match row.kind {
-                FileKind::Regular => "file",
-                FileKind::BlockDevice => "block device",
-                FileKind::Directory => "directory",
-                FileKind::Other => "other",
-            },
+            kind: row.kind.name(),
             device: format!("{}:{}", row.device.0, row.device.1),
             inode: row.inode,
             generation: row.generation,
-            group: row.group.and_then(|place| files.groups.get(place)).map(labels),
+            group: files.group_of(row).map(labels),
             counts: CountsJson::of(&row.counts, files),
         };
         Self {
             known: files.known,
             top: top.iter().map(file).collect(),
-            rest: CountsJson::of(&files.total.without(shown), files),
+            rest: CountsJson::of(&rest, files),
             groups: (files.groups.iter())
                 .map(|group| FileGroupJson { labels: labels(group), counts: CountsJson::of(&group.counts, files) })
                 .collect(),
@@ -305,7 +296,7 @@ impl CountsJson {
         }
         if files.has_waits {
             all.push(("waits", CountJson::Int(counts.waits)));
-            all.push(("wait_seconds", CountJson::Seconds(Duration::from_nanos(counts.wait_ns).as_secs_f64())));
+            all.push(("wait_seconds", CountJson::Seconds(counts.wait_seconds())));
         }
         Self { all: Map(all) }
     }
@@ -339,6 +330,8 @@ mod tests {
     use std::sync::Arc;
 
     use serde_json::{Value, json};
+
+    use std::time::Duration;
 
     use super::*;
     use crate::export::prometheus;
@@ -567,6 +560,22 @@ mod tests {
                 }
                 other => panic!("{name}: {other:?}"),
             }
+        }
+        // Groups of files: those with causes, and the numbers beside.
+        let (files, rest) = (snapshot.files.as_deref().unwrap(), &stats["files"]["other"]);
+        let groups = files.groups.iter().zip(stats["files"]["groups"].as_array().unwrap());
+        let groups = groups.map(|(group, counts)| (file_groups::labels(group), counts));
+        for (labels, counts) in groups.chain([(vec![("preset", "other")], rest)]) {
+            // JSON and the exposition escape alike.
+            let labels: Vec<String> = labels.iter().map(|(k, v)| format!("{k}={}", to_json(v))).collect();
+            let labels = labels.join(",");
+            for (name, key) in [("adds", "pages_added_by_cause"), ("evictions", "pages_evicted_by_cause")] {
+                for (cause, n) in counts[key].as_object().unwrap() {
+                    same(&format!("ebpf_file_group_page_cache_{name}_total{{{labels},cause=\"{cause}\"}}"), n);
+                }
+            }
+            same(&format!("ebpf_file_group_read_waits_total{{{labels}}}"), &counts["waits"]);
+            same(&format!("ebpf_file_group_read_wait_seconds_total{{{labels}}}"), &counts["wait_seconds"]);
         }
         let of_the_kernel = text.iter().filter(|(s, _)| s.starts_with("ebpf_") && !s.starts_with("ebpf_sidecar_"));
         assert_eq!(compared, of_the_kernel.count(), "a metric of the kernel is missing from this comparison");

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use crate::metrics::metric::Metric;
 use crate::monitor::catalogue::CATALOGUE;
+use crate::monitor::file_groups;
 
 const INTRODUCTION: &str = "\
 <!-- Made from src/monitor/ and src/metrics/own.rs by `UPDATE_DOCS=1 cargo test --lib markdown`: edit there. -->
@@ -15,16 +16,20 @@ not 0: `ebpf_sidecar_probe_attached` and `/health` tell which probe and why. A p
 4 KiB on x86-64.
 ";
 
+const GROUPS: &str = "Groups of files, where files are told apart";
+
 fn markdown() -> String {
     let mut out = INTRODUCTION.to_string();
     let (kernel, agent): (Vec<&Metric>, Vec<&Metric>) = CATALOGUE.iter().copied().partition(|m| m.json.is_some());
-    for (title, metrics) in [("What the kernel does", kernel), ("The agent itself", agent)] {
+    let groups = file_groups::METRICS.to_vec();
+    for (title, metrics) in [("What the kernel does", kernel), (GROUPS, groups), ("The agent itself", agent)] {
         // Writing to a String cannot fail.
         let _ = write!(out, "\n## {title}\n\n| metric | type | unit | labels | meaning |\n|---|---|---|---|---|\n");
+        let more = if title == GROUPS { "; the names in its pattern" } else { "" };
         for m in metrics {
             let kind = format!("{:?}", m.kind).to_lowercase();
             let labels: Vec<String> = m.labels.iter().zip(m.label_values).map(|(l, v)| label(l, v)).collect();
-            let (unit, labels, help) = (m.unit, labels.join("; "), m.help.replace('|', "\\|"));
+            let (unit, labels, help) = (m.unit, labels.join("; ") + more, m.help.replace('|', "\\|"));
             let _ = writeln!(out, "| `{}` | {kind} | {unit} | {labels} | {help} |", m.name);
         }
     }

@@ -6,6 +6,7 @@ use std::fmt::{self, Write};
 use crate::metrics::histogram::{Histogram, cumulative};
 use crate::metrics::metric::{Kind, Metric};
 use crate::metrics::snapshot::{Snapshot, Value};
+use crate::monitor::file_groups;
 
 /// Media type of [`text`].
 pub const TEXT_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -40,19 +41,35 @@ fn write_families(out: &mut String, snapshot: &Snapshot, dialect: Dialect) -> fm
         let metric = family.metric;
         write_head(out, metric, dialect)?;
         for series in &family.series {
-            let labels = label_list(metric.labels, &series.labels);
-            match &series.value {
-                Value::Histogram(h) => write_histogram(out, metric.name, &labels, h)?,
-                Value::Int(v) => write_sample(out, metric.name, &labels, v)?,
-                Value::Float(v) => write_sample(out, metric.name, &labels, number(*v))?,
-                Value::Percent(v) => write_sample(out, metric.name, &labels, number(v.unwrap_or(f64::NAN)))?,
-            }
+            let values = series.labels.iter().map(String::as_str);
+            write_series(out, metric, metric.labels.iter().copied().zip(values), &series.value)?;
+        }
+    }
+    for family in snapshot.files.iter().flat_map(|files| file_groups::families(files)) {
+        write_head(out, family.metric, dialect)?;
+        for (labels, value) in &family.series {
+            write_series(out, family.metric, labels.iter().copied(), value)?;
         }
     }
     if dialect == Dialect::OpenMetrics {
         out.push_str("# EOF\n");
     }
     Ok(())
+}
+
+fn write_series<'a>(
+    out: &mut String,
+    metric: &Metric,
+    labels: impl Iterator<Item = (&'a str, &'a str)>,
+    value: &Value,
+) -> fmt::Result {
+    let labels = label_list(labels);
+    match value {
+        Value::Histogram(h) => write_histogram(out, metric.name, &labels, h),
+        Value::Int(v) => write_sample(out, metric.name, &labels, v),
+        Value::Float(v) => write_sample(out, metric.name, &labels, number(*v)),
+        Value::Percent(v) => write_sample(out, metric.name, &labels, number(v.unwrap_or(f64::NAN))),
+    }
 }
 
 /// HELP, TYPE and UNIT. OpenMetrics names a counter without `_total` here, and knows a unit only as the end of
@@ -96,9 +113,9 @@ fn write_histogram(out: &mut String, name: &str, labels: &str, histogram: &Histo
     write_sample(out, &format!("{name}_count"), labels, histogram.count())
 }
 
-fn label_list(names: &[&str], values: &[String]) -> String {
+fn label_list<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     let mut out = String::new();
-    for (name, value) in names.iter().zip(values) {
+    for (name, value) in labels {
         let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         let comma = if out.is_empty() { "" } else { "," };
         // Writing to a String cannot fail.

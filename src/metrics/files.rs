@@ -1,6 +1,7 @@
 //! What happened to single files: too much for series.
 
 use std::ops::{Add, AddAssign};
+use std::time::Duration;
 
 /// What happened to a file's pages, or those of several files.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -44,6 +45,11 @@ impl Counts {
         }
     }
 
+    /// How long reads waited, together.
+    pub fn wait_seconds(&self) -> f64 {
+        Duration::from_nanos(self.wait_ns).as_secs_f64()
+    }
+
     /// All pages that came.
     pub fn filled(&self) -> u64 {
         self.fills.iter().sum()
@@ -67,6 +73,18 @@ pub enum FileKind {
     Directory,
     /// Anything else, or not known.
     Other,
+}
+
+impl FileKind {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Regular => "file",
+            Self::BlockDevice => "block device",
+            Self::Directory => "directory",
+            Self::Other => "other",
+        }
+    }
 }
 
 /// A file.
@@ -118,4 +136,18 @@ pub struct Files {
     pub has_evictions: bool,
     /// Whether reads that wait are timed.
     pub has_waits: bool,
+}
+
+impl Files {
+    /// The first `n` files of the top, and what happened to all others.
+    pub fn first(&self, n: usize) -> (&[FileRow], Counts) {
+        let top = &self.top[..self.top.len().min(n)];
+        let shown = top.iter().fold(Counts::default(), |sum, file| sum + file.counts);
+        (top, self.total.without(shown))
+    }
+
+    /// The group of a file.
+    pub fn group_of(&self, file: &FileRow) -> Option<&FileGroup> {
+        self.groups.get(file.group?)
+    }
 }

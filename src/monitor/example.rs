@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::catalogue::CATALOGUE;
+use super::file_groups;
 use crate::metrics::files::{Counts, FileGroup, FileKind, FileRow, Files};
 use crate::metrics::histogram::{BUCKETS, Histogram};
 use crate::metrics::metric::{Kind, Metric};
@@ -30,7 +31,7 @@ pub fn snapshot() -> Snapshot {
             trouble: None,
             last_collected: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123)),
             families: 0..of_module().count(),
-            metric_count: of_module().map(|f| f.series.len()).sum(),
+            metric_count: of_module().map(|f| f.series.len()).sum::<usize>() + file_groups::series(&files()),
             probes: vec![probe("fadvise", "tracepoint"), probe("cache_fill", "raw_tracepoint")],
         }],
         families,

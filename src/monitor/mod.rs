@@ -9,6 +9,7 @@ pub mod evictions;
 #[doc(hidden)]
 pub mod example;
 pub mod fadvise;
+pub mod file_groups;
 pub mod files;
 pub mod fills;
 mod halves;

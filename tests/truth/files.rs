@@ -261,10 +261,21 @@ fn groups_of_files() {
     let stats = check_sums(&s.agent);
     let groups = stats["files"]["groups"].as_array().unwrap();
     let of = |table: &str, kind: &str| {
-        let found = groups.iter().find(|g| g["labels"] == serde_json::json!({ "table": table, "kind": kind }));
+        let found = groups
+            .iter()
+            .find(|g| g["labels"] == serde_json::json!({ "preset": "custom", "table": table, "kind": kind }));
         number(&found.unwrap_or_else(|| panic!("{groups:#?}"))["pages_added_by_cause"]["write"])
     };
     assert_eq!((of("a", "idx"), of("a", "log"), of("b", "idx"), groups.len()), (2, 1, 1, 3), "{groups:#?}");
+    let metrics = s.agent.metrics();
+    let series = |labels: &str| {
+        metrics.get(&format!("ebpf_file_group_page_cache_adds_total{{preset={labels},cause=\"write\"}}"))
+    };
+    let ours = [r#""custom",table="a",kind="idx""#, r#""custom",table="b",kind="idx""#].map(series);
+    assert_eq!(
+        (ours, series("\"other\"")),
+        ([2.0, 1.0], number(&stats["files"]["other"]["pages_added_by_cause"]["write"]) as f64)
+    );
     assert_eq!(row_of(&stats, inode(&files[1]))["group"]["table"], "a");
     assert_eq!(row_of(&stats, inode(&files[4])).get("group"), None);
 }

@@ -15,6 +15,7 @@ use crate::export::engine::{Chunk, Points};
 use crate::host::time::timestamp_parts;
 use crate::metrics::histogram::cumulative;
 use crate::metrics::snapshot::{ALLOCATION, ProcessRow, Snapshot, Value};
+use crate::monitor::file_groups;
 
 /// Processes of a collection that have a series of their own; the rest is `other`.
 const TOP_PROCESSES: usize = 20;
@@ -200,28 +201,41 @@ impl Converter {
     fn gather(&self, snapshot: &Snapshot) -> Vec<Gathered> {
         let mut all: Vec<Gathered> = self.specs.iter().map(|_| Gathered::default()).collect();
         let base = [self.node.as_str(), snapshot.scope.as_str()];
-        let mut put = |name: &str, labels: &[String], more: Option<&str>, value: f64| {
+        let mut put = |name: &str, labels: &[&str], more: Option<&str>, value: f64| {
             // Every metric of the catalogue is a measure, but for that of the scope.
             let Some(&measure) = self.by_name.get(name) else { return };
-            let labels = labels.iter().map(String::as_str);
-            all[measure].push(base.iter().copied().chain(labels).chain(more), value);
+            all[measure].push(base.iter().copied().chain(labels.iter().copied()).chain(more), value);
         };
         for family in &snapshot.families {
             let name = family.metric.name;
             let parts = ["bucket", "sum", "count"].map(|part| format!("{name}_{part}"));
+            let mut labels = Vec::new();
             for series in &family.series {
+                labels.clear();
+                labels.extend(series.labels.iter().map(String::as_str));
                 match &series.value {
-                    Value::Int(v) => put(name, &series.labels, None, *v as f64),
-                    Value::Float(v) => put(name, &series.labels, None, *v),
-                    Value::Percent(v) => put(name, &series.labels, None, v.unwrap_or(f64::NAN)),
+                    Value::Int(v) => put(name, &labels, None, *v as f64),
+                    Value::Float(v) => put(name, &labels, None, *v),
+                    Value::Percent(v) => put(name, &labels, None, v.unwrap_or(f64::NAN)),
                     Value::Histogram(h) => {
                         for (le, count) in cumulative(h) {
-                            put(&parts[0], &series.labels, Some(&le), count as f64);
+                            put(&parts[0], &labels, Some(&le), count as f64);
                         }
-                        put(&parts[1], &series.labels, None, h.sum_seconds());
-                        put(&parts[2], &series.labels, None, h.count() as f64);
+                        put(&parts[1], &labels, None, h.sum_seconds());
+                        put(&parts[2], &labels, None, h.count() as f64);
                     }
                 }
+            }
+        }
+        for family in snapshot.files.iter().flat_map(|files| file_groups::families(files)) {
+            for (labels, value) in &family.series {
+                let (preset, group, cause) = tags_of_group(labels);
+                let value = match value {
+                    Value::Int(n) => *n as f64,
+                    Value::Float(v) => *v,
+                    _ => continue, // there is none
+                };
+                put(family.metric.name, &[preset, &group], cause, value);
             }
         }
         for (comm, calls) in snapshot.processes.iter().flat_map(|rows| top(rows)) {
@@ -229,6 +243,16 @@ impl Converter {
         }
         all
     }
+}
+
+/// Of a series of a group of files: whose pattern it is, `name=value,…`, and the cause.
+fn tags_of_group<'a>(labels: &[(&'a str, &'a str)]) -> (&'a str, String, Option<&'a str>) {
+    let value = |wanted: &str| labels.iter().find(|(name, _)| *name == wanted).map(|(_, value)| *value);
+    let names = labels.iter().filter(|(name, _)| ![file_groups::PRESET, "cause"].contains(name));
+    let group: Vec<String> = names.map(|(name, value)| format!("{name}={value}")).collect();
+    let preset = value(file_groups::PRESET).unwrap_or_default();
+    // A pattern without names takes all of them into one.
+    (preset, if group.is_empty() { preset.to_owned() } else { group.join(",") }, value("cause"))
 }
 
 /// Calls by name of the process, most first, and of all others.
@@ -408,6 +432,20 @@ mod tests {
             assert_eq!(tags[..2], ["n1", "host"]);
             if name == PROCESS_CALLS {
                 processes.push((tags[2].clone(), value));
+                continue;
+            }
+            if let Some(metric) = file_groups::METRICS.into_iter().find(|m| m.name == name) {
+                let labels = |labels: &[(&str, &str)]| {
+                    let (preset, group, cause) = tags_of_group(labels);
+                    [preset, &group].into_iter().chain(cause).map(str::to_owned).collect::<Vec<_>>()
+                };
+                let all = file_groups::families(snapshot.files.as_deref().unwrap());
+                let family = all.iter().find(|f| f.metric.name == metric.name).unwrap();
+                let (theirs, _) = family.series.iter().find(|(l, _)| labels(l) == tags[2..]).unwrap();
+                let quoted = |v: &str| v.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+                let theirs: Vec<String> = theirs.iter().map(|(n, v)| format!("{n}=\"{}\"", quoted(v))).collect();
+                let series = format!("{name}{{{}}}", theirs.join(","));
+                assert_eq!(samples.remove(&series), Some(value), "{series}");
                 continue;
             }
             let names = &specs.iter().find(|s| s.name == name).unwrap().tags[2..];

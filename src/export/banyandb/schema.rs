@@ -8,6 +8,7 @@ use super::proto::database::{
 use crate::config::{BanyanDb, Span};
 use crate::metrics::metric::Kind;
 use crate::monitor::catalogue::CATALOGUE;
+use crate::monitor::file_groups;
 
 /// The tag family of all tags.
 pub const FAMILY: &str = "default";
@@ -44,6 +45,11 @@ pub fn specs() -> Vec<Spec> {
         }
     }
     all.push(spec(PROCESS_CALLS.into(), &[], Some("comm")));
+    // A measure's tags are fixed: what the names in a group's pattern stand for is one of them.
+    for metric in file_groups::METRICS {
+        let (preset, rest) = (file_groups::PRESET, metric.labels.iter().copied().filter(|l| *l != file_groups::PRESET));
+        all.push(spec(metric.name.into(), &[&[preset, "group"], &*rest.collect::<Vec<_>>()].concat(), None));
+    }
     all
 }
 
@@ -177,6 +183,8 @@ mod tests {
         assert_eq!(tags("ebpf_read_wait_seconds_count").as_deref(), Some("node scope"));
         assert_eq!(tags("ebpf_read_wait_seconds"), None);
         assert_eq!(tags(PROCESS_CALLS).as_deref(), Some("node scope comm"));
+        assert_eq!(tags(file_groups::ADDS.name).as_deref(), Some("node scope preset group cause"));
+        assert_eq!(tags(file_groups::WAITS.name).as_deref(), Some("node scope preset group"));
     }
 
     #[test]
