@@ -22,13 +22,13 @@ test) # promtool and a Prometheus to scrape with; file systems on loop devices; 
     debian="prometheus e2fsprogs util-linux curl jq systemd zsh fish man-db python3 python3-venv"
     alpine="prometheus e2fsprogs util-linux curl jq bash zsh fish man-db python3"
     ;;
-vm) # an emulator, and what goes into the machine
-    debian="qemu-system-x86 busybox-static cpio e2fsprogs util-linux debian-archive-keyring"
-    alpine="qemu-system-x86_64 busybox-static cpio e2fsprogs"
+vm) # an emulator, what goes into the machine, and what finds the modules of its kernel
+    debian="qemu-system-x86 busybox-static cpio e2fsprogs util-linux kmod debian-archive-keyring"
+    alpine="qemu-system-x86_64 busybox-static cpio e2fsprogs kmod"
     ;;
-vm-arm64) # the emulator of the other architecture, and what finds the modules of its kernel with large pages
-    debian="qemu-system-arm kmod"
-    alpine="qemu-system-aarch64 kmod"
+vm-arm64) # the emulator of the other architecture
+    debian="qemu-system-arm"
+    alpine="qemu-system-aarch64"
     ;;
 static) # zig comes from Python's registry
     debian="python3 python3-venv"

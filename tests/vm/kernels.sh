@@ -1,8 +1,8 @@
 #!/bin/bash
 # Fetches Debian's cloud kernels into the cache, `kernels.sh 5.10 6.1 6.12 7.2 6.12:arm64`, and prints the image of each.
 # `kernels.sh busybox:arm64` is the shell of that architecture's machines.
-# These have ext4 and NVMe built in. `6.12+16k:arm64` has pages of 16 KiB and is no cloud kernel: what it needs of its
-# modules lies beside its image, in modules-NAME/RELEASE. The mirror is the one of this machine's own apt, which may
+# These have ext4 and NVMe built in; `6.12+16k:arm64`, with pages of 16 KiB, is no cloud kernel and has not. What is needed of
+# a kernel's modules lies beside its image, in modules-NAME/RELEASE. The mirror is the one of this machine's own apt, which may
 # stand still at a date; apt keeps a state of its own, so that nothing of the machine changes.
 set -euo pipefail
 
@@ -41,38 +41,48 @@ prepare_apt() { # ARCHITECTURE
     apt-get $apt update -qq >&2
 }
 
-# Of the modules unpacked, those of the disk and of what tests mount.
-modules() { # FOLDER
-    local tree=$work/unpacked/usr release file
+# Of the modules unpacked, these and what they need.
+modules() { # FOLDER MODULE...
+    local tree=$work/unpacked/usr folder=$1 release file
+    shift
     [ -d "$tree/lib/modules" ] || tree=$work/unpacked
     release=$(ls "$tree/lib/modules")
-    depmod -b "$tree" "$release"
-    rm -rf "$1"
-    modprobe -d "$tree" -S "$release" --show-depends -a nvme ext4 loop overlay | sed -n 's/^insmod //p' | sort -u |
+    depmod -b "$tree" "$release" 2>/dev/null # some packages have no list of what is built in
+    rm -rf "$folder"
+    modprobe -d "$tree" -S "$release" --show-depends -a "$@" | sed -n 's/^insmod //p' | sort -u |
         while read -r file _; do
             mkdir -p "$work/few${file%/*}"
             cp "$file" "$work/few${file%/*}"
         done
     tree=$work/few$tree
-    cp "${tree#"$work/few"}/lib/modules/$release"/modules.{order,builtin,builtin.modinfo} "$tree/lib/modules/$release"
-    depmod -b "$tree" "$release"
-    mv "$tree/lib/modules" "$1"
+    cp "${tree#"$work/few"}/lib/modules/$release"/modules.{order,builtin,builtin.modinfo} "$tree/lib/modules/$release" 2>/dev/null || :
+    depmod -b "$tree" "$release" 2>/dev/null
+    mv "$tree/lib/modules" "$folder"
 }
 
 for kernel in "$@"; do
     version=${kernel%:*} architecture=amd64 suffix=
     case $kernel in *:*) architecture=${kernel#*:} suffix=-$architecture ;; esac
     image=$cache/vmlinuz-$version$suffix
-    [ "$version" != busybox ] || image=$cache/busybox$suffix
-    if [ ! -e "$image" ]; then
+    folder=$cache/modules-$version$suffix
+    [ "$version" != busybox ] || image=$cache/busybox$suffix folder=$cache
+    if [ ! -e "$image" ] || [ ! -d "$folder" ]; then
         pattern=$(package_of "$version" "$architecture")
         prepare_apt "$architecture"
         name=$(apt-cache $apt pkgnames | grep -xE "$pattern" | grep -v unsigned | sort -V | tail -n 1)
         [ -n "$name" ] || { echo "the mirror has no package $pattern" >&2 && exit 1; }
         echo "fetching $name" >&2
         rm -rf "$work" && mkdir -p "$work/unpacked"
-        (cd "$work" && apt-get $apt download -qq "$name" >&2 && dpkg -x ./*.deb unpacked)
-        [[ $version != *+16k ]] || modules "$cache/modules-$version$suffix"
+        # Debian's newest kernels have their modules in a package of their own.
+        more=
+        [[ $name != linux-binary-* ]] || more=linux-modules-${name#linux-binary-}
+        # shellcheck disable=SC2086
+        (cd "$work" && apt-get $apt download -qq "$name" $more >&2 && for deb in *.deb; do dpkg -x "$deb" unpacked; done)
+        case $version in
+        busybox) ;;
+        *+16k) modules "$folder" nvme ext4 loop overlay ;;
+        *) modules "$folder" loop overlay ;;
+        esac
         mv "$(find "$work/unpacked" \( -name 'vmlinuz*' -o -path '*/bin/busybox' \) -type f | head -n 1)" "$image"
         rm -rf "$work"
     fi

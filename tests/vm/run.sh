@@ -29,7 +29,7 @@ export VM_TIMEOUT=${VM_TIMEOUT:-900} # and that each may take: a machine that ha
 rm -rf "$out/bin" "$out/table.txt" "$out"/*.first
 mkdir -p "$out/bin"
 
-for tool in qemu-system-x86_64 busybox cpio mkfs.ext4 dpkg apt-get setpriv; do
+for tool in qemu-system-x86_64 busybox cpio mkfs.ext4 depmod dpkg apt-get setpriv; do
     command -v $tool >/dev/null || { echo "SKIPPED tests/vm: $tool is missing (make deps-vm)" && exit 0; }
 done
 
@@ -57,7 +57,7 @@ built=$(${CARGO_TEST:-cargo test} --no-run $tests --message-format json 2>/dev/n
 # shellcheck disable=SC2086
 [ -n "$built" ] || { ${CARGO_TEST:-cargo test} --no-run $tests; exit 1; }
 # Copies, so that a build meanwhile does not change what is tested.
-for program in $built $(command -v setpriv); do
+for program in $built $(command -v setpriv mkfs.ext4); do
     strip -o "$out/bin/$(basename "$program" | sed 's/-[0-9a-f]\{16\}$//')" "$program"
 done
 [ -z "${TEST_STATIC:-}" ] || cp "$TEST_STATIC" "$out/bin/ebpf-sidecar"
@@ -96,7 +96,7 @@ modes_of() {
 # Tests of the ground truth that say the same however the agent is attached, by parts of their names: they run in the
 # machine of the mode auto alone. If VM_FULL is set, these are few.
 once="attaching::agents_of_the_same_id layout:: preemption:: reads::readahead_in_vain"
-[ -n "${VM_FULL:-}" ] || once+=" old:: processes:: reads::the_rate_gauges reclaim:: scope::a_ scope::host_wide scope::scope_of_a_process"
+[ -n "${VM_FULL:-}" ] || once+=" old:: overlay loop_mount processes:: reads::the_rate_gauges reclaim:: scope::a_ scope::host_wide scope::scope_of_a_process"
 
 # Whether a kernel's other machines go without: not where VM_MODES leaves auto out. arm64 has no such machine, for the time
 # that it would take, and runs them only if VM_FULL is set.
@@ -172,9 +172,9 @@ END
 programs_of() { # KERNEL MODE
     [[ $1 != *:arm64 ]] || { echo "$out"/bin/arm64/{truth,ebpf-sidecar} && return; }
     case $2 in
-    auto) echo "$out"/bin/{agent,truth,grpc,hosts,ebpf_sidecar,ebpf-sidecar,setpriv} ;;
-    static) echo "$out"/bin/{truth,grpc,standalone,ebpf-sidecar} ;;
-    *) echo "$out"/bin/{truth,grpc,ebpf-sidecar} ;;
+    auto) echo "$out"/bin/{agent,truth,grpc,hosts,ebpf_sidecar,ebpf-sidecar,setpriv,mkfs.ext4} ;;
+    static) echo "$out"/bin/{truth,grpc,standalone,ebpf-sidecar,mkfs.ext4} ;;
+    *) echo "$out"/bin/{truth,grpc,ebpf-sidecar,mkfs.ext4} ;;
     esac
 }
 
@@ -207,7 +207,7 @@ boot() {
     [[ $1 != own* ]] || { options+=" -device virtio-rng-pci" VM_MODULES=${KERNEL_MODULES:-}; }
     export VM_PROGRAMS VM_ARCH VM_BUSYBOX VM_MODULES
     image=$(image_of "$1")
-    [[ $1 != *+16k:* ]] || VM_MODULES=$(ls -d "${image/vmlinuz-/modules-}"/*)
+    [[ $1 = own* ]] || VM_MODULES=$(ls -d "${image/vmlinuz-/modules-}"/*)
     job_of "$1" "$2" >"$out/$1-$2.job"
     # shellcheck disable=SC2086
     bash tests/vm/boot.sh "$image" "$out/$1-$2.job" $options >"$log" 2>&1 || :
