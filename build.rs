@@ -70,12 +70,19 @@ fn compile_bpf(source: &str, object: &Path, options: &[&str]) {
     let _ = Command::new(env::var("LLVM_STRIP").unwrap_or_else(|_| "llvm-strip".into())).arg("-g").arg(object).status();
 }
 
-/// The messages of the gRPC API, which src/api/mod.rs includes, and of BanyanDB (src/export/banyandb/mod.rs).
+/// The messages of the gRPC API, which src/api/mod.rs includes, of BanyanDB (src/export/banyandb/mod.rs) and of
+/// OTLP (src/export/otlp/mod.rs).
 fn generate_messages() {
     println!("cargo::rerun-if-changed=proto");
     let of_agent = ["banyandb/ebpf/v1/metrics", "banyandb/ebpf/v1/rpc", "grpc/health/v1/health"];
     let of_banyandb = ["common", "model", "database", "measure", "schema"].map(|p| format!("banyandb/{p}/v1/{p}"));
-    for (out, files) in [("proto", of_agent.map(String::from).to_vec()), ("banyandb", of_banyandb.to_vec())] {
+    let of_otlp =
+        ["common/v1/common", "resource/v1/resource", "metrics/v1/metrics", "collector/metrics/v1/metrics_service"]
+            .map(|file| format!("opentelemetry/proto/{file}"));
+    let of_otlp = of_otlp.into_iter().chain(["google/rpc/status".into()]).collect();
+    for (out, files) in
+        [("proto", of_agent.map(String::from).to_vec()), ("banyandb", of_banyandb.to_vec()), ("otlp", of_otlp)]
+    {
         let inputs = files.iter().map(|file| format!("proto/{file}.proto"));
         let result = protobuf_codegen::Codegen::new().pure().include("proto").inputs(inputs).cargo_out_dir(out).run();
         if let Err(e) = result {

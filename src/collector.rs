@@ -394,7 +394,7 @@ impl State {
         own.push(Family::single(&m::CALLS_REFUSED, Value::Int(confine::refusals())));
         own.extend(grpc::COUNTS.families());
         own.extend(http::COUNTS.families());
-        own.extend(export::STATE.families());
+        own.extend(export::families());
         own.extend(process_families(&process::usage()));
         own
     }

@@ -16,7 +16,7 @@ use crate::api::{Api, Caller};
 use crate::collector::Control;
 use crate::config::{self, AllowConfigure, web};
 use crate::ebpf::{os, verifier};
-use crate::export::{banyandb, json, prometheus};
+use crate::export::{banyandb, json, otlp, prometheus};
 use crate::host::logging::clean;
 use crate::host::{pem, pod};
 use crate::metrics::cell::SnapshotCell;
@@ -31,13 +31,14 @@ use crate::server::http::{access, request};
 type Target = fn(&[u8]);
 
 /// All of them, by the name of their binary and of the folder with their corpus.
-const TARGETS: [(&str, Target); 13] = [
+const TARGETS: [(&str, Target); 14] = [
     ("banyandb", banyandb_answers),
     ("environment", environment),
     ("exposition", exposition),
     ("guard", guard::fuzz),
     ("json_body", json_body),
     ("kernel_text", kernel_text),
+    ("otlp", otlp_answers),
     ("pem", pem_files),
     ("protobuf", protobuf_requests),
     ("query", query),
@@ -322,6 +323,13 @@ fn labels(line: &str) -> Option<HashMap<String, String>> {
 fn banyandb_answers(data: &[u8]) {
     if let Some((kind, bytes)) = data.split_first() {
         banyandb::fuzz_answer(*kind, bytes);
+    }
+}
+
+/// What a receiver of OTLP answers.
+fn otlp_answers(data: &[u8]) {
+    if let Some((kind, bytes)) = data.split_first() {
+        otlp::fuzz_answer(*kind, bytes);
     }
 }
 

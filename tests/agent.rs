@@ -222,7 +222,14 @@ fn every_thread_has_its_reason() {
     let exporter = [("EXPORT_TYPE", "banyandb"), ("EXPORT_BANYANDB_ENDPOINT", "127.0.0.1:1")];
     // Emulated machines have some agents without gRPC.
     let grpc = if std::env::var_os("TEST_GRPC").is_none_or(|v| v != "false") { "gRPC" } else { "" };
-    let cases = [(documented(&[grpc]), Agent::start(&[])), (documented(&[grpc, "exporter"]), Agent::start(&exporter))];
+    let http = answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+    let over_http =
+        [("EXPORT_TYPE", "otlp"), ("EXPORT_OTLP_PROTOCOL", "http"), ("EXPORT_OTLP_ENDPOINT", http.as_str())];
+    let cases = [
+        (documented(&[grpc]), Agent::start(&[])),
+        (documented(&[grpc, "exporter"]), Agent::start(&exporter)),
+        (documented(&[grpc, "exporter over HTTP"]), Agent::start(&over_http)),
+    ];
     for (expected, agent) in cases {
         let deadline = Instant::now() + Duration::from_secs(60);
         while running(&agent) != expected {
@@ -230,6 +237,22 @@ fn every_thread_has_its_reason() {
             thread::sleep(Duration::from_millis(100));
         }
     }
+}
+
+/// The address of a server that answers each request with this.
+fn answering(answer: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            thread::spawn(move || {
+                while stream.read(&mut [0; 64 << 10]).is_ok_and(|n| n > 0) {
+                    let _ = stream.write_all(answer.as_bytes());
+                }
+            });
+        }
+    });
+    address
 }
 
 // ---- a pod as the scope ----
@@ -994,7 +1017,9 @@ fn a_second_signal_ends_it_though_something_waits_to_be_sent() {
             ("EXPORT_BANYANDB_TIMEOUT", "1h"),
         ];
         let mut agent = Agent::start_with(ignoring, &settings);
-        agent.wait(|m| m.0.get("ebpf_sidecar_export_queue_points").is_some_and(|points| *points > 0.0));
+        agent.wait(|m| {
+            m.0.get("ebpf_sidecar_export_queue_points{exporter=\"banyandb\"}").is_some_and(|points| *points > 0.0)
+        });
         let held = bpf::held_by(agent.child.id());
         sys::kill(agent.child.id(), first);
         until_it_says(&agent, 0, ": stopping");

@@ -2,6 +2,8 @@
 //! lost, nothing written twice, whatever happens in between.
 
 mod common;
+#[path = "common/export.rs"]
+mod export;
 #[path = "common/identity.rs"]
 mod identity;
 #[path = "common/banyandb.rs"]
@@ -19,19 +21,16 @@ use ebpf_sidecar::export::banyandb::proto::model::{Status, TagProjection, TimeRa
 use ebpf_sidecar::export::banyandb::{self, Exporter, method};
 use ebpf_sidecar::export::prometheus;
 use ebpf_sidecar::metrics::cell::SnapshotCell;
-use ebpf_sidecar::metrics::export::STATE;
+use ebpf_sidecar::metrics::export::BANYANDB as STATE;
 use ebpf_sidecar::metrics::snapshot::{Family, Series, Snapshot, Value};
-use ebpf_sidecar::monitor::example;
 use ebpf_sidecar::server::grpc::stubs::called;
 use grpcio::RpcStatusCode;
 use protobuf::well_known_types::timestamp::Timestamp;
 
 use common::{Agent, Metrics, sys};
+use export::{LIMIT, Random, collection, seed};
 use identity::{Identity, YEAR};
 use server::{BanyanDb, Fault, Key};
-
-/// Far longer than anything takes.
-const LIMIT: Duration = Duration::from_secs(120);
 
 /// An exporter in this process, and the collections that it was given.
 struct Setup {
@@ -55,34 +54,11 @@ fn settings(endpoint: &str) -> Settings {
 
 /// What the exporter says of itself.
 fn own_metrics() -> Metrics {
-    let snapshot = Snapshot { families: STATE.families(), ..example::snapshot() };
-    Metrics::parse(&prometheus::text(&snapshot))
+    export::own_metrics(&STATE)
 }
 
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LIMIT;
-    while !done() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}; trouble: {:?}", STATE.trouble(Instant::now()));
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// The collection number `n`: other values and another time.
-fn collection(n: u64) -> Snapshot {
-    let mut snapshot = example::snapshot();
-    snapshot.sequence = n;
-    snapshot.collected_at += Duration::from_millis(1001 * n);
-    for value in snapshot.families.iter_mut().flat_map(|f| &mut f.series).map(|s| &mut s.value) {
-        match value {
-            Value::Int(v) => *v += n,
-            Value::Float(v) => *v += n as f64,
-            _ => {}
-        }
-    }
-    for row in snapshot.processes.iter_mut().flatten() {
-        row.calls += n;
-    }
-    snapshot
+fn wait_until(what: &str, done: impl FnMut() -> bool) {
+    export::wait_until(&STATE, what, done);
 }
 
 /// The points that a collection is, from what Prometheus would be shown.
@@ -111,8 +87,7 @@ fn points_of(snapshot: &Snapshot) -> BTreeMap<Key, f64> {
 
 impl Setup {
     fn start(settings: &Settings) -> Self {
-        let level = std::env::var("TEST_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(log::LevelFilter::Off);
-        let _ = env_logger::Builder::new().filter_level(level).format_timestamp_millis().try_init();
+        export::log();
         let first = collection(1);
         let truth = points_of(&first);
         let cell = SnapshotCell::new(first);
@@ -136,15 +111,17 @@ impl Setup {
     }
 
     fn sent(&self) -> usize {
-        self.grown("ebpf_sidecar_export_points_sent_total") as usize
+        self.grown("ebpf_sidecar_export_points_sent_total{exporter=\"banyandb\"}") as usize
     }
 
     fn dropped(&self, reason: &str) -> usize {
-        self.grown(&format!("ebpf_sidecar_export_points_dropped_total{{reason=\"{reason}\"}}")) as usize
+        self.grown(&format!("ebpf_sidecar_export_points_dropped_total{{exporter=\"banyandb\",reason=\"{reason}\"}}"))
+            as usize
     }
 
     fn failed(&self, reason: &str) -> usize {
-        self.grown(&format!("ebpf_sidecar_export_points_failed_total{{reason=\"{reason}\"}}")) as usize
+        self.grown(&format!("ebpf_sidecar_export_points_failed_total{{exporter=\"banyandb\",reason=\"{reason}\"}}"))
+            as usize
     }
 
     /// Waits until the server has what it should have, all of it and nothing else.
@@ -161,7 +138,7 @@ impl Setup {
         }
         let deadline = Instant::now() + LIMIT;
         loop {
-            let waiting = own_metrics().get("ebpf_sidecar_export_queue_points");
+            let waiting = own_metrics().get("ebpf_sidecar_export_queue_points{exporter=\"banyandb\"}");
             let late = Instant::now() > deadline;
             if waiting > 0.0 && !late {
                 std::thread::sleep(Duration::from_millis(20));
@@ -206,23 +183,10 @@ fn every_sample_arrives_with_its_labels_in_a_schema_of_its_own() {
     assert!(store.largest <= 500, "a batch of {}", store.largest);
     drop(store);
     let metrics = own_metrics();
-    assert!(metrics.get("ebpf_sidecar_export_last_success_timestamp_seconds") > 1.7e9);
-    assert!(metrics.get("ebpf_sidecar_export_batch_seconds_count") > 0.0);
+    assert!(metrics.get("ebpf_sidecar_export_last_success_timestamp_seconds{exporter=\"banyandb\"}") > 1.7e9);
+    assert!(metrics.get("ebpf_sidecar_export_batch_seconds_count{exporter=\"banyandb\"}") > 0.0);
     setup.exporter.stop();
     assert!(STATE.families().is_empty(), "no metrics without an exporter");
-}
-
-/// A random number generator (splitmix64): the same numbers for a seed on every machine.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) % n as u64) as usize
-    }
 }
 
 const FAULTS: [Fault; 22] = [
@@ -253,10 +217,7 @@ const FAULTS: [Fault; 22] = [
 /// `TEST_SEED` repeats a run.
 #[test]
 fn no_point_is_lost_or_doubled_through_a_hundred_faults() {
-    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let seed = std::env::var("TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(clock.as_nanos() as u64);
-    println!("TEST_SEED={seed}");
-    let mut random = Random(seed);
+    let mut random = Random(seed());
     let server = BanyanDb::start();
     server.store().flush_after = Duration::from_millis(500);
     let mut settings = settings(&server.endpoint());
@@ -292,7 +253,7 @@ fn no_point_is_lost_or_doubled_through_a_hundred_faults() {
     // kill is sent again when the exporter has noticed that.
     let mut missing: Vec<Key> = Vec::new();
     wait_until("every point that was not refused to be stored", || {
-        if own_metrics().get("ebpf_sidecar_export_queue_points") > 0.0 {
+        if own_metrics().get("ebpf_sidecar_export_queue_points{exporter=\"banyandb\"}") > 0.0 {
             return false;
         }
         let store = server.store();
@@ -335,7 +296,9 @@ impl Setup {
         sound.retain(|k, _| !waits(k));
         assert!(failed > 0 && server.store().points() == sound, "{what}: not all others, or more than them");
         // It is told last. What was acknowledged before a connection ended may wait again too.
-        wait_until(what, || own_metrics().get("ebpf_sidecar_export_queue_points") as usize >= failed);
+        wait_until(what, || {
+            own_metrics().get("ebpf_sidecar_export_queue_points{exporter=\"banyandb\"}") as usize >= failed
+        });
     }
 
     fn drops_nothing(&self) {
@@ -475,7 +438,7 @@ fn when_nothing_is_taken_all_of_it_waits_and_arrives_later() {
     let new = setup.truth.len() - before.len();
     wait_until("all to fail", || setup.failed("disk_full") > new);
     assert!(server.store().points() == before);
-    let queued = own_metrics().get("ebpf_sidecar_export_queue_points") as usize;
+    let queued = own_metrics().get("ebpf_sidecar_export_queue_points{exporter=\"banyandb\"}") as usize;
     assert_eq!(queued, new);
     server.store().failing.clear();
     setup.arrived(&server);
@@ -499,11 +462,11 @@ fn what_fails_for_long_is_dropped_before_anything_sound() {
             sound += points_of(&collection(setup.made)).keys().filter(|k| k.0 != name).count();
         }
         wait_until("the sound points", || setup.sent() == sound);
-        let bytes = own_metrics().get("ebpf_sidecar_export_queue_bytes");
+        let bytes = own_metrics().get("ebpf_sidecar_export_queue_bytes{exporter=\"banyandb\"}");
         assert!(bytes <= 60_000.0, "{bytes}");
     }
     server.store().failing.clear();
-    wait_until("the rest", || own_metrics().get("ebpf_sidecar_export_queue_points") == 0.0);
+    wait_until("the rest", || own_metrics().get("ebpf_sidecar_export_queue_points{exporter=\"banyandb\"}") == 0.0);
     let stored = server.store().points();
     let missing: Vec<&Key> = setup.truth.keys().filter(|k| !stored.contains_key(*k)).collect();
     assert!(missing.iter().all(|k| k.0 == name), "{missing:?}");
@@ -562,7 +525,7 @@ fn the_collector_never_waits_for_a_server_that_hangs() {
         for _ in 0..20 {
             setup.collect();
         }
-        let queued = || own_metrics().get("ebpf_sidecar_export_queue_points") as usize;
+        let queued = || own_metrics().get("ebpf_sidecar_export_queue_points{exporter=\"banyandb\"}") as usize;
         let at_least = (setup.made - before) as usize;
         wait_until("the collections to be taken in", || queued() >= at_least);
     }
@@ -706,7 +669,7 @@ fn the_stop_sends_what_is_left_and_waits_no_longer_than_allowed() {
     let began = Instant::now();
     let lost = setup.truth.len();
     STATE.started(patient.unhealthy_after);
-    let dropped = "ebpf_sidecar_export_points_dropped_total{reason=\"stopped\"}";
+    let dropped = "ebpf_sidecar_export_points_dropped_total{exporter=\"banyandb\",reason=\"stopped\"}";
     let before = setup.before.get(dropped);
     setup.exporter.stop();
     assert!(began.elapsed() >= patient.timeout, "it tried");
@@ -725,10 +688,12 @@ fn what_does_not_fit_into_the_queue_is_dropped_oldest_first_and_counted() {
     while setup.dropped("queue_bytes") == 0 {
         setup.collect();
         std::thread::sleep(Duration::from_millis(1));
-        assert!(queued().get("ebpf_sidecar_export_queue_bytes") <= 100_000.0);
+        assert!(queued().get("ebpf_sidecar_export_queue_bytes{exporter=\"banyandb\"}") <= 100_000.0);
     }
     server.accept();
-    wait_until("the queue to be sent", || queued().get("ebpf_sidecar_export_queue_points") == 0.0);
+    wait_until("the queue to be sent", || {
+        queued().get("ebpf_sidecar_export_queue_points{exporter=\"banyandb\"}") == 0.0
+    });
     let stored = server.store().points();
     let dropped = setup.dropped("queue_bytes");
     assert_eq!(stored.len() + dropped, setup.truth.len());
@@ -769,7 +734,8 @@ fn the_store_agrees_with_prometheus_and_a_stopped_agent_leaves_nothing_behind() 
     let server = BanyanDb::start();
     let mut agent = agent(&server, &[]);
     let metrics = agent.wait(|m| {
-        m.get(SEQUENCE) > 5.0 && m.0.get("ebpf_sidecar_export_points_sent_total").is_some_and(|sent| *sent > 0.0)
+        m.get(SEQUENCE) > 5.0
+            && m.0.get("ebpf_sidecar_export_points_sent_total{exporter=\"banyandb\"}").is_some_and(|sent| *sent > 0.0)
     });
     let last = agent.metrics().get(SEQUENCE);
     sys::kill(agent.child.id(), libc::SIGTERM);
@@ -991,7 +957,7 @@ fn a_real_server_stores_what_prometheus_is_shown() {
         }
     });
     // The backlog of an outage first.
-    agent.wait(|m| m.get("ebpf_sidecar_export_queue_points") < 2000.0);
+    agent.wait(|m| m.get("ebpf_sidecar_export_queue_points{exporter=\"banyandb\"}") < 2000.0);
     let metrics = agent.metrics();
     sys::kill(agent.child.id(), libc::SIGTERM);
     let status = common::wait_for(&mut agent.child, LIMIT).expect("it does not stop");
@@ -1151,7 +1117,7 @@ fn cost_of_ten_thousand_series() {
     STATE.started(settings.unhealthy_after);
     let before = own_metrics();
     let sent = || {
-        let name = "ebpf_sidecar_export_points_sent_total";
+        let name = "ebpf_sidecar_export_points_sent_total{exporter=\"banyandb\"}";
         own_metrics().get(name) - before.get(name)
     };
     let exporter = banyandb::start(&settings, &cell).unwrap();
@@ -1164,7 +1130,7 @@ fn cost_of_ten_thousand_series() {
         let deadline = Instant::now() + LIMIT;
         while sent() < all {
             assert!(Instant::now() < deadline, "{:?}", STATE.trouble(Instant::now()));
-            bytes = bytes.max(own_metrics().get("ebpf_sidecar_export_queue_bytes"));
+            bytes = bytes.max(own_metrics().get("ebpf_sidecar_export_queue_bytes{exporter=\"banyandb\"}"));
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -1180,7 +1146,7 @@ fn cost_of_ten_thousand_series() {
     let away = Settings { queue_bytes: 8 << 20, timeout: Duration::from_millis(100), ..away };
     let cell = SnapshotCell::new(large(1));
     let exporter = banyandb::start(&away, &cell).unwrap();
-    let name = "ebpf_sidecar_export_points_dropped_total{reason=\"queue_bytes\"}";
+    let name = "ebpf_sidecar_export_points_dropped_total{exporter=\"banyandb\",reason=\"queue_bytes\"}";
     let before = own_metrics().get(name);
     let mut n = 1;
     while own_metrics().get(name) == before {
@@ -1188,7 +1154,8 @@ fn cost_of_ten_thousand_series() {
         cell.store(large(n));
         wait_until("it to be taken in", || {
             let metrics = own_metrics();
-            metrics.get("ebpf_sidecar_export_queue_points") + metrics.get(name) - before >= 10_000.0 * n as f64
+            metrics.get("ebpf_sidecar_export_queue_points{exporter=\"banyandb\"}") + metrics.get(name) - before
+                >= 10_000.0 * n as f64
         });
     }
     exporter.stop();
@@ -1208,7 +1175,7 @@ fn memory_with_an_hour_of_backlog() {
         ("COLLECTOR_HISTORY", "9s"),
     ]);
     let metrics = agent.wait(|m| m.get(SEQUENCE) >= 360.0);
-    let own = |name: &str| metrics.get(&format!("ebpf_sidecar_export_{name}"));
+    let own = |name: &str| metrics.get(&format!("ebpf_sidecar_export_{name}{{exporter=\"banyandb\"}}"));
     let (points, bytes) = (own("queue_points"), own("queue_bytes"));
     let (rss, own) = (agent.rss_kib(), common::status_field(agent.child.id(), "RssAnon:"));
     println!("{points} points in {:.0} KiB; resident: {rss} KiB, of which {own} KiB are not files", bytes / 1024.0);

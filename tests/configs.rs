@@ -79,11 +79,11 @@ const CHECKS: &[(&str, Check)] = &[
         let chosen = &dashboard()["templating"]["list"][0]["current"]["value"];
         assert_eq!((source["uid"].as_str(), source["type"].as_str()), (chosen.as_str(), Some("prometheus")));
     }),
-    ("kubernetes/daemonset.yaml", |file| kubernetes(file, 1, &["EBPF_SIDECAR_EXPORT_BANYANDB_NODE"])),
+    ("kubernetes/daemonset.yaml", |file| kubernetes(file, 1, &["EBPF_SIDECAR_EXPORT_BANYANDB_NODE"], true)),
     ("kubernetes/privileged-patch.yaml", privileged_patch),
     ("kubernetes/servicemonitor.yaml", service_monitor),
     ("kubernetes/sidecar.yaml", |file| {
-        kubernetes(file, 2, &["EBPF_SIDECAR_COLLECTOR_SCOPE_POD_UID", "EBPF_SIDECAR_EXPORT_BANYANDB_NODE"])
+        kubernetes(file, 2, &["EBPF_SIDECAR_COLLECTOR_SCOPE_POD_UID", "EBPF_SIDECAR_EXPORT_BANYANDB_NODE"], false)
     }),
     ("prometheus/compose.yml", |file| run_promtool(&["check", "config", text(file)])),
     ("prometheus/prometheus.yml", |file| run_promtool(&["check", "config", text(file)])),
@@ -235,7 +235,7 @@ fn the_schemas_of_kubernetes_have_nothing_against_the_workloads() {
 }
 
 /// A workload and its Services: nothing in it refers to what is not there.
-fn kubernetes(file: &Path, services: usize, variables: &[&str]) {
+fn kubernetes(file: &Path, services: usize, variables: &[&str], one_a_node: bool) {
     let all = documents(file);
     let (pod, container) = agent_container(&all[0]);
     assert_eq!(pod["enableServiceLinks"], false);
@@ -258,13 +258,17 @@ fn kubernetes(file: &Path, services: usize, variables: &[&str]) {
             let value = match v["valueFrom"]["fieldRef"]["fieldPath"].as_str() {
                 Some("metadata.uid") => "0b1c2d3e-aaaa-bbbb-cccc-001122334455",
                 Some("spec.nodeName") => "node-1.example",
+                Some("metadata.name" | "metadata.namespace") => "some-name",
                 Some(from) => panic!("{from}"),
                 None => v["value"].as_str().unwrap(),
             };
             (v["name"].as_str().unwrap(), value)
         })
         .collect();
-    assert_eq!(env.iter().map(|(name, _)| *name).collect::<Vec<_>>(), variables);
+    const OF_OTLP: [&str; 4] = ["K8S_NODE_NAME", "K8S_NAMESPACE_NAME", "K8S_POD_NAME", "K8S_POD_UID"];
+    let instance = one_a_node.then_some("OTEL_RESOURCE_ATTRIBUTES");
+    let expected = variables.iter().copied().chain(OF_OTLP).chain(instance);
+    assert_eq!(env.iter().map(|(name, _)| *name).collect::<Vec<_>>(), expected.collect::<Vec<_>>());
     // The tag node of what it exports stays the same when the pod is made anew.
     assert!(env.contains(&("EBPF_SIDECAR_EXPORT_BANYANDB_NODE", "node-1.example")));
     let o = common::command().arg("config").envs(env).output().unwrap();

@@ -1226,7 +1226,7 @@ struct Worst {
 /// Attacks the agent for a time, while others scrape it, ask for its health, and read a stream; all of them every second,
 /// and once more when the attack is over. None of these may fail, nor may the export.
 fn attacked(agent: &Agent, door: &Door, what: &str, attack: Attack, time: Duration) -> Worst {
-    const SENT: &str = "ebpf_sidecar_export_points_sent_total";
+    const SENT: &str = "ebpf_sidecar_export_points_sent_total{exporter=\"banyandb\"}";
     let sent = agent.wait(|m| m.0.get(SENT).is_some_and(|n| *n > 0.0)).get(SENT);
     let end = Instant::now() + time;
     let on = || Instant::now() < end;

@@ -202,7 +202,7 @@ fn months_in_hours() {
     });
     drop(cgroup);
     // The rest goes out.
-    let m = agent.wait(|m| m.get("ebpf_sidecar_export_queue_points") == 0.0);
+    let m = agent.wait(|m| m.get("ebpf_sidecar_export_queue_points{exporter=\"banyandb\"}") == 0.0);
     let third = (used.len() / 3).max(1);
     let (before, after) = (Used::least(&used[..third]), Used::least(&used[used.len() - third..]));
     println!(
@@ -211,7 +211,7 @@ fn months_in_hours() {
         m.get("ebpf_sidecar_snapshot_sequence"),
         m.get("ebpf_sidecar_collect_errors_total"),
         m.get("ebpf_sidecar_collections_missed_total"),
-        m.get("ebpf_sidecar_export_points_sent_total"),
+        m.get("ebpf_sidecar_export_points_sent_total{exporter=\"banyandb\"}"),
     );
     let ((first, since), (all, until)) = (first_ticks.unwrap(), ticks(&m));
     assert!(all - first + 2.0 >= until - since, "{} collections in {} s are told of", all - first, until - since);

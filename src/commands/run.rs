@@ -13,7 +13,8 @@ use crate::commands::check;
 use crate::commands::reload::{Read, Reload};
 use crate::config::{Config, ExportKind, ModuleName};
 use crate::ebpf::os::{self, Signal, Signals};
-use crate::export::{banyandb, json, prometheus};
+use crate::export::engine::{Ending, Exporter};
+use crate::export::{banyandb, json, otlp, prometheus};
 use crate::host::systemd::Systemd;
 use crate::host::{confine, logging, scope, version};
 use crate::metrics::cell::SnapshotCell;
@@ -72,15 +73,7 @@ pub fn run(config: &Config, file: Option<&Path>, read: Read, level: Option<log::
         }
         _ => None,
     };
-    let exporter = match config.export.kind {
-        ExportKind::Prometheus => None,
-        ExportKind::BanyanDb => {
-            let banyandb = &config.export.banyandb;
-            log::info!("BanyanDB: sending to {}, group {}", banyandb.endpoint, banyandb.group);
-            let started = banyandb::start(banyandb, &collector.snapshots());
-            Some(started.map_err(|e| format!("cannot start the exporter to BanyanDB: {e}"))?)
-        }
-    };
+    let exporters = exporters(config, &collector.snapshots())?;
 
     os::unmap_start();
     confine::verify()?;
@@ -103,14 +96,33 @@ pub fn run(config: &Config, file: Option<&Path>, read: Read, level: Option<log::
     log::info!("{signal}: stopping");
     systemd.stopping();
     end_at_the_next(signals);
-    if let Some(exporter) = exporter {
-        exporter.stop();
-    }
+    // Each has the same time to send what is left: not one after the other.
+    let ended: Vec<Ending> = exporters.into_iter().map(Exporter::end).collect();
+    ended.into_iter().for_each(Ending::wait);
     drop(grpc);
     http.stop();
     let stopped = collector.stop().map_err(|e| format!("the collector had failed: {e}"));
     tell_refused();
     stopped
+}
+
+/// Starts whatever sends the metrics to somebody.
+fn exporters(config: &Config, snapshots: &SnapshotCell) -> Result<Vec<Exporter>, String> {
+    let start = |kind: &ExportKind| match kind {
+        ExportKind::Prometheus => None,
+        ExportKind::BanyanDb => {
+            let banyandb = &config.export.banyandb;
+            log::info!("BanyanDB: sending to {}, group {}", banyandb.endpoint, banyandb.group);
+            let started = banyandb::start(banyandb, snapshots);
+            Some(started.map_err(|e| format!("cannot start the exporter to BanyanDB: {e}")))
+        }
+        ExportKind::Otlp => {
+            let otlp = &config.export.otlp;
+            log::info!("OTLP: sending to {}", otlp::words(otlp));
+            Some(otlp::start(otlp, snapshots).map_err(|e| format!("cannot start the exporter of OTLP: {e}")))
+        }
+    };
+    config.export.kinds.iter().filter_map(start).collect()
 }
 
 fn tell_refused() {

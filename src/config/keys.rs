@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::groups::Groups;
-use super::{AllowConfigure, AttachMode, Config, ExportKind, ModuleName, PROBES, Pod, Scope, Secret, Span, Switch};
+use super::{
+    AllowConfigure, AttachMode, Compression, Config, ExportKind, ModuleName, PROBES, Pod, Protocol, Scope, Secret,
+    Span, Switch,
+};
 
 /// One key of the configuration.
 pub(super) struct Key {
@@ -30,6 +33,8 @@ pub(super) enum Kind {
     Scalar,
     /// A list in YAML; as text, with commas.
     List,
+    /// One value, or a list of several.
+    OneOrMore,
     /// One value that no message or printout shows.
     Secret,
 }
@@ -45,6 +50,8 @@ const BOOL: &str = "true or false";
 const FILE: &str = "the path of a PEM file";
 const SPAN: &str = "hours or days, such as 12h or 7d, up to 8760h or 3650d";
 const USER: &str = "1 to 255 characters without a colon";
+const HEADERS: &str =
+    "name=value, with commas between several and none in a value, printable ASCII characters up to 4096";
 const CREDENTIAL: &str = "1 to 255 printable ASCII characters";
 const DURATION: &str = "a duration from 10ms to 1h, such as 500ms, 10s or 1m30s";
 
@@ -358,15 +365,13 @@ pub(super) static KEYS: &[Key] = &[
     },
     Key {
         path: "export.type",
-        kind: Kind::Scalar,
-        allowed: "prometheus or banyandb",
-        help: "Where the metrics go: fetched by Prometheus, or sent to BanyanDB as well.",
-        set: |c, s| put(&mut c.export.kind, export_kind(s)),
+        kind: Kind::OneOrMore,
+        allowed: "prometheus, banyandb, otlp, or a list of them, each once",
+        help: "Where the metrics go: fetched by Prometheus, as they always can be, and sent to BanyanDB or by OTLP as well.",
+        set: |c, s| put(&mut c.export.kinds, names(s, |name| named(&ExportKind::NAMES, name))),
         get: |c| {
-            Some(match c.export.kind {
-                ExportKind::Prometheus => "prometheus".into(),
-                ExportKind::BanyanDb => "banyandb".into(),
-            })
+            let names: Option<Vec<String>> = c.export.kinds.iter().map(|k| name_of(&ExportKind::NAMES, *k)).collect();
+            names.map(|names| names.join(","))
         },
     },
     Key {
@@ -530,6 +535,142 @@ pub(super) static KEYS: &[Key] = &[
         get: |c| c.export.banyandb.tls.key_file.as_deref().map(show_path),
     },
     Key {
+        path: "export.otlp.endpoint",
+        kind: Kind::Scalar,
+        allowed: "host:port, or several with commas in between, IPv6 addresses in brackets, ports from 1 to 65535",
+        help: "Address of the receiver of OTLP; the usual ports are 4317 for gRPC and 4318 for HTTP.",
+        set: |c, s| put(&mut c.export.otlp.endpoint, endpoint(s)),
+        get: |c| Some(c.export.otlp.endpoint.clone()),
+    },
+    Key {
+        path: "export.otlp.protocol",
+        kind: Kind::Scalar,
+        allowed: "grpc or http",
+        help: "By what OTLP goes: gRPC, or HTTP with protobuf.",
+        set: |c, s| put(&mut c.export.otlp.protocol, named(&Protocol::NAMES, s)),
+        get: |c| name_of(&Protocol::NAMES, c.export.otlp.protocol),
+    },
+    Key {
+        path: "export.otlp.path",
+        kind: Kind::Scalar,
+        allowed: "a path of letters, digits and -._~ between slashes",
+        help: "Where metrics go on an HTTP server; for Prometheus it is /api/v1/otlp/v1/metrics.",
+        set: |c, s| put(&mut c.export.otlp.path, path(s)),
+        get: |c| Some(c.export.otlp.path.clone()),
+    },
+    Key {
+        path: "export.otlp.headers",
+        kind: Kind::Secret,
+        allowed: HEADERS,
+        help: "Headers of each request, such as authorization=Bearer TOKEN.",
+        set: |c, s| put(&mut c.export.otlp.headers, headers(s).map(|_| Some(Secret(s.into())))),
+        get: |c| c.export.otlp.headers.as_ref().map(|h| h.0.clone()),
+    },
+    Key {
+        path: "export.otlp.headers_file",
+        kind: Kind::Scalar,
+        allowed: "the path of a file with the headers alone, in one line",
+        help: "The same from a file, which is read for each batch: a new token needs no restart.",
+        set: |c, s| put(&mut c.export.otlp.headers_file, file(s).map(Some)),
+        get: |c| c.export.otlp.headers_file.as_deref().map(show_path),
+    },
+    Key {
+        path: "export.otlp.compression",
+        kind: Kind::Scalar,
+        allowed: "none or gzip",
+        help: "Whether requests are compressed.",
+        set: |c, s| put(&mut c.export.otlp.compression, named(&Compression::NAMES, s)),
+        get: |c| name_of(&Compression::NAMES, c.export.otlp.compression),
+    },
+    Key {
+        path: "export.otlp.resource",
+        kind: Kind::List,
+        allowed: "a list of name=value, each name once, without commas",
+        help: "Attributes of the resource beside service.name, service.version, service.instance.id, host.name, and those of K8S_POD_NAME and the like and of OTEL_RESOURCE_ATTRIBUTES; they go before these.",
+        set: |c, s| put(&mut c.export.otlp.resource, resource(s)),
+        get: |c| show_resource(&c.export.otlp.resource),
+    },
+    Key {
+        path: "export.otlp.timeout",
+        kind: Kind::Scalar,
+        allowed: DURATION,
+        help: "Time limit of one request.",
+        set: |c, s| put(&mut c.export.otlp.timeout, duration(s)),
+        get: |c| Some(show_duration(c.export.otlp.timeout)),
+    },
+    Key {
+        path: "export.otlp.batch_size",
+        kind: Kind::Scalar,
+        allowed: "a number from 1 to 10000",
+        help: "Points that are sent together.",
+        set: |c, s| put(&mut c.export.otlp.batch_size, number(s, 1, 10_000)),
+        get: |c| Some(c.export.otlp.batch_size.to_string()),
+    },
+    Key {
+        path: "export.otlp.flush_interval",
+        kind: Kind::Scalar,
+        allowed: DURATION,
+        help: "Time after which a point is sent although its batch is not full.",
+        set: |c, s| put(&mut c.export.otlp.flush_interval, duration(s)),
+        get: |c| Some(show_duration(c.export.otlp.flush_interval)),
+    },
+    Key {
+        path: "export.otlp.queue_limit",
+        kind: Kind::Scalar,
+        allowed: DURATION,
+        help: "How long points are kept while the receiver cannot be reached; older ones are dropped, and counted.",
+        set: |c, s| put(&mut c.export.otlp.queue_limit, duration(s)),
+        get: |c| Some(show_duration(c.export.otlp.queue_limit)),
+    },
+    Key {
+        path: "export.otlp.queue_bytes",
+        kind: Kind::Scalar,
+        allowed: "a number from 1048576 to 1073741824",
+        help: "Bytes of memory for them; the oldest are dropped beyond, and counted.",
+        set: |c, s| put(&mut c.export.otlp.queue_bytes, number(s, 1 << 20, 1 << 30)),
+        get: |c| Some(c.export.otlp.queue_bytes.to_string()),
+    },
+    Key {
+        path: "export.otlp.unhealthy_after",
+        kind: Kind::Scalar,
+        allowed: DURATION,
+        help: "Time of trying in vain to send after which the agent's health is degraded.",
+        set: |c, s| put(&mut c.export.otlp.unhealthy_after, duration(s)),
+        get: |c| Some(show_duration(c.export.otlp.unhealthy_after)),
+    },
+    Key {
+        path: "export.otlp.tls.enabled",
+        kind: Kind::Scalar,
+        allowed: BOOL,
+        help: "Whether to speak TLS with the receiver.",
+        set: |c, s| put(&mut c.export.otlp.tls.enabled, boolean(s)),
+        get: |c| Some(c.export.otlp.tls.enabled.to_string()),
+    },
+    Key {
+        path: "export.otlp.tls.ca_file",
+        kind: Kind::Scalar,
+        allowed: FILE,
+        help: "Authorities that sign its certificate; without it, those of the system.",
+        set: |c, s| put(&mut c.export.otlp.tls.ca_file, file(s).map(Some)),
+        get: |c| c.export.otlp.tls.ca_file.as_deref().map(show_path),
+    },
+    Key {
+        path: "export.otlp.tls.cert_file",
+        kind: Kind::Scalar,
+        allowed: FILE,
+        help: "Certificate chain of the agent, where the receiver asks for one.",
+        set: |c, s| put(&mut c.export.otlp.tls.cert_file, file(s).map(Some)),
+        get: |c| c.export.otlp.tls.cert_file.as_deref().map(show_path),
+    },
+    Key {
+        path: "export.otlp.tls.key_file",
+        kind: Kind::Scalar,
+        allowed: FILE,
+        help: "Private key that belongs to it.",
+        set: |c, s| put(&mut c.export.otlp.tls.key_file, file(s).map(Some)),
+        get: |c| c.export.otlp.tls.key_file.as_deref().map(show_path),
+    },
+    Key {
         path: "client.ca_file",
         kind: Kind::Scalar,
         allowed: FILE,
@@ -662,6 +803,65 @@ fn metrics_path(s: &str) -> Parsed<String> {
     Ok(s.into())
 }
 
+/// A path of an HTTP server.
+fn path(s: &str) -> Parsed<String> {
+    let rest = s.strip_prefix('/').ok_or(Some("it must start with /"))?;
+    let good = rest.is_empty() || rest.split('/').all(|part| plain(part, "-._~") && part != "." && part != "..");
+    if good && s.len() <= 255 { Ok(s.into()) } else { Err(None) }
+}
+
+/// Headers of requests: names in lower case, each once, and what belongs to them.
+pub(crate) fn headers(s: &str) -> Parsed<Vec<(String, String)>> {
+    // What the request is made of by itself.
+    const OWN: [&str; 8] = [
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "host",
+        "te",
+        "transfer-encoding",
+        "user-agent",
+    ];
+    if s.len() > 4096 {
+        return Err(None);
+    }
+    let mut all: Vec<(String, String)> = Vec::new();
+    for one in s.split(',') {
+        let (name, value) = one.split_once('=').ok_or(Some("= is missing"))?;
+        let (name, value) = (name.trim().to_ascii_lowercase(), value.trim());
+        if !plain(&name, "-_.") || !value.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+            return Err(None);
+        }
+        if OWN.contains(&name.as_str()) || name.starts_with("grpc-") || name.ends_with("-bin") {
+            return Err(Some("the agent sets such headers itself"));
+        }
+        if all.iter().any(|(n, _)| *n == name) {
+            return Err(Some("given twice"));
+        }
+        all.push((name, value.to_owned()));
+    }
+    Ok(all)
+}
+
+/// Attributes: `name=value`.
+fn resource(s: &str) -> Parsed<Vec<(String, String)>> {
+    let attribute = |one: &str| match one.split_once('=') {
+        Some((name, value)) if plain(name, "-._/") && value.len() <= 255 && !value.chars().any(char::is_control) => {
+            Ok((name.to_owned(), value.to_owned()))
+        }
+        _ => Err(None),
+    };
+    let all = names(s, attribute)?;
+    let twice = |(i, (name, _)): (usize, &(String, String))| all[..i].iter().any(|(n, _)| n == name);
+    if all.iter().enumerate().any(twice) { Err(Some("given twice")) } else { Ok(all) }
+}
+
+fn show_resource(all: &[(String, String)]) -> Option<String> {
+    let all: Vec<String> = all.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    (!all.is_empty()).then(|| all.join(","))
+}
+
 /// A list of names, each known to `find` and given once.
 fn names<T: PartialEq>(s: &str, find: impl Fn(&str) -> Parsed<T>) -> Parsed<Vec<T>> {
     let mut all = Vec::new();
@@ -718,14 +918,6 @@ fn named<T: Copy>(names: &[(T, &str)], s: &str) -> Parsed<T> {
 
 fn name_of<T: PartialEq>(names: &[(T, &str)], value: T) -> Option<String> {
     names.iter().find(|(v, _)| *v == value).map(|(_, name)| (*name).to_owned())
-}
-
-fn export_kind(s: &str) -> Parsed<ExportKind> {
-    match s {
-        "prometheus" => Ok(ExportKind::Prometheus),
-        "banyandb" => Ok(ExportKind::BanyanDb),
-        _ => Err(None),
-    }
 }
 
 fn endpoint(s: &str) -> Parsed<String> {

@@ -26,7 +26,7 @@ pub use docs::{KeyReference, markdown, reference};
 use groups::Groups;
 use keys::{KEYS, Key, Kind, Why};
 
-pub(crate) use keys::credential;
+pub(crate) use keys::{credential, headers};
 
 pub use crate::ebpf::attach::AttachMode;
 
@@ -318,19 +318,102 @@ impl fmt::Display for Scope {
 /// Where the metrics go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Export {
-    /// The kind of store (`export.type`).
-    pub kind: ExportKind,
-    /// The BanyanDB server, used when `kind` says so.
+    /// Who gets them (`export.type`): at least one, each once.
+    pub kinds: Vec<ExportKind>,
+    /// The BanyanDB server, used when `kinds` says so.
     pub banyandb: BanyanDb,
+    /// The receiver of OTLP, likewise.
+    pub otlp: Otlp,
 }
 
-/// The kind of store that the metrics go to.
+impl Export {
+    /// What is used of the TLS of each server to send to, with where it stands, and the server's address.
+    pub fn clients(&self) -> Vec<(&'static str, &ClientTls, &str)> {
+        let all = [
+            (ExportKind::BanyanDb, "export.banyandb.tls", &self.banyandb.tls, self.banyandb.endpoint.as_str()),
+            (ExportKind::Otlp, "export.otlp.tls", &self.otlp.tls, self.otlp.endpoint.as_str()),
+        ];
+        let used = all.into_iter().filter(|(kind, ..)| self.kinds.contains(kind));
+        used.map(|(_, key, tls, endpoint)| (key, tls, endpoint)).collect()
+    }
+}
+
+/// Who gets the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExportKind {
-    /// Nothing is sent: Prometheus fetches.
+    /// Nothing is sent: Prometheus fetches, as it always can.
     Prometheus,
     /// Sent to BanyanDB.
     BanyanDb,
+    /// Sent by OTLP, the protocol of OpenTelemetry.
+    Otlp,
+}
+
+impl ExportKind {
+    /// All values, with their names in the configuration.
+    pub const NAMES: [(ExportKind, &'static str); 3] =
+        [(ExportKind::Prometheus, "prometheus"), (ExportKind::BanyanDb, "banyandb"), (ExportKind::Otlp, "otlp")];
+}
+
+/// A receiver of OTLP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Otlp {
+    /// `host:port`, or several of them with commas in between; IPv6 addresses in brackets.
+    pub endpoint: String,
+    /// By what the requests go.
+    pub protocol: Protocol,
+    /// Where they go on an HTTP server.
+    pub path: String,
+    /// Headers of each request, unless they are in a file.
+    pub headers: Option<Secret>,
+    /// File with them.
+    pub headers_file: Option<PathBuf>,
+    /// Whether requests are compressed.
+    pub compression: Compression,
+    /// Attributes of the resource, beside those that the agent knows.
+    pub resource: Vec<(String, String)>,
+    /// Time limit of one request, and of sending what is left when the agent stops.
+    pub timeout: Duration,
+    /// Points of one request.
+    pub batch_size: usize,
+    /// How long a point may wait for others to fill its batch.
+    pub flush_interval: Duration,
+    /// How long points are kept for a server that cannot be reached.
+    pub queue_limit: Duration,
+    /// Bytes of memory that they may take.
+    pub queue_bytes: usize,
+    /// Time without success after which the agent is degraded.
+    pub unhealthy_after: Duration,
+    /// Encryption.
+    pub tls: ClientTls,
+}
+
+/// By what OTLP goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// gRPC.
+    Grpc,
+    /// HTTP with protobuf in its body.
+    Http,
+}
+
+impl Protocol {
+    /// All values, with their names in the configuration.
+    pub const NAMES: [(Protocol, &'static str); 2] = [(Protocol::Grpc, "grpc"), (Protocol::Http, "http")];
+}
+
+/// How requests are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Not.
+    None,
+    /// By gzip.
+    Gzip,
+}
+
+impl Compression {
+    /// All values, with their names in the configuration.
+    pub const NAMES: [(Compression, &'static str); 2] = [(Compression::None, "none"), (Compression::Gzip, "gzip")];
 }
 
 /// A BanyanDB server to send to.
@@ -392,7 +475,7 @@ impl fmt::Debug for Secret {
 }
 
 /// Encryption of a connection that the agent opens. A certificate and its key are given both or not at all.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClientTls {
     /// Whether it is on.
     pub enabled: bool,
@@ -450,7 +533,7 @@ impl Default for Config {
                 confine: Switch::Auto,
             },
             export: Export {
-                kind: ExportKind::Prometheus,
+                kinds: vec![ExportKind::Prometheus],
                 banyandb: BanyanDb {
                     endpoint: "localhost:17912".into(),
                     group: "ebpf-metrics".into(),
@@ -468,7 +551,23 @@ impl Default for Config {
                     username: None,
                     password: None,
                     password_file: None,
-                    tls: ClientTls { enabled: false, ca_file: None, cert_file: None, key_file: None },
+                    tls: ClientTls::default(),
+                },
+                otlp: Otlp {
+                    endpoint: "localhost:4317".into(),
+                    protocol: Protocol::Grpc,
+                    path: "/v1/metrics".into(),
+                    headers: None,
+                    headers_file: None,
+                    compression: Compression::None,
+                    resource: Vec::new(),
+                    timeout: Duration::from_secs(10),
+                    batch_size: 1000,
+                    flush_interval: Duration::from_secs(10),
+                    queue_limit: Duration::from_secs(3600),
+                    queue_bytes: 8 << 20,
+                    unhealthy_after: Duration::from_secs(60),
+                    tls: ClientTls::default(),
                 },
             },
             client: Client::default(),
@@ -480,7 +579,7 @@ impl Config {
     /// The files that a running agent reads because this names them, and those that `server.http.web_config` names as it
     /// is now. What `client` names the commands read.
     pub fn files(&self) -> Vec<PathBuf> {
-        let (server, client) = (&self.server.grpc.tls, &self.export.banyandb.tls);
+        let (server, banyandb, otlp) = (&self.server.grpc.tls, &self.export.banyandb.tls, &self.export.otlp.tls);
         let web = &self.server.http.web_config;
         // What is wrong with it is told by those who use it.
         let named = web.as_deref().and_then(|path| web::read(path).ok()).map(|config| config.files());
@@ -490,10 +589,14 @@ impl Config {
             &server.cert_file,
             &server.key_file,
             &server.client_ca_file,
-            &client.ca_file,
-            &client.cert_file,
-            &client.key_file,
+            &banyandb.ca_file,
+            &banyandb.cert_file,
+            &banyandb.key_file,
             &self.export.banyandb.password_file,
+            &otlp.ca_file,
+            &otlp.cert_file,
+            &otlp.key_file,
+            &self.export.otlp.headers_file,
         ];
         files.into_iter().flatten().cloned().chain(named.unwrap_or_default()).collect()
     }
@@ -726,8 +829,24 @@ impl Sources<'_> {
         if let Err(why) = config.collector.files.patterns() {
             return Err(self.unfit("collector.files.groups", &why));
         }
-        if config.export.kind == ExportKind::BanyanDb {
+        if config.export.kinds.contains(&ExportKind::BanyanDb) {
             self.check_banyandb(&config.export.banyandb)?;
+        }
+        if let (true, Some(_), Some(file)) = (
+            config.export.kinds.contains(&ExportKind::Otlp),
+            &config.export.otlp.headers,
+            self.text("export.otlp.headers_file"),
+        ) {
+            let headers = ("export.otlp.headers", MASK);
+            return Err(self.conflict(
+                headers,
+                "cannot be combined with",
+                ("export.otlp.headers_file", file),
+                "one of them",
+            ));
+        }
+        for (key, tls, _) in config.export.clients() {
+            self.check_client(key, tls)?;
         }
         let scopes = ["collector.scope.comm", "collector.scope.cgroup", "collector.scope.pod_uid"];
         let mut given = scopes.into_iter().filter_map(|path| Some((path, self.text(path)?)));
@@ -759,10 +878,16 @@ impl Sources<'_> {
             None if has_password => return Err(self.conflict(password, "needs", (USERNAME, ""), allowed)),
             _ => {}
         }
-        let (cert, key) = ("export.banyandb.tls.cert_file", "export.banyandb.tls.key_file");
-        let (a, b) = if banyandb.tls.cert_file.is_some() { (cert, key) } else { (key, cert) };
-        if banyandb.tls.enabled && banyandb.tls.cert_file.is_some() != banyandb.tls.key_file.is_some() {
-            return Err(self.conflict((a, given(a)), "needs", (b, ""), "both files or neither"));
+        Ok(())
+    }
+
+    /// Checks the TLS that stands under `key`.
+    fn check_client(&self, key: &str, tls: &ClientTls) -> Result<(), ConfigError> {
+        let (cert, key) = (format!("{key}.cert_file"), format!("{key}.key_file"));
+        let (a, b) = if tls.cert_file.is_some() { (&cert, &key) } else { (&key, &cert) };
+        if tls.enabled && tls.cert_file.is_some() != tls.key_file.is_some() {
+            let given = self.text(a).unwrap_or_default();
+            return Err(self.conflict((a, given), "needs", (b, ""), "both files or neither"));
         }
         Ok(())
     }
@@ -850,7 +975,7 @@ fn not_allowed(key: &Key, text: &str, why: Why) -> String {
 fn bad_value(key: &Key, text: &str) -> String {
     match key.kind {
         Kind::Secret => MASK.into(),
-        Kind::Scalar | Kind::List => format!("{:?}", shorten(text, 80)),
+        Kind::Scalar | Kind::List | Kind::OneOrMore => format!("{:?}", shorten(text, 80)),
     }
 }
 
@@ -886,7 +1011,8 @@ fn print_keys(keys: &[Key], config: &Config) -> String {
             (None, _) => Value::Null,
             (Some(_), Kind::Secret) => Value::from(MASK),
             (Some(text), Kind::List) => text.split(',').map(scalar).collect(),
-            (Some(text), Kind::Scalar) => scalar(&text),
+            (Some(text), Kind::OneOrMore) if text.contains(',') => text.split(',').map(scalar).collect(),
+            (Some(text), Kind::Scalar | Kind::OneOrMore) => scalar(&text),
         };
         let mut parts: Vec<&str> = key.path.split('.').collect();
         let name = parts.pop().unwrap_or_default();

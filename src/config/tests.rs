@@ -90,7 +90,11 @@ collector:
   files: {enabled: true, groups: ['a/{b}.{c=x|y}', 'z*'], preset: etcd}
   confine: on
 export:
-  type: banyandb
+  type: [banyandb, otlp]
+  otlp:
+    {endpoint: 'o:4318', protocol: http, path: /a/b, headers_file: h, compression: gzip, resource: [a.b=c d, e=], timeout: 2s,
+     batch_size: 8, flush_interval: 3s, queue_limit: 4m, queue_bytes: 3145728, unhealthy_after: 5s,
+     tls: {enabled: true, ca_file: oa, cert_file: oc, key_file: ok}}
   banyandb:
     {endpoint: 'a-b.c:1,[::1]:17912,10.0.0.1:2', group: g_1, timeout: *time, batch_size: 7, flush_interval: 1s,
      queue_limit: 2m, queue_bytes: 2097152, resend_window: 3s, unhealthy_after: 4s, node: 'n:1', shards: 2,
@@ -145,7 +149,7 @@ client: {ca_file: ca, cert_file: c, key_file: k, username: Ünï, password_file:
             files: Files { enabled: true, groups: vec!["a/{b}.{c=x|y}".into(), "z*".into()], preset: "etcd".into() },
         },
         export: Export {
-            kind: ExportKind::BanyanDb,
+            kinds: vec![ExportKind::BanyanDb, ExportKind::Otlp],
             banyandb: BanyanDb {
                 endpoint: "a-b.c:1,[::1]:17912,10.0.0.1:2".into(),
                 group: "g_1".into(),
@@ -168,6 +172,27 @@ client: {ca_file: ca, cert_file: c, key_file: k, username: Ünï, password_file:
                     ca_file: Some("ca".into()),
                     cert_file: Some("c".into()),
                     key_file: Some("k".into()),
+                },
+            },
+            otlp: Otlp {
+                endpoint: "o:4318".into(),
+                protocol: Protocol::Http,
+                path: "/a/b".into(),
+                headers: None,
+                headers_file: Some("h".into()),
+                compression: Compression::Gzip,
+                resource: vec![("a.b".into(), "c d".into()), ("e".into(), String::new())],
+                timeout: Duration::from_secs(2),
+                batch_size: 8,
+                flush_interval: Duration::from_secs(3),
+                queue_limit: Duration::from_secs(240),
+                queue_bytes: 3 << 20,
+                unhealthy_after: Duration::from_secs(5),
+                tls: ClientTls {
+                    enabled: true,
+                    ca_file: Some("oa".into()),
+                    cert_file: Some("oc".into()),
+                    key_file: Some("ok".into()),
                 },
             },
         },
@@ -246,7 +271,8 @@ const BAD_VALUES: &[(&str, &str, &[&str])] = &[
     ("collector.files.enabled", "", &["auto", "''"]),
     ("collector.files.preset", "", &["mysql", "Auto", "''"]),
     ("collector.confine", "", &["true", "''"]),
-    ("export.type", "", &["influxdb", "Prometheus", "''"]),
+    ("export.type", "", &["influxdb", "Prometheus"]),
+    ("export.type", "a name is missing", &["''"]),
     ("export.banyandb.endpoint", "no scheme stands before the host", &["http://a:1"]),
     (
         "export.banyandb.endpoint",
@@ -272,6 +298,23 @@ const BAD_VALUES: &[(&str, &str, &[&str])] = &[
     ("export.banyandb.tls.cert_file", "", &["''"]),
     ("export.banyandb.tls.key_file", "", &["''"]),
     ("export.banyandb.timeout", "a number alone has no unit", &["30"]),
+    ("export.otlp.endpoint", "no scheme stands before the host", &["http://a:1"]),
+    ("export.otlp.endpoint", "", &["a", "a:0"]),
+    ("export.otlp.protocol", "", &["http/protobuf", "''"]),
+    ("export.otlp.path", "it must start with /", &["v1/metrics", "''"]),
+    ("export.otlp.path", "", &["/a b", "/../b", "/a//b"]),
+    ("export.otlp.headers_file", "", &["''"]),
+    ("export.otlp.compression", "", &["zstd"]),
+    ("export.otlp.timeout", "", &["0s", "2h"]),
+    ("export.otlp.batch_size", "", &["0", "10001"]),
+    ("export.otlp.flush_interval", "", &["0s", "2h"]),
+    ("export.otlp.queue_limit", "", &["0s", "2h"]),
+    ("export.otlp.queue_bytes", "", &["1048575"]),
+    ("export.otlp.unhealthy_after", "", &["0s", "2h"]),
+    ("export.otlp.tls.enabled", "", &["yes"]),
+    ("export.otlp.tls.ca_file", "", &["''"]),
+    ("export.otlp.tls.cert_file", "", &["''"]),
+    ("export.otlp.tls.key_file", "", &["''"]),
 ];
 
 #[test]
@@ -299,7 +342,9 @@ fn a_bad_value_is_an_error_with_file_line_key_value_and_what_is_allowed() {
             "collector.modules",
             "collector.probes",
             "collector.files.groups",
-            "export.banyandb.password"
+            "export.banyandb.password",
+            "export.otlp.headers",
+            "export.otlp.resource",
         ],
         "lists are among the bad files, and a secret is not shown"
     );
@@ -354,6 +399,12 @@ server:\n  grpc:\n    auth: {token_file: /t} | 3 | server.grpc.auth.token_file: 
 export:\n  type: banyandb\n  banyandb: {password_file: /p} | 3 | export.banyandb.password_file: "/p" needs export.banyandb.username: ""
 export:\n  type: banyandb\n  banyandb: {username: a, password: b, password_file: /p} | 3 | password: "***" cannot be combined with export.banyandb.password_file: "/p"
 export:\n  type: banyandb\n  banyandb:\n    tls: {enabled: true, cert_file: /c} | 4 | export.banyandb.tls.cert_file: "/c" needs export.banyandb.tls.key_file: ""
+export:\n  type: [banyandb, banyandb] | 2 | export.type: "banyandb" is not allowed | given twice | or a list of them
+export:\n  type: 3 | 2 | export.type | 3 | or a list of them
+export:\n  type: otlp\n  otlp: {headers: 'a=b', headers_file: /h} | 3 | export.otlp.headers: "***" cannot be combined with export.otlp.headers_file: "/h"
+export:\n  type: otlp\n  otlp:\n    tls: {enabled: true, key_file: /k} | 4 | export.otlp.tls.key_file: "/k" needs export.otlp.tls.cert_file: ""
+export:\n  otlp:\n    resource: [a=b, a=c] | 3 | export.otlp.resource: "a=c" is not allowed | given twice | a list of name=value
+export:\n  otlp:\n    resource: [a] | 3 | export.otlp.resource: "a" is not allowed | a list of name=value
 collector:\n  scope:\n    comm: db\n    cgroup: /a | 3 | collector.scope.comm: "db" | collector.scope.cgroup: "/a" (/etc/x.yaml:4) | at most one of them
 server:\n  http: [1\n | 3 | not valid YAML
 server:\n	http: 1 | 2 | not valid YAML
@@ -380,6 +431,26 @@ fn a_bad_file_is_an_error_with_its_line() {
     ] {
         let e = from_sources(Some((Path::new(FILE), bytes)), []).unwrap_err();
         assert_eq!(e.to_string(), expected);
+    }
+}
+
+#[test]
+fn headers_are_names_and_values_that_a_request_can_have() {
+    let of = |s: &str| keys::headers(s).map_err(|why| why.unwrap_or_default());
+    let pair = |n: &str, v: &str| (n.to_owned(), v.to_owned());
+    assert_eq!(of("Authorization=Basic YQ==, x-a ="), Ok(vec![pair("authorization", "Basic YQ=="), pair("x-a", "")]));
+    for (text, why) in [
+        ("a", "= is missing"),
+        ("a=b,", "= is missing"),
+        ("=b", ""),
+        ("a b=c", ""),
+        ("a=\u{e9}", ""),
+        ("a=b\r\nc=d", ""),
+        ("a=1,A=2", "given twice"),
+        ("Content-Length=1", "the agent sets such headers itself"),
+        ("grpc-timeout=1", "the agent sets such headers itself"),
+    ] {
+        assert_eq!(of(text), Err(why), "{text:?}");
     }
 }
 

@@ -233,6 +233,7 @@ impl<'de> Visitor<'de> for Leaf<'_> {
     fn visit_some<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
         match self.key.kind {
             Kind::List => d.deserialize_seq(self),
+            Kind::OneOrMore => d.deserialize_any(self),
             // As text, whatever YAML thinks of it: 0x10 can be the name of a process.
             Kind::Scalar | Kind::Secret => d.deserialize_str(self),
         }

@@ -6,4 +6,5 @@ pub mod engine;
 pub mod json;
 #[cfg(test)]
 mod markdown;
+pub mod otlp;
 pub mod prometheus;

@@ -24,7 +24,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 
-use crate::config::{AllowConfigure, Config, DEFAULT_PATH, ExportKind, Switch};
+use crate::config::{AllowConfigure, Config, DEFAULT_PATH, Switch};
 use crate::ebpf::os::{self, cap};
 use crate::ebpf::privilege;
 use crate::host::cgroup;
@@ -336,19 +336,18 @@ fn readable(config: &Config, files: &[PathBuf]) -> BTreeSet<PathBuf> {
     readable.extend(std::env::current_exe());
     readable.extend(cgroup::mounts());
     files.iter().for_each(|file| readable.extend(places(file)));
-    let banyandb = &config.export.banyandb;
-    if config.export.kind == ExportKind::BanyanDb {
+    for (_, tls, endpoint) in config.export.clients() {
         let is_name = |endpoint: &str| {
             let host = endpoint.trim().rsplit_once(':').map_or(endpoint, |(host, _)| host);
             host.trim_matches(['[', ']']).parse::<IpAddr>().is_err()
         };
-        if banyandb.endpoint.split(',').any(is_name) {
+        if endpoint.split(',').any(is_name) {
             // The resolver's files are replaced by others of the same name, so it takes their folder.
             for file in ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf"] {
                 readable.extend(places(Path::new(file)));
             }
         }
-        if banyandb.tls.enabled && banyandb.tls.ca_file.is_none() {
+        if tls.enabled && tls.ca_file.is_none() {
             let authorities =
                 ["/etc/ssl", "/etc/pki", "/usr/share/ca-certificates", "/usr/local/share/ca-certificates"];
             readable.extend(authorities.map(PathBuf::from));
@@ -642,6 +641,7 @@ static TELLING: &[(i64, &str)] = telling![
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ExportKind;
     use std::os::unix::fs::symlink;
 
     /// The folders below `root` that are granted for what is there under this name.
@@ -683,7 +683,7 @@ mod tests {
         let mut config = Config::default();
         let reads = |config: &Config, path: &str| readable(config, &[]).contains(Path::new(path));
         assert!(!reads(&config, "/etc"));
-        config.export.kind = ExportKind::BanyanDb;
+        config.export.kinds = vec![ExportKind::BanyanDb];
         for (endpoint, etc) in [("db:1", true), ("10.0.0.1:1,[::1]:2", false), ("10.0.0.1:1,db.example:2", true)] {
             config.export.banyandb.endpoint = endpoint.into();
             assert_eq!(reads(&config, "/etc"), etc, "{endpoint}");
@@ -691,6 +691,10 @@ mod tests {
         assert!(!reads(&config, "/etc/ssl"));
         config.export.banyandb.tls.enabled = true;
         assert!(reads(&config, "/etc/ssl") && !reads(&config, "/"));
+        config.export.kinds = vec![ExportKind::Prometheus, ExportKind::Otlp];
+        assert!(reads(&config, "/etc") && !reads(&config, "/etc/ssl"), "localhost is a name");
+        config.export.otlp.tls.enabled = true;
+        assert!(reads(&config, "/etc/ssl"));
     }
 
     #[test]

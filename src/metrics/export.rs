@@ -1,32 +1,76 @@
-//! What the exporter to BanyanDB counts of itself, and whether it gets anywhere.
+//! What each exporter counts of itself, and whether it gets anywhere.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::histogram::Histogram;
+use super::metric::Metric;
 use super::own::{self as m, DROPS, FAILURES};
 use super::snapshot::{Family, Series, Value};
 
-/// The exporter of this process.
-pub static STATE: State = State {
-    sent: AtomicU64::new(0),
-    failed: [const { AtomicU64::new(0) }; FAILURES.len()],
-    dropped: [const { AtomicU64::new(0) }; DROPS.len()],
-    queued: AtomicU64::new(0),
-    queued_bytes: AtomicU64::new(0),
-    progress: Mutex::new(Progress {
-        running: None,
-        trying_since: None,
-        problem: None,
-        last_success: None,
-        batches: Histogram { buckets: [0; super::histogram::BUCKETS], sum_ns: 0 },
-    }),
-};
+/// The exporter to BanyanDB.
+pub static BANYANDB: State = State::new("banyandb", "BanyanDB", &FAILURES_OF_BANYANDB);
+/// The exporter of OTLP.
+pub static OTLP: State = State::new("otlp", "the OTLP receiver", &FAILURES_OF_OTLP);
+/// Every exporter of this process.
+const ALL: [&State; 2] = [&BANYANDB, &OTLP];
+
+/// Of [`FAILURES`], those that BanyanDB can cause.
+const FAILURES_OF_BANYANDB: [&str; 9] = [
+    "connection",
+    "no_answer",
+    "not_found",
+    "expired_schema",
+    "schema_not_applied",
+    "disk_full",
+    "internal_error",
+    "version_deprecated",
+    "stream_ended",
+];
+/// Those that a receiver of OTLP can.
+const FAILURES_OF_OTLP: [&str; 2] = ["connection", "try_again"];
+
+/// What is wrong with the exporters as of `now`.
+pub fn troubles(now: Instant) -> Vec<String> {
+    ALL.iter().filter_map(|state| state.trouble(now)).collect()
+}
+
+/// The metrics of the exporters that run.
+pub fn families() -> Vec<Family> {
+    of(&ALL)
+}
+
+fn of(states: &[&State]) -> Vec<Family> {
+    let running: Vec<_> = states.iter().filter_map(|state| state.series()).collect();
+    if running.is_empty() {
+        return Vec::new();
+    }
+    let metrics = [
+        &m::EXPORT_SENT,
+        &m::EXPORT_FAILED,
+        &m::EXPORT_DROPPED,
+        &m::EXPORT_QUEUE_POINTS,
+        &m::EXPORT_QUEUE_BYTES,
+        &m::EXPORT_LAST_SUCCESS,
+        &m::EXPORT_BATCH_SECONDS,
+    ];
+    let family = |(i, metric): (usize, &&'static Metric)| Family {
+        metric,
+        series: running.iter().flat_map(|of| of[i].clone()).collect(),
+    };
+    metrics.iter().enumerate().map(family).collect()
+}
 
 /// Counts since the start, and the state now.
 #[derive(Debug)]
 pub struct State {
+    /// Its value of the label `exporter`.
+    label: &'static str,
+    /// What the server is called.
+    server: &'static str,
+    /// Its reasons to send a point again.
+    failures: &'static [&'static str],
     sent: AtomicU64,
     failed: [AtomicU64; FAILURES.len()],
     dropped: [AtomicU64; DROPS.len()],
@@ -47,12 +91,32 @@ struct Progress {
 }
 
 impl State {
+    const fn new(label: &'static str, server: &'static str, failures: &'static [&'static str]) -> Self {
+        Self {
+            label,
+            server,
+            failures,
+            sent: AtomicU64::new(0),
+            failed: [const { AtomicU64::new(0) }; FAILURES.len()],
+            dropped: [const { AtomicU64::new(0) }; DROPS.len()],
+            queued: AtomicU64::new(0),
+            queued_bytes: AtomicU64::new(0),
+            progress: Mutex::new(Progress {
+                running: None,
+                trying_since: None,
+                problem: None,
+                last_success: None,
+                batches: Histogram { buckets: [0; super::histogram::BUCKETS], sum_ns: 0 },
+            }),
+        }
+    }
+
     fn progress(&self) -> MutexGuard<'_, Progress> {
         // Each change is one assignment: nothing can be half done.
         self.progress.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// There is an exporter; trying for so long in vain is a reason to worry.
+    /// It runs; trying for so long in vain is a reason to worry.
     pub fn started(&self, unhealthy_after: Duration) {
         self.progress().running = Some(unhealthy_after);
     }
@@ -113,27 +177,36 @@ impl State {
         let vain = now.saturating_duration_since(progress.trying_since?);
         let why = progress.problem.as_deref().and_then(|p| p.lines().next()).unwrap_or("no answer yet");
         (vain > progress.running?)
-            .then(|| format!("nothing could be sent to BanyanDB for {:.0} s: {why}", vain.as_secs_f64()))
+            .then(|| format!("nothing could be sent to {} for {:.0} s: {why}", self.server, vain.as_secs_f64()))
     }
 
-    /// The metrics; none without an exporter.
-    pub fn families(&self) -> Vec<Family> {
+    /// Its metrics; none while it does not run.
+    pub fn families(&'static self) -> Vec<Family> {
+        of(&[self])
+    }
+
+    /// Its series of each metric, in the order of [`of`]; `None` while it does not run.
+    fn series(&self) -> Option<[Vec<Series>; 7]> {
         let progress = self.progress();
-        if progress.running.is_none() {
-            return Vec::new();
-        }
+        progress.running?;
         let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        let labels = |more: Option<&str>| [self.label].into_iter().chain(more).map(str::to_owned).collect();
+        let one = |value| vec![Series { labels: labels(None), value }];
+        let by = |names: &[&str], counts: &[AtomicU64], mine: &[&str]| {
+            let of_mine = names.iter().zip(counts).filter(|(name, _)| mine.contains(name));
+            of_mine.map(|(name, n)| Series { labels: labels(Some(name)), value: Value::Int(get(n)) }).collect()
+        };
         let last = progress.last_success.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
-        let last = last.map(|at| Series { labels: Vec::new(), value: Value::Float(at.as_millis() as f64 / 1e3) });
-        vec![
-            Family::single(&m::EXPORT_SENT, Value::Int(get(&self.sent))),
-            Family::labelled(&m::EXPORT_FAILED, FAILURES.into_iter().zip(self.failed.iter().map(get))),
-            Family::labelled(&m::EXPORT_DROPPED, DROPS.into_iter().zip(self.dropped.iter().map(get))),
-            Family::single(&m::EXPORT_QUEUE_POINTS, Value::Int(get(&self.queued))),
-            Family::single(&m::EXPORT_QUEUE_BYTES, Value::Int(get(&self.queued_bytes))),
-            Family { metric: &m::EXPORT_LAST_SUCCESS, series: last.into_iter().collect() },
-            Family::single(&m::EXPORT_BATCH_SECONDS, Value::Histogram(progress.batches.clone())),
-        ]
+        let last = last.map(|at| one(Value::Float(at.as_millis() as f64 / 1e3)));
+        Some([
+            one(Value::Int(get(&self.sent))),
+            by(&FAILURES, &self.failed, self.failures),
+            by(&DROPS, &self.dropped, &DROPS),
+            one(Value::Int(get(&self.queued))),
+            one(Value::Int(get(&self.queued_bytes))),
+            last.unwrap_or_default(),
+            one(Value::Histogram(progress.batches.clone())),
+        ])
     }
 }
 

@@ -1,4 +1,4 @@
-//! Whether the agent does its work, judged from the snapshot, and from the exporter if there is one: every output that
+//! Whether the agent does its work, judged from the snapshot, and from the exporters if there are any: every output that
 //! speaks of health asks here.
 
 use std::time::{Duration, Instant};
@@ -44,10 +44,10 @@ pub fn stale_after(interval: Duration) -> Duration {
 
 /// Judges `snapshot` as of `now`.
 pub fn assess(snapshot: &Snapshot, now: Instant) -> Health {
-    judge(snapshot, export::STATE.trouble(now), now)
+    judge(snapshot, export::troubles(now), now)
 }
 
-fn judge(snapshot: &Snapshot, export: Option<String>, now: Instant) -> Health {
+fn judge(snapshot: &Snapshot, export: impl IntoIterator<Item = String>, now: Instant) -> Health {
     let age = now.saturating_duration_since(snapshot.collected_instant);
     let limit = stale_after(snapshot.interval);
     // Who disabled a module wants no restart for it: that is degraded.

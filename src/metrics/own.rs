@@ -23,8 +23,11 @@ const CALL_RESULTS: [&str; 3] = ["ok", "failed", "refused"];
 /// By what the agent is confined once it has started, as in `ebpf_sidecar_confined{by}`.
 pub const MEANS: [&str; 4] = ["capabilities", "no_new_privs", "landlock", "seccomp"];
 
+/// To what the agent sends, as in `ebpf_sidecar_export_points_sent_total{exporter}`.
+const EXPORTERS: [&str; 2] = ["banyandb", "otlp"];
+
 /// Why a point has to be sent again, as in `ebpf_sidecar_export_points_failed_total{reason}`.
-pub const FAILURES: [&str; 9] = [
+pub const FAILURES: [&str; 10] = [
     "connection",
     "no_answer",
     "not_found",
@@ -34,6 +37,7 @@ pub const FAILURES: [&str; 9] = [
     "internal_error",
     "version_deprecated",
     "stream_ended",
+    "try_again",
 ];
 /// Why a point is given up, as in `ebpf_sidecar_export_points_dropped_total{reason}`.
 pub const DROPS: [&str; 7] = ["queue_limit", "queue_bytes", "overrun", "schema", "refused", "panic", "stopped"];
@@ -84,19 +88,19 @@ metrics! {
     HTTP_CERTIFICATE_EXPIRES = Gauge "ebpf_sidecar_http_certificate_expiry_timestamp_seconds" [] "seconds since 1970":
         "When the certificate that the HTTP server uses expires; absent without TLS. Changed files are looked at with each connection, once a second at most.";
 
-    EXPORT_SENT = Counter "ebpf_sidecar_export_points_sent_total" [] "points":
-        "Points that BanyanDB has acknowledged, each counted once; with export.type banyandb, as all of these.";
-    EXPORT_FAILED = Counter "ebpf_sidecar_export_points_failed_total" ["reason" in FAILURES] "points":
+    EXPORT_SENT = Counter "ebpf_sidecar_export_points_sent_total" ["exporter" in EXPORTERS] "points":
+        "Points that the server has acknowledged, each counted once; for each exporter that export.type names, as all of these.";
+    EXPORT_FAILED = Counter "ebpf_sidecar_export_points_failed_total" ["exporter" in EXPORTERS, "reason" in FAILURES] "points":
         "Times that a point was sent in vain and has to be sent again.";
-    EXPORT_DROPPED = Counter "ebpf_sidecar_export_points_dropped_total" ["reason" in DROPS] "points":
-        "Points given up: too old or too many while BanyanDB could not be reached or did not take them (queue_limit, queue_bytes), missed by a starved exporter (overrun), of a measure whose schema differs, refused for good, in a batch at which the exporter panicked, left at the stop.";
-    EXPORT_QUEUE_POINTS = Gauge "ebpf_sidecar_export_queue_points" [] "points":
-        "Points that wait for BanyanDB's acknowledgement.";
-    EXPORT_QUEUE_BYTES = Gauge "ebpf_sidecar_export_queue_bytes" [] "bytes":
+    EXPORT_DROPPED = Counter "ebpf_sidecar_export_points_dropped_total" ["exporter" in EXPORTERS, "reason" in DROPS] "points":
+        "Points given up: too old or too many while the server could not be reached or did not take them (queue_limit, queue_bytes), missed by a starved exporter (overrun), of a measure whose schema differs, refused for good, in a batch at which the exporter panicked, left at the stop.";
+    EXPORT_QUEUE_POINTS = Gauge "ebpf_sidecar_export_queue_points" ["exporter" in EXPORTERS] "points":
+        "Points that wait for the server's acknowledgement.";
+    EXPORT_QUEUE_BYTES = Gauge "ebpf_sidecar_export_queue_bytes" ["exporter" in EXPORTERS] "bytes":
         "Memory of those points, and of those kept to be sent again.";
-    EXPORT_LAST_SUCCESS = Gauge "ebpf_sidecar_export_last_success_timestamp_seconds" [] "seconds since 1970":
-        "When BanyanDB last acknowledged a whole batch; absent before.";
-    EXPORT_BATCH_SECONDS = Histogram "ebpf_sidecar_export_batch_seconds" [] "seconds":
+    EXPORT_LAST_SUCCESS = Gauge "ebpf_sidecar_export_last_success_timestamp_seconds" ["exporter" in EXPORTERS] "seconds since 1970":
+        "When the server last acknowledged a whole batch; absent before.";
+    EXPORT_BATCH_SECONDS = Histogram "ebpf_sidecar_export_batch_seconds" ["exporter" in EXPORTERS] "seconds":
         "How long each batch took until all of it was acknowledged, with what had to be sent again.";
 
     CONFINED = Gauge "ebpf_sidecar_confined" ["by" in MEANS] "":

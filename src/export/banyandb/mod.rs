@@ -14,7 +14,6 @@ mod write;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,10 +23,10 @@ use protobuf::Message;
 
 use super::engine::link::Link;
 use super::engine::meter::Meter;
-use super::engine::{self, Again, Chunk, Converter, Encoding, End, Intake, Limits, Settings};
+use super::engine::{self, Again, Chunk, Converter, Encoding, End, Intake, Limits, Settings, host_name, is_loopback};
 use crate::config::BanyanDb as Config;
-use crate::ebpf::os;
 use crate::metrics::cell::SnapshotCell;
+use crate::metrics::export as counts;
 use points::Columns;
 use schema::Spec;
 
@@ -56,18 +55,6 @@ pub fn start(config: &Config, cell: &SnapshotCell) -> io::Result<Exporter> {
         unhealthy_after: config.unhealthy_after,
     };
     engine::start(settings, BanyanDb::new(config.clone()), cell)
-}
-
-fn is_loopback(endpoint: &str) -> bool {
-    let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
-}
-
-/// The name of this host, or of the pod, in which it is the host's.
-fn host_name() -> String {
-    let name = os::host_name();
-    if name.is_empty() { "localhost".into() } else { name }
 }
 
 /// A connection to a server that has our schema.
@@ -151,6 +138,7 @@ impl BanyanDb {
 
 impl Encoding for BanyanDb {
     const NAME: &'static str = "BanyanDB";
+    const STATE: &'static counts::State = &counts::BANYANDB;
     type Points = Columns;
     type Session = Session;
 
@@ -161,7 +149,7 @@ impl Encoding for BanyanDb {
     }
 
     fn connect(&mut self, intake: &mut Intake<Columns>, endpoint: &str) -> Result<Session, End> {
-        let link = Link::new(intake.environment(), endpoint, &self.config.tls, "export.banyandb.tls")?;
+        let link = Link::new(intake.environment(), endpoint, &self.config.tls, "export.banyandb.tls", false)?;
         self.prepare_group(intake, &link)?;
         link.watch();
         let schema = self.prepare_measures(intake, &link)?;
@@ -218,23 +206,4 @@ pub(crate) fn fuzz_answer(kind: u8, bytes: &[u8]) {
         }
     };
     assert!(difference.is_none_or(|text| clean(text).chars().count() <= 256));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn loopback_endpoints() {
-        for (endpoint, loopback) in [
-            ("localhost:1", true),
-            ("127.0.0.9:1", true),
-            ("[::1]:1", true),
-            ("[::ffff:127.0.0.1]:1", true),
-            ("db:1", false),
-            ("10.0.0.1:1", false),
-        ] {
-            assert_eq!(is_loopback(endpoint), loopback, "{endpoint}");
-        }
-    }
 }

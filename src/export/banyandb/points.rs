@@ -11,6 +11,7 @@ use protobuf::Message;
 use super::proto::measure::DataPointValue;
 use super::schema::{PROCESS_CALLS, Spec};
 use crate::export::engine::meter::{Meter, Metered};
+use crate::export::engine::wire::{field_len, put_head, put_varint, varint_len};
 use crate::export::engine::{Chunk, Points};
 use crate::host::time::timestamp_parts;
 use crate::metrics::histogram::cumulative;
@@ -274,29 +275,7 @@ fn top(rows: &[ProcessRow]) -> Vec<(&str, u64)> {
     top
 }
 
-// ---- the wire format of protocol buffers ----
-
-fn put_varint(out: &mut Vec<u8>, mut n: u64) {
-    while n >= 0x80 {
-        out.push(n as u8 | 0x80);
-        n >>= 7;
-    }
-    out.push(n as u8);
-}
-
-fn varint_len(n: usize) -> usize {
-    (usize::BITS - (n | 1).leading_zeros()).div_ceil(7) as usize
-}
-
-/// Bytes of a field with `len` bytes of content, for field numbers below 16.
-fn field_len(len: usize) -> usize {
-    1 + varint_len(len) + len
-}
-
-fn put_head(out: &mut Vec<u8>, field: u8, len: usize) {
-    out.push(field << 3 | 2);
-    put_varint(out, len as u64);
-}
+// ---- messages ----
 
 /// `DataPointValue.tag_families`, with one family of these tags.
 fn put_tags<'a>(out: &mut Vec<u8>, tags: impl Iterator<Item = &'a str> + Clone) {

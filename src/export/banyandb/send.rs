@@ -15,7 +15,7 @@ use super::{Alone, BanyanDb, Schema, Session, State, method};
 use crate::export::engine::link::{Link, is, is_out_of_reach, text};
 use crate::export::engine::{Again, Chunk, End, Intake};
 use crate::host::time::timestamp_parts;
-use crate::metrics::export::STATE;
+use crate::metrics::export::BANYANDB;
 
 /// Streams that the server ends before their time, with less than this between them, after which it is looked for the
 /// measures that make it do so. That others succeed meanwhile means nothing: they may have had no points of those.
@@ -87,7 +87,7 @@ impl BanyanDb {
             self.judge(intake, link, schema, batch, answered.into_iter(), &mut judged)?;
         }
         let of = self.names(&judged);
-        Ok(Again { chunks: take(batch, judged.again), reasons: judged.reasons, of })
+        Ok(Again { chunks: take(batch, judged.again), reasons: judged.reasons, of, refused: None })
     }
 
     /// Writes these points, in one stream unless the server keeps ending it: then by ever smaller parts, until those are left
@@ -256,7 +256,7 @@ impl BanyanDb {
                 | Status::STATUS_METADATA_REQUIRED
                 | Status::STATUS_VERSION_UNSUPPORTED) => {
                     *refused.entry((measure, s)).or_default() += 1;
-                    STATE.dropped("refused", 1);
+                    BANYANDB.dropped("refused", 1);
                     chunk.give_up(p.column, p.row);
                     continue;
                 }
@@ -440,7 +440,7 @@ fn give_up_unwritable(schema: &Schema, batch: Batch) {
             }
         }
     }
-    STATE.dropped("schema", given_up);
+    BANYANDB.dropped("schema", given_up);
 }
 
 /// Takes these points out of the batch, in the order in which they stand there.

@@ -16,7 +16,7 @@ use protobuf::Enum;
 use super::method;
 use super::proto::measure::WriteResponse;
 use super::proto::model::Status;
-use crate::export::engine::link::Link;
+use crate::export::engine::link::{Link, pass};
 use crate::server::grpc::stream::Guarded;
 
 /// What became of a Write stream.
@@ -47,12 +47,6 @@ pub fn write<'a>(link: &Link, messages: impl Iterator<Item = &'a [u8]>, option: 
         Err(e) => drop(to.send(Written { answers: Vec::new(), failure: Some(e) })),
     }
     answer
-}
-
-/// Another reference to the same bytes.
-fn pass(message: &GrpcSlice, out: &mut GrpcSlice) -> grpcio::Result<()> {
-    *out = message.clone();
-    Ok(())
 }
 
 /// A Write stream: sends and reads at the same time, since the server answers refused messages at once.

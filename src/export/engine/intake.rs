@@ -12,7 +12,7 @@ use super::queue::Queue;
 use super::{End, Points};
 use crate::host::confine::Role;
 use crate::host::threads;
-use crate::metrics::export::STATE;
+use crate::metrics::export::State;
 use crate::metrics::snapshot::Snapshot;
 
 /// How long a call may outlast its deadline before gRPC itself is given up.
@@ -34,6 +34,7 @@ pub struct Intake<P> {
     /// Points collected a second.
     rate: f64,
     environment: Option<Arc<Environment>>,
+    state: &'static State,
 }
 
 impl<P: Points> Intake<P> {
@@ -45,9 +46,10 @@ impl<P: Points> Intake<P> {
         timeout: Duration,
         converter: Converter<P>,
         queue: Queue<P>,
+        state: &'static State,
     ) -> Self {
         let (last, rate) = ((0, 0), 0.0);
-        Self { snapshots, stop, stop_at: None, timeout, converter, queue, last, rate, environment: None }
+        Self { snapshots, stop, stop_at: None, timeout, converter, queue, last, rate, environment: None, state }
     }
 
     /// Whether the agent stops.
@@ -76,7 +78,7 @@ impl<P: Points> Intake<P> {
         self.stop_at.map_or(self.timeout, |at| left(at).min(self.timeout))
     }
 
-    /// Waits for what a call gives; an error when the time is up, since then gRPC itself hangs.
+    /// Waits for what a call gives; an error when the time is up, since then gRPC or the resolver hangs.
     pub fn answer<T>(&mut self, what: &str, answer: &Receiver<T>) -> Result<T, End> {
         let until = Instant::now() + self.timeout + GRACE;
         match self.wait(answer, until, false) {
@@ -84,7 +86,7 @@ impl<P: Points> Intake<P> {
             None if self.out_of_time() => Err(End::Stopped),
             None => {
                 self.environment = None;
-                Err(End::Lost(format!("{what}: gRPC gave no answer")))
+                Err(End::Lost(format!("{what}: no answer came")))
             }
         }
     }
@@ -135,7 +137,7 @@ impl<P: Points> Intake<P> {
         let missed = snapshot.sequence.saturating_sub(self.last.0 + 1);
         if self.last.0 > 0 && missed > 0 {
             log::warn!("the exporter was not run for so long that it missed {missed} collections");
-            STATE.dropped("overrun", usize::try_from(missed).unwrap_or(0).saturating_mul(self.last.1));
+            self.state.dropped("overrun", usize::try_from(missed).unwrap_or(0).saturating_mul(self.last.1));
         }
         self.last.0 = snapshot.sequence;
         // A failed collection repeats the data and the time of the one before.
@@ -146,14 +148,14 @@ impl<P: Points> Intake<P> {
         self.last.1 = points.iter().map(Points::count).sum();
         self.rate = self.last.1 as f64 / snapshot.interval.as_secs_f64().max(1e-3);
         let dropped = self.queue.push(points, Instant::now());
-        STATE.dropped("queue_limit", dropped.age);
-        STATE.dropped("queue_bytes", dropped.bytes);
+        self.state.dropped("queue_limit", dropped.age);
+        self.state.dropped("queue_bytes", dropped.bytes);
         self.show();
     }
 
     /// Tells how much waits.
     pub(super) fn show(&self) {
         let (points, bytes) = self.queue.size();
-        STATE.queued(points, bytes);
+        self.state.queued(points, bytes);
     }
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use crossbeam::channel::{self, Receiver, Sender};
 use grpcio::{
-    CallOption, Channel, ChannelBuilder, ChannelCredentialsBuilder, Client, ClientUnaryReceiver, ConnectivityState,
-    Environment, Error, MethodType, RpcStatusCode,
+    CallOption, Channel, ChannelBuilder, ChannelCredentialsBuilder, Client, ClientUnaryReceiver, CompressionAlgorithms,
+    ConnectivityState, Environment, Error, GrpcSlice, Marshaller, Method, MethodType, RpcStatusCode, pb_de,
 };
 use protobuf::Message;
 
@@ -36,8 +36,14 @@ pub struct Link {
 
 impl Link {
     /// A connection to `endpoint`, which is made at the first call. `tls` is what stands under `key` in the
-    /// configuration. An error tells which file cannot be used.
-    pub fn new(environment: Arc<Environment>, endpoint: &str, tls: &ClientTls, key: &str) -> Result<Self, String> {
+    /// configuration. With `gzip` what is sent is compressed. An error tells which file cannot be used.
+    pub fn new(
+        environment: Arc<Environment>,
+        endpoint: &str,
+        tls: &ClientTls,
+        key: &str,
+        gzip: bool,
+    ) -> Result<Self, String> {
         let mut builder = ChannelBuilder::new(environment)
             // A new connection is a new link: each one is noticed.
             .use_local_subchannel_pool(true)
@@ -45,11 +51,14 @@ impl Link {
             .enable_retry(false)
             .enable_http_proxy(false)
             // A quarter of the CPU time of a batch goes into filters that are not used; deadlines are.
-            .raw_cfg_int(c"grpc.minimal_stack".into(), 1)
+            .raw_cfg_int(c"grpc.minimal_stack".into(), i32::from(!gzip))
             .raw_cfg_int(c"grpc.enable_deadline_checking".into(), 1)
             .max_receive_message_len(-1)
             .keepalive_time(KEEPALIVE)
             .keepalive_timeout(KEEPALIVE_TIMEOUT);
+        if gzip {
+            builder = builder.default_compression_algorithm(CompressionAlgorithms::GRPC_COMPRESS_GZIP);
+        }
         if tls.enabled {
             let mut credentials = ChannelCredentialsBuilder::new();
             if let Some(ca) = &tls.ca_file {
@@ -88,8 +97,31 @@ impl Link {
         request: &Q,
         option: CallOption,
     ) -> Receiver<grpcio::Result<R>> {
+        self.forward(self.client.unary_call_async(&called(MethodType::Unary, name), request, option))
+    }
+
+    /// The same with a request that is encoded already.
+    pub fn call_encoded<R: Message + Unpin>(
+        &self,
+        name: &'static str,
+        request: Vec<u8>,
+        option: CallOption,
+    ) -> Receiver<grpcio::Result<R>> {
+        let method = Method {
+            ty: MethodType::Unary,
+            name,
+            req_mar: Marshaller { ser: pass, de: |_| Err(Error::Codec("the client reads no requests".into())) },
+            resp_mar: Marshaller { ser: |_, _| Err(Error::Codec("nor writes answers".into())), de: pb_de },
+        };
+        self.forward(self.client.unary_call_async(&method, &GrpcSlice::from(request), option))
+    }
+
+    fn forward<R: Unpin + Send + 'static>(
+        &self,
+        called: grpcio::Result<ClientUnaryReceiver<R>>,
+    ) -> Receiver<grpcio::Result<R>> {
         let (to, answer) = channel::bounded(1);
-        match self.client.unary_call_async(&called(MethodType::Unary, name), request, option) {
+        match called {
             Ok(receiver) => self.client.spawn(Guarded(Forward { receiver, to })),
             // It has room for one.
             Err(e) => drop(to.send(Err(e))),
@@ -101,6 +133,12 @@ impl Link {
     pub fn client(&self) -> &Client {
         &self.client
     }
+}
+
+/// Another reference to the same bytes.
+pub fn pass(message: &GrpcSlice, out: &mut GrpcSlice) -> grpcio::Result<()> {
+    *out = message.clone();
+    Ok(())
 }
 
 type Changed = Pin<Box<dyn Future<Output = bool> + Send>>;

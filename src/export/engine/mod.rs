@@ -10,29 +10,34 @@ mod intake;
 pub mod link;
 pub mod meter;
 mod queue;
+pub mod wire;
 
 use std::io;
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, Sender};
 
+use crate::ebpf::os;
 use crate::host::confine::{self, Role};
 use crate::host::logging::clean;
 use crate::metrics::cell::SnapshotCell;
-use crate::metrics::export::STATE;
+use crate::metrics::export::State;
 use backoff::backoff;
 use meter::Meter;
 use queue::Queue;
 
 pub use intake::{Converter, Intake};
-pub use queue::{Chunk, Limits};
+pub use queue::{Chunk, Limits, count};
 
 /// Points a second of a backlog, or twice what is collected if that is more.
 const BACKLOG_RATE: f64 = 20_000.0;
 /// How long to wait at most after a batch of which nothing was taken: other points may fare better.
 const VAIN: Duration = Duration::from_secs(1);
+/// How long a server may ask for at most.
+const LATER: Duration = Duration::from_secs(3600);
 /// Time between two warnings of the same problem.
 const REMIND: Duration = Duration::from_secs(60);
 
@@ -40,6 +45,8 @@ const REMIND: Duration = Duration::from_secs(60);
 pub trait Encoding: Send + 'static {
     /// What the server is called in the log.
     const NAME: &'static str;
+    /// Where it is counted what becomes of the points.
+    const STATE: &'static State;
     /// Points of one collection, or as many as fit into a batch.
     type Points: Points;
     /// A connection to a server that is ready for points.
@@ -78,6 +85,8 @@ pub struct Again<P> {
     pub reasons: Vec<(&'static str, usize)>,
     /// What they are of, for the log.
     pub of: String,
+    /// Why nothing of the batch was taken, nor will be: it was given up.
+    pub refused: Option<String>,
 }
 
 /// Why a connection is no longer used.
@@ -85,6 +94,8 @@ pub struct Again<P> {
 pub enum End {
     /// It failed.
     Lost(String),
+    /// The server asks to be left alone for so long.
+    Later(String, Duration),
     /// The agent stops, and there is no more time or nothing to send.
     Stopped,
 }
@@ -113,6 +124,19 @@ pub struct Settings {
     pub unhealthy_after: Duration,
 }
 
+/// Whether what goes to `endpoint` stays on this host.
+pub fn is_loopback(endpoint: &str) -> bool {
+    let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+}
+
+/// The name of this host, or of the pod, in which it is the host's.
+pub fn host_name() -> String {
+    let name = os::host_name();
+    if name.is_empty() { "localhost".into() } else { name }
+}
+
 /// The running exporter.
 pub struct Exporter {
     name: &'static str,
@@ -121,9 +145,27 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Sends what is left, for at most the timeout, and ends the thread.
-    pub fn stop(self) {
+    /// Has it send what is left, for at most the timeout, and end.
+    pub fn end(self) -> Ending {
         drop(self.stop);
+        Ending { name: self.name, thread: self.thread }
+    }
+
+    /// The same, and waits for it.
+    pub fn stop(self) {
+        self.end().wait();
+    }
+}
+
+/// An exporter that ends.
+pub struct Ending {
+    name: &'static str,
+    thread: JoinHandle<()>,
+}
+
+impl Ending {
+    /// Waits until it has ended.
+    pub fn wait(self) {
         if self.thread.join().is_err() {
             log::error!("the exporter to {} had panicked", self.name);
         }
@@ -134,12 +176,12 @@ impl Exporter {
 pub fn start<E: Encoding>(settings: Settings, encoding: E, cell: &SnapshotCell) -> io::Result<Exporter> {
     let (stop, stopped) = channel::bounded(0);
     let snapshots = cell.subscribe();
-    STATE.started(settings.unhealthy_after);
+    E::STATE.started(settings.unhealthy_after);
     let spawned = thread::Builder::new().name("exporter".into()).spawn(move || {
         confine::enter(Role::Exporter);
         let meter = Meter::default();
         let (converter, queue) = (encoding.converter(meter.clone()), Queue::new(settings.limits, meter));
-        let intake = Intake::new(snapshots, stopped, settings.timeout, converter, queue);
+        let intake = Intake::new(snapshots, stopped, settings.timeout, converter, queue, E::STATE);
         let mut engine = Engine::new(settings, encoding, intake);
         // A bug here must end neither the agent nor the export.
         while catch_unwind(AssertUnwindSafe(|| engine.run())).is_err() {
@@ -150,7 +192,7 @@ pub fn start<E: Encoding>(settings: Settings, encoding: E, cell: &SnapshotCell) 
     match spawned {
         Ok(thread) => Ok(Exporter { name: E::NAME, stop, thread }),
         Err(e) => {
-            STATE.ended();
+            E::STATE.ended();
             Err(e)
         }
     }
@@ -192,12 +234,13 @@ impl<E: Encoding> Engine<E> {
 
     /// Sends until the agent stops.
     fn run(&mut self) {
+        let mut not_before = Duration::ZERO;
         loop {
             if self.intake.stopping() && self.intake.queue.is_empty() {
                 return self.end();
             }
             if self.failures > 0 {
-                self.intake.pause(backoff(self.failures));
+                self.intake.pause(backoff(self.failures).max(std::mem::take(&mut not_before)));
             }
             let endpoint = self.settings.endpoints[self.endpoint % self.settings.endpoints.len()].clone();
             let end = match self.connect(&endpoint) {
@@ -211,6 +254,10 @@ impl<E: Encoding> Engine<E> {
                 End::Lost(why) => {
                     self.problem(format!("{} at {endpoint}: {why}", E::NAME));
                     self.endpoint += 1;
+                }
+                End::Later(why, wait) => {
+                    self.problem(format!("{} at {endpoint}: {why}", E::NAME));
+                    not_before = wait.min(LATER);
                 }
                 End::Stopped => return self.end(),
             }
@@ -228,7 +275,7 @@ impl<E: Encoding> Engine<E> {
 
     /// After a panic: gives up the batch in flight, which may be why.
     fn recover(&mut self) {
-        STATE.dropped("panic", queue::unsent(&self.batch));
+        E::STATE.dropped("panic", queue::unsent(&self.batch));
         self.batch.clear();
         self.send_again();
         self.problem("the exporter panicked".into());
@@ -237,17 +284,17 @@ impl<E: Encoding> Engine<E> {
     fn end(&mut self) {
         let left = self.intake.queue.unsent();
         if left > 0 {
-            STATE.dropped("stopped", left);
+            E::STATE.dropped("stopped", left);
             log::warn!("{}: {left} points could not be sent before the stop, and are lost", E::NAME);
         }
-        STATE.ended();
+        E::STATE.ended();
     }
 
     fn problem(&mut self, why: String) {
         // A server may say anything.
         let why = clean(why);
         self.failures = self.failures.saturating_add(1);
-        STATE.problem(&why);
+        E::STATE.problem(&why);
         let waits = self.intake.queue.size().0;
         match &self.warned {
             Some((last, at)) if *last == why && at.elapsed() < REMIND => log::debug!("{why}; {waits} points wait"),
@@ -259,11 +306,11 @@ impl<E: Encoding> Engine<E> {
     }
 
     fn connect(&mut self, endpoint: &str) -> Result<E::Session, End> {
-        STATE.attempt(Instant::now());
+        E::STATE.attempt(Instant::now());
         let session = self.encoding.connect(&mut self.intake, endpoint)?;
         log::info!("{}: connected to {endpoint}; {} points wait", E::NAME, self.intake.queue.size().0);
         if !self.write_failed {
-            STATE.idle();
+            E::STATE.idle();
         }
         Ok(session)
     }
@@ -322,16 +369,17 @@ impl<E: Encoding> Engine<E> {
         let points = queue::count(&self.batch);
         let began = Instant::now();
         if which == Which::Fresh {
-            STATE.attempt(began);
+            E::STATE.attempt(began);
         }
         let sent = self.encoding.send(&mut self.intake, session, &mut self.batch);
-        let again = sent.inspect_err(|_| {
+        let again = sent.inspect_err(|end| {
             self.write_failed = true;
-            STATE.failed("connection", queue::count(&self.batch));
+            let reason = if matches!(end, End::Later(..)) { "try_again" } else { "connection" };
+            E::STATE.failed(reason, queue::count(&self.batch));
         })?;
-        again.reasons.iter().for_each(|(reason, n)| STATE.failed(reason, *n));
+        again.reasons.iter().for_each(|(reason, n)| E::STATE.failed(reason, *n));
         let failed = queue::count(&again.chunks);
-        STATE.dropped("queue_bytes", self.intake.queue.put_aside(again.chunks, Instant::now()));
+        E::STATE.dropped("queue_bytes", self.intake.queue.put_aside(again.chunks, Instant::now()));
         // Before the acknowledged ones that may have to be sent again are forgotten.
         if E::lost(session).try_recv().is_ok() {
             return Err(lost());
@@ -341,8 +389,10 @@ impl<E: Encoding> Engine<E> {
             self.intake.queue.retried(in_vain, Instant::now());
         }
         let first = self.intake.queue.acknowledge(std::mem::take(&mut self.batch), Instant::now());
-        STATE.sent(first);
-        if !in_vain {
+        E::STATE.sent(first);
+        if let Some(why) = again.refused {
+            self.problem(format!("{} refuses a batch for good: {why}", E::NAME));
+        } else if !in_vain {
             self.success(began);
         }
         if failed > 0 {
@@ -356,7 +406,7 @@ impl<E: Encoding> Engine<E> {
 
     /// The server has taken something.
     fn success(&mut self, began: Instant) {
-        STATE.success(began.elapsed());
+        E::STATE.success(began.elapsed());
         if self.failures > 0 {
             log::info!("{}: sending works again; {} points wait", E::NAME, self.intake.queue.size().0);
         }
@@ -382,4 +432,23 @@ impl<E: Encoding> Engine<E> {
 
 fn lost() -> End {
     End::Lost("the connection was lost".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_endpoints() {
+        for (endpoint, loopback) in [
+            ("localhost:1", true),
+            ("127.0.0.9:1", true),
+            ("[::1]:1", true),
+            ("[::ffff:127.0.0.1]:1", true),
+            ("db:1", false),
+            ("10.0.0.1:1", false),
+        ] {
+            assert_eq!(is_loopback(endpoint), loopback, "{endpoint}");
+        }
+    }
 }

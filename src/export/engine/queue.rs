@@ -15,7 +15,7 @@ pub struct Limits {
     pub age: Duration,
     /// Bytes of all chunks.
     pub bytes: usize,
-    /// How long acknowledged chunks are kept.
+    /// How long acknowledged chunks are kept; zero: not at all.
     pub resend: Duration,
 }
 
@@ -192,7 +192,8 @@ impl<P: Points> Queue<P> {
         let first = unsent(&batch);
         self.in_flight = 0;
         // Of some all was put aside.
-        let rest = batch.into_iter().filter(|c| c.points.count() > 0);
+        let keep = |c: &Chunk<P>| c.points.count() > 0 && !self.limits.resend.is_zero();
+        let rest = batch.into_iter().filter(keep);
         self.acknowledged.extend(rest.map(|c| (now, Chunk { sent: true, ..c })));
         first
     }

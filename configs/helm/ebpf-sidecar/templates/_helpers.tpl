@@ -93,6 +93,27 @@ env:
     valueFrom:
       fieldRef:
         fieldPath: spec.nodeName
+  # Attributes of the resource, if it exports by OTLP.
+  - name: K8S_NODE_NAME
+    valueFrom:
+      fieldRef:
+        fieldPath: spec.nodeName
+  - name: K8S_NAMESPACE_NAME
+    valueFrom:
+      fieldRef:
+        fieldPath: metadata.namespace
+  - name: K8S_POD_NAME
+    valueFrom:
+      fieldRef:
+        fieldPath: metadata.name
+  - name: K8S_POD_UID
+    valueFrom:
+      fieldRef:
+        fieldPath: metadata.uid
+  {{- if ne .Values.mode "sidecar" }}
+  - name: OTEL_RESOURCE_ATTRIBUTES
+    value: service.instance.id=$(K8S_NODE_NAME),host.name=$(K8S_NODE_NAME)
+  {{- end }}
   {{- with .Values.env }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
