@@ -51,13 +51,16 @@ impl Link {
             .enable_retry(false)
             .enable_http_proxy(false)
             // A quarter of the CPU time of a batch goes into filters that are not used; deadlines are.
-            .raw_cfg_int(c"grpc.minimal_stack".into(), i32::from(!gzip))
+            .raw_cfg_int(c"grpc.minimal_stack".into(), 1)
             .raw_cfg_int(c"grpc.enable_deadline_checking".into(), 1)
             .max_receive_message_len(-1)
             .keepalive_time(KEEPALIVE)
             .keepalive_timeout(KEEPALIVE_TIMEOUT);
         if gzip {
-            builder = builder.default_compression_algorithm(CompressionAlgorithms::GRPC_COMPRESS_GZIP);
+            builder = builder
+                .default_compression_algorithm(CompressionAlgorithms::GRPC_COMPRESS_GZIP)
+                // Its default is not to compress.
+                .raw_cfg_int(c"grpc.gzip_compression_level".into(), 6);
         }
         if tls.enabled {
             let mut credentials = ChannelCredentialsBuilder::new();
