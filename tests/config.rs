@@ -69,7 +69,7 @@ collector:\n  modules: [tcp] | 2 | collector.modules | "tcp" | no such module | 
 collector:\n  probes: [fadvice] | 2 | collector.probes | "fadvice" | no such probe | a list of probes, each once: fadvise, read_latency
 collector:\n  ebpf: {attach: fexit} | 2 | collector.ebpf.attach | "fexit" | auto, fentry, kprobe or tracepoint
 collector:\n  modules: [] | 2 | collector.modules | [] | each once: iomonitor
-export:\n  type: influxdb | 2 | export.type | "influxdb" | prometheus or banyandb
+export:\n  type: influxdb | 2 | export.type | "influxdb" | prometheus, banyandb, otlp, or a list
 # the scope
 collector:\n  scope:\n    cgroup: system.slice | 3 | collector.scope.cgroup | "system.slice" | not absolute | the absolute path of a cgroup v2 directory
 collector:\n  scope:\n    comm: sixteen-bytes-xy | 3 | collector.scope.comm | "sixteen-bytes-xy" | 1 to 15 bytes
@@ -120,7 +120,7 @@ COLLECTOR_MODULES=iomonitor,fadvise | collector.modules: "iomonitor,fadvise" | i
 COLLECTOR_MODULES=iomonitor,iomonitor | collector.modules | given twice | each once: iomonitor
 COLLECTOR_MODULES=iomonitor, | "iomonitor," | a name is missing | each once: iomonitor
 COLLECTOR_SCOPE_CGROUP=a | collector.scope.cgroup: "a" | not absolute | the absolute path of a cgroup
-EXPORT_TYPE=influxdb | export.type: "influxdb" | prometheus or banyandb
+EXPORT_TYPE=influxdb | export.type: "influxdb" | prometheus, banyandb, otlp, or a list
 COLLECTOR_INTREVAL=1s | no such key | nearest is EBPF_SIDECAR_COLLECTOR_INTERVAL;
 HTTP_PORT=1 | no such key | nearest is EBPF_SIDECAR_
 PORT_X_TCP=1 | no such key | nearest is EBPF_SIDECAR_
