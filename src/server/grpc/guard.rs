@@ -83,6 +83,9 @@ const POOL: i64 = 512 * WASTE;
 const POOL_PER_SECOND: i64 = 1000 * WASTE;
 const OWN: i64 = 16 * WASTE;
 const NEW: i64 = 2 * WASTE;
+/// Time after which one that waits for the pool, and was answered nothing meanwhile, has waited long enough: it may have left behind
+/// what it has sent, of which 256 connections would have more than a minute's worth.
+const BEGGING: Duration = Duration::from_secs(10);
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEAD: usize = 9;
@@ -335,6 +338,8 @@ struct Client {
     own: Bucket,
     /// It has to wait for what all share.
     paused: bool,
+    /// Since when it has made more work in vain than is its own, without an answer.
+    begs: Option<Instant>,
     /// It has had an answer.
     served: bool,
 }
@@ -408,6 +413,7 @@ impl Client {
             credit: Bucket::new(BUDGET, PER_SECOND, now),
             own: Bucket { left: NEW, ..Bucket::new(OWN, WASTE, now) },
             paused: false,
+            begs: None,
             served: false,
         }
     }
@@ -418,7 +424,7 @@ impl Client {
             State::Open => {
                 let asks = self.calls.asking.first_key_value().map(|(_, (begun, _))| *begun + REQUEST);
                 let takes = (!self.down.is_empty()).then(|| self.since + PATIENCE);
-                asks.into_iter().chain(takes).min()
+                asks.into_iter().chain(takes).chain(self.begs.map(|since| since + BEGGING)).min()
             }
             State::Lingering { .. } => Some(self.since + LINGER),
         }
@@ -561,7 +567,11 @@ impl Client {
                 }
             };
             // It may be less than nothing.
-            if !fits || (waste > pays && shared.pool.left < waste - pays) {
+            let begs = waste > pays && shared.pool.left < waste - pays;
+            if begs {
+                self.begs.get_or_insert(now);
+            }
+            if !fits || begs {
                 self.paused = true;
                 self.up_frames.payload = 0;
                 self.passed = start;
@@ -638,6 +648,7 @@ impl Client {
             match frame.kind {
                 kind::DATA | kind::HEADERS if frame.ends() => {
                     self.served = true;
+                    self.begs = None;
                     self.credit.add(ANSWERED);
                     self.own.add(ANSWERED);
                     shared.changed(&mut self.calls, |calls| calls.end(frame.stream));
