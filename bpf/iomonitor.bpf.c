@@ -11,6 +11,7 @@
 #include "fills.h"
 #include "reads.h"
 #include "reclaim.h"
+#include "sleeps.h"
 #include "waits.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -131,6 +132,32 @@ int fexit_splice_timed(__u64 *ctx)
 	return splice_read_returned(ctx, true);
 }
 
+/* ---- entry points: both ends of what sleeps for I/O (fentry and fexit) ---- */
+
+SEC("fentry/io_schedule")
+int fentry_sleep(__u64 *ctx)
+{
+	return sleep_begins(ctx, false);
+}
+
+SEC("fentry/io_schedule_timeout")
+int fentry_sleep_timeout(__u64 *ctx)
+{
+	return sleep_begins(ctx, true);
+}
+
+SEC("fexit/io_schedule")
+int fexit_sleep(__u64 *ctx)
+{
+	return sleep_ends();
+}
+
+SEC("fexit/io_schedule_timeout")
+int fexit_sleep_timeout(__u64 *ctx)
+{
+	return sleep_ends();
+}
+
 #endif
 
 /* ---- entry points: kprobes ---- */
@@ -180,6 +207,30 @@ int kprobe_splice(struct pt_regs *ctx)
 		return 0;
 	bpf_probe_read_kernel(&pos, sizeof(pos), (void *)KPROBE_ARG1(ctx));
 	return bytes_asked(set, (struct file *)KPROBE_ARG0(ctx), pos, KPROBE_ARG3(ctx));
+}
+
+SEC("kprobe/io_schedule")
+int kprobe_sleep(struct pt_regs *ctx)
+{
+	return sleep_begins(ctx, false);
+}
+
+SEC("kprobe/io_schedule_timeout")
+int kprobe_sleep_timeout(struct pt_regs *ctx)
+{
+	return sleep_begins(ctx, true);
+}
+
+SEC("kretprobe/io_schedule")
+int kret_sleep(struct pt_regs *ctx)
+{
+	return sleep_ends();
+}
+
+SEC("kretprobe/io_schedule_timeout")
+int kret_sleep_timeout(struct pt_regs *ctx)
+{
+	return sleep_ends();
 }
 
 /* ---- entry points: tracepoints ---- */

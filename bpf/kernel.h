@@ -241,6 +241,8 @@ struct trace_event_raw_mm_vmscan_direct_reclaim_end_template {
 #define O_DIRECT 00040000
 #endif
 
+#define O_DSYNC 00010000
+
 /* linux/magic.h */
 #define TMPFS_MAGIC 0x01021994
 #define OVERLAYFS_MAGIC 0x794c7630

@@ -28,12 +28,15 @@
 #define MAX_STALLS 1024
 /* Threads whose waiting reads can be timed at one time, a power of two; 24 bytes each. */
 #define READ_SLOTS 16384
+/* Threads whose sleeps can be timed at one time, a power of two; 16 bytes each. */
+#define SLEEP_SLOTS 16384
 /* Reads of io_uring under way at one time, a power of two. */
 #define RETRY_SLOTS 4096
 
 /* 1.024 us .. 17 s in powers of two, and one for what is longer (src/metrics/histogram.rs). */
 #define STALL_BUCKETS 26
 #define READ_BUCKETS STALL_BUCKETS
+#define SLEEP_BUCKETS STALL_BUCKETS
 
 enum advice {
 	ADVICE_NORMAL,
@@ -49,6 +52,9 @@ enum advice {
 enum fill_cause { FILL_READ, FILL_WRITE, FILL_FAULT, FILL_PREFETCH, FILL_OTHER, FILL_CAUSES };
 
 enum eviction_cause { EVICT_RECLAIM, EVICT_FADVISE, EVICT_OTHER, EVICTION_CAUSES };
+
+/* What a thread does that sleeps for I/O. */
+enum io_op { IO_READ, IO_FAULT, IO_WRITE, IO_SYNC, IO_OTHER, IO_OPS };
 
 enum reclaimer { RECLAIM_KSWAPD, RECLAIM_DIRECT, RECLAIM_MEMCG, RECLAIMERS };
 
@@ -109,6 +115,10 @@ struct totals {
 	__u64 wait_buckets[READ_BUCKETS];
 	__u64 wait_ns;
 	__u64 lost_reads;
+	/* Sleeps for I/O by duration, a row of buckets for each enum io_op; and those that could not be timed. */
+	__u64 sleep_buckets[IO_OPS * SLEEP_BUCKETS];
+	__u64 sleep_ns[IO_OPS];
+	__u64 lost_sleeps;
 	/* What found no place in a full map of files. */
 	__u64 no_file_fills[FILL_CAUSES];
 	__u64 no_file_evictions[EVICTION_CAUSES];
@@ -187,6 +197,13 @@ struct read_cursor {
 struct retry {
 	__u64 iocb;
 	__u64 pos;
+};
+
+/* When a thread went to sleep for I/O: see sleep_begins() in sleeps.h. */
+struct sleep {
+	__u32 tid; /* 0: it did not */
+	__u32 op; /* enum io_op */
+	__u64 since_ns;
 };
 
 /* When a thread began to wait in a read: see wait_begins() in iomonitor.bpf.c. */

@@ -11,12 +11,17 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::channel::{self, Receiver, Sender};
 
+use crate::config::Scope;
+use crate::diagnosis::Diagnoser;
+use crate::diagnosis::reading::Reading;
 use crate::ebpf::object::{self, Error};
 use crate::ebpf::os;
 use crate::host::confine::{self, Role};
 use crate::host::process::{self, Usage};
+use crate::host::refaults::Refaults;
 use crate::host::version;
 use crate::metrics::cell::SnapshotCell;
+use crate::metrics::diagnosis::{Diagnosis, Pattern};
 use crate::metrics::health::{self, Status};
 use crate::metrics::histogram::Histogram;
 use crate::metrics::own as m;
@@ -100,7 +105,16 @@ impl Collector {
             module.start()?;
             slots.push(Slot { module, enabled: true, running: true, error: None, collected: None });
         }
-        let mut state = State { slots, interval, scope, errors: 0, missed: 0, durations: Histogram::default() };
+        let mut state = State {
+            slots,
+            interval,
+            scope,
+            errors: 0,
+            missed: 0,
+            durations: Histogram::default(),
+            diagnoser: Diagnoser::default(),
+            refaults: Refaults::default(),
+        };
         let nothing = Snapshot {
             sequence: 0,
             collected_at: SystemTime::now(),
@@ -111,6 +125,7 @@ impl Collector {
             families: Vec::new(),
             processes: None,
             files: None,
+            diagnosis: None,
             modules: Vec::new(),
             last_error: None,
         };
@@ -167,6 +182,8 @@ struct State {
     /// Collections that were due and not made.
     missed: u64,
     durations: Histogram,
+    diagnoser: Diagnoser,
+    refaults: Refaults,
 }
 
 /// A module and what is known of it.
@@ -316,6 +333,7 @@ impl State {
             families: Vec::new(),
             processes: None,
             files: None,
+            diagnosis: None,
             modules: Vec::new(),
             last_error: None,
         };
@@ -338,6 +356,13 @@ impl State {
             next.processes = next.processes.or(sample.processes);
             next.files = next.files.or(sample.files.map(Arc::new));
         }
+        // Those of the host are anybody's: nothing that a scope could be blamed for.
+        let refaults = match self.slots.iter().find_map(|s| s.module.scope()) {
+            Some(Scope::Cgroup(path)) => Refaults::of_cgroup(&path),
+            _ if self.scope == Scope::Host.to_string() => self.refaults.of_host(),
+            _ => None,
+        };
+        next.diagnosis = Some(Arc::new(self.diagnoser.observe(Reading::of(&next, refaults, os::page_size()))));
         let took = begin.elapsed();
         self.durations.record(took);
         let waited = begin.duration_since(waiting).as_secs_f64();
@@ -393,6 +418,7 @@ impl State {
         own.push(Family::labelled(&m::CONFINED, confine::in_force().map(|(by, is)| (by, u64::from(is)))));
         own.push(Family::single(&m::CALLS_REFUSED, Value::Int(confine::refusals())));
         own.extend(grpc::COUNTS.families());
+        own.extend(snapshot.diagnosis.as_deref().and_then(diagnosis_family));
         own.extend(http::COUNTS.families());
         own.extend(export::families());
         own.extend(process_families(&process::usage()));
@@ -404,6 +430,12 @@ impl State {
 fn missed(due: Instant, interval: Duration, now: Instant) -> u64 {
     let ticks = now.saturating_duration_since(due).as_nanos() / interval.as_nanos().max(1);
     u64::try_from(ticks).unwrap_or(u64::MAX)
+}
+
+/// Which patterns are there; what cannot be seen is absent, and all of it until something can be said.
+fn diagnosis_family(diagnosis: &Diagnosis) -> Option<Family> {
+    let known = Pattern::all().filter_map(|p| Some((p.name(), u64::from(diagnosis.active(p)?))));
+    (!diagnosis.window.is_zero()).then(|| Family::labelled(&m::DIAGNOSIS_ACTIVE, known))
 }
 
 /// The `process_*` metrics, as every Prometheus client has them.
@@ -430,7 +462,6 @@ fn panic_text(payload: &(dyn Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Scope;
     use crate::metrics::metric::Metric;
     use crate::metrics::snapshot::ProbeStatus;
     use crate::monitor::Sample;

@@ -8,6 +8,7 @@ pub mod api;
 pub mod collector;
 pub mod commands;
 pub mod config;
+pub mod diagnosis;
 pub mod ebpf;
 pub mod export;
 #[cfg(any(test, fuzzing))]
@@ -24,12 +25,13 @@ mod tests {
 
     /// The map of the house, from the ground up: what is on a floor uses those below it and none above. Unit tests may
     /// look anywhere.
-    const FLOORS: [(&str, &str); 11] = [
+    const FLOORS: [(&str, &str); 12] = [
         ("metrics", "what is known, as values: the catalogue, a snapshot, a verdict"),
         ("config", "what the agent is told"),
         ("ebpf", "the kernel: system calls, objects, attaching; all of the unsafe code"),
         ("host", "what surrounds the agent: cgroups, pods, systemd, log, clock, certificates; how it is confined"),
         ("monitor", "what it observes: probes, counters, and the metrics made of them"),
+        ("diagnosis", "what the numbers of the last minutes mean"),
         ("collector", "the loop that makes a snapshot of it"),
         ("api", "questions and their answers, over snapshots"),
         ("server", "HTTP, gRPC and the page, which carry them"),

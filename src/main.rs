@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use ebpf_sidecar::commands::cli::{self, Cli, Command};
-use ebpf_sidecar::commands::{check, client, health, man, run, top};
+use ebpf_sidecar::commands::{check, client, diagnose, health, man, run, top};
 use ebpf_sidecar::config::{self, Config};
 use ebpf_sidecar::ebpf::object;
 use ebpf_sidecar::host::time::rfc3339;
@@ -61,6 +61,10 @@ fn dispatch() -> Result<(), u8> {
             let address = cli.address.unwrap_or_else(|| health::local(grpc.address, grpc.port));
             let how = client::grpc(&config, address.ip()).map_err(|e| fail(FAILED, e))?;
             top::run(address, how, cli.once, cli.files).map_err(|e| fail(FAILED, e))
+        }
+        Command::Diagnose => {
+            let report = diagnose::run(&load(&cli)?, cli.watch, cli.log_level).map_err(|e| fail(FAILED, e))?;
+            say(&report)
         }
         Command::Check => {
             // At debug level it tells the long reasons too.

@@ -21,6 +21,7 @@ const STATS_BYTES: usize = 1 << 20;
 fn snapshot(sequence: u64) -> Snapshot {
     Snapshot {
         files: None,
+        diagnosis: None,
         scope: "host".into(),
         sequence,
         collected_at: SystemTime::now(),
@@ -40,6 +41,7 @@ fn render() -> Render {
         Page::Prometheus => format!("text {} {}\n", snapshot.sequence, "m".repeat(METRICS_BYTES)).into(),
         Page::OpenMetrics => format!("open {}\n# EOF\n", snapshot.sequence).into(),
         Page::Stats => format!("{{\"stats\":\"{}\"}}", "s".repeat(STATS_BYTES)).into(),
+        Page::Diagnosis => "{\"verdicts\":[]}".to_owned().into(),
         Page::Health => "{\"status\":\"healthy\"}".to_owned().into(),
     })
 }

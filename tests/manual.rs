@@ -33,7 +33,8 @@ fn lines(o: &Output) -> Vec<String> {
     String::from_utf8(o.stdout.clone()).unwrap().lines().map(str::to_owned).collect()
 }
 
-const COMMANDS: [&str; 9] = ["run", "check", "health", "top", "config", "version", "completions", "man", "help"];
+const COMMANDS: [&str; 10] =
+    ["run", "check", "health", "diagnose", "top", "config", "version", "completions", "man", "help"];
 
 #[test]
 fn man_shows_the_page_without_a_warning() {

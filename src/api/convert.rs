@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use protobuf::MessageField;
 
 use super::proto::metrics as pb;
+use super::proto::rpc;
 use super::{at, count, matches};
+use crate::metrics::diagnosis::{Confidence, Unseen, Verdict};
 use crate::metrics::files::{Counts, FileGroup, FileRow, Files};
 use crate::metrics::histogram::cumulative;
 use crate::metrics::metric::{Kind, Metric};
@@ -243,6 +245,44 @@ pub fn module_status(module: &ModuleStatus) -> pb::ModuleStatus {
         last_error: module.last_error.as_ref().or(module.trouble.as_ref()).cloned().unwrap_or_default(),
         metric_count: count(module.metric_count),
         last_collected: module.last_collected.map(at).unwrap_or_default(),
+        ..Default::default()
+    }
+}
+
+/// What the numbers of the last minute mean.
+pub fn diagnosis(snapshot: &Snapshot) -> rpc::GetDiagnosisResponse {
+    let Some(diagnosis) = snapshot.diagnosis.as_deref() else { return rpc::GetDiagnosisResponse::default() };
+    let verdict = |v: &Verdict| rpc::Verdict {
+        pattern: v.pattern.name().into(),
+        hurts: v.pattern.hurts(),
+        since: at(v.since),
+        confidence: match v.confidence {
+            Confidence::Possible => rpc::Confidence::CONFIDENCE_POSSIBLE,
+            Confidence::Likely => rpc::Confidence::CONFIDENCE_LIKELY,
+            Confidence::Certain => rpc::Confidence::CONFIDENCE_CERTAIN,
+        }
+        .into(),
+        summary: v.summary.clone(),
+        evidence: v
+            .numbers
+            .iter()
+            .map(|n| rpc::Evidence { name: n.name.into(), value: n.value, unit: n.unit.into(), ..Default::default() })
+            .collect(),
+        waited: v.waited,
+        read_again: v.read_again,
+        advice: v.pattern.advice().into(),
+        see: v.pattern.see(),
+        ..Default::default()
+    };
+    let unseen =
+        |u: &Unseen| rpc::Unseen { pattern: u.pattern.name().into(), needs: u.needs.into(), ..Default::default() };
+    rpc::GetDiagnosisResponse {
+        headline: diagnosis.headline(),
+        verdicts: diagnosis.verdicts.iter().map(verdict).collect(),
+        unseen: diagnosis.unseen.iter().map(unseen).collect(),
+        timestamp: at(diagnosis.at),
+        window_seconds: diagnosis.window.as_secs_f64(),
+        sequence: snapshot.sequence,
         ..Default::default()
     }
 }

@@ -228,6 +228,11 @@ impl Api {
         }
     }
 
+    /// What the numbers of the last minute mean.
+    pub fn get_diagnosis(&self, _: &rpc::GetDiagnosisRequest) -> rpc::GetDiagnosisResponse {
+        convert::diagnosis(&self.cell.load())
+    }
+
     /// What the standard health protocol says of `service`; `None` for one that is not served. Degraded is serving:
     /// a probe that cannot be attached here is no reason to restart.
     pub fn serving(&self, service: &str, served: &[&str]) -> Option<bool> {

@@ -104,13 +104,15 @@ fn metrics_are_those_of_the_exposition() {
     let text = prometheus::text(&snapshot);
     let exposed: HashMap<&str, f64> = text
         .lines()
-        .filter(|l| l.starts_with("ebpf_") && !l.starts_with("ebpf_sidecar_"))
+        .filter(|l| {
+            l.starts_with("ebpf_") && !["ebpf_sidecar_", "ebpf_diagnosis_"].iter().any(|own| l.starts_with(own))
+        })
         .map(|l| l.rsplit_once(' ').unwrap())
         .map(|(series, value)| (series, value.parse().unwrap()))
         .collect();
     assert_eq!(set.metrics.len(), exposed.len());
     for metric in &set.metrics {
-        let name = series(metric, &["preset", "db", "kind", "advice", "cause", "reclaimer", "le"]);
+        let name = series(metric, &["preset", "db", "kind", "advice", "cause", "op", "reclaimer", "le"]);
         let value = *exposed.get(name.as_str()).unwrap_or_else(|| panic!("{name} is not exposed"));
         assert!(metric.value == value || metric.value.is_nan() && value.is_nan(), "{name}: {} {value}", metric.value);
         let kind = match name.as_str() {

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use lexopt::Arg::{Long, Short, Value};
 use log::LevelFilter;
@@ -25,6 +26,7 @@ pub(crate) const COMMANDS: &[CommandInfo] = &[
     command(Command::Run, "run", "Run the agent until SIGTERM or SIGINT; the default"),
     command(Command::Check, "check", "Tell whether this host can run it, and how each probe would attach"),
     command(Command::Health, "health", "Ask the running agent: exit 0 if it is healthy or degraded, else 1"),
+    command(Command::Diagnose, "diagnose", "Watch for a while, without a server, and say what goes on"),
     command(Command::Top, "top", "Show what the running agent counts, every 2 seconds"),
     command(Command::Config, "config", "Print the effective configuration, secrets masked"),
     command(Command::Version, "version", "Print version, commit, build time and libbpf version"),
@@ -94,6 +96,13 @@ pub(crate) const OPTIONS: &[OptionInfo] = &[
         help: &["top: end after one table, over two collections"],
     },
     OptionInfo { short: None, long: "files", value: None, values: &[], help: &["top: files instead of processes"] },
+    OptionInfo {
+        short: None,
+        long: "for",
+        value: Some("TIME"),
+        values: &[],
+        help: &["diagnose: how long to watch, 2s to 1h; else 60s"],
+    },
     OptionInfo { short: Some('h'), long: "help", value: None, values: &[], help: &["Print this help"] },
     OptionInfo {
         short: Some('V'),
@@ -148,6 +157,8 @@ pub enum Command {
     Check,
     /// Ask a running agent for its health.
     Health,
+    /// Watch for a while and say what goes on.
+    Diagnose,
     /// Show what a running agent counts.
     Top,
     /// Print the effective configuration.
@@ -175,6 +186,8 @@ pub struct Cli {
     pub once: bool,
     /// Files are shown instead of processes; only with [`Command::Top`].
     pub files: bool,
+    /// How long to watch, if named; only with [`Command::Diagnose`].
+    pub watch: Option<Duration>,
     /// The argument of the command: one of those that it takes, or `None` if it takes none.
     pub argument: Option<&'static str>,
 }
@@ -201,7 +214,7 @@ impl From<lexopt::Error> for CliError {
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> {
     let mut parser = lexopt::Parser::from_args(args);
     let (mut command, mut argument, mut config, mut log_level, mut address) = (None, None, None, None, None);
-    let (mut once, mut files) = (false, false);
+    let (mut once, mut files, mut watch) = (false, false, None);
     while let Some(arg) = parser.next()? {
         let end = match arg {
             Short('h') | Long("help") => Some(Command::Help),
@@ -209,7 +222,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> 
             _ => None,
         };
         if let Some(command) = end {
-            return Ok(Cli { command, config, log_level, address, once, files, argument });
+            return Ok(Cli { command, config, log_level, address, once, files, watch, argument });
         }
         match arg {
             Short('c') | Long("config") => config = Some(PathBuf::from(parser.value()?)),
@@ -217,6 +230,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> 
             Long("address") => address = Some(parse_address(&parser.value()?.to_string_lossy())?),
             Long("once") => once = true,
             Long("files") => files = true,
+            Long("for") => watch = Some(parse_time(&parser.value()?.to_string_lossy())?),
             Value(text) => match (command, argument) {
                 (None, _) => command = Some(parse_command(&text.to_string_lossy())?),
                 (Some(c), None) if !c.argument.is_empty() => {
@@ -246,6 +260,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> 
             return Err(CliError(format!("{option} goes with the command top only")));
         }
     }
+    if watch.is_some() && command != Command::Diagnose {
+        return Err(CliError("--for goes with the command diagnose only".into()));
+    }
     if address.is_some() && command != Command::Health && command != Command::Top {
         return Err(CliError(
             "--address goes with the commands health and top only; a server's address is a key of the \
@@ -253,7 +270,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> 
                 .into(),
         ));
     }
-    Ok(Cli { command, config, log_level, address, once, files, argument })
+    Ok(Cli { command, config, log_level, address, once, files, watch, argument })
 }
 
 fn parse_command(name: &str) -> Result<&'static CommandInfo, CliError> {
@@ -268,6 +285,18 @@ fn parse_argument(command: &CommandInfo, text: &str) -> Result<&'static str, Cli
 
 fn parse_address(address: &str) -> Result<SocketAddr, CliError> {
     address.parse().map_err(|_| CliError(format!("--address: {address:?} is not allowed; allowed: {ADDRESS}")))
+}
+
+fn parse_time(time: &str) -> Result<Duration, CliError> {
+    let seconds = |number: &str, unit| number.parse::<u64>().ok()?.checked_mul(unit);
+    let known = match time.trim_end_matches(|c: char| !c.is_ascii_digit()) {
+        number if time.ends_with('s') && time.len() == number.len() + 1 => seconds(number, 1),
+        number if time.ends_with('m') && time.len() == number.len() + 1 => seconds(number, 60),
+        number if time.ends_with('h') && time.len() == number.len() + 1 => seconds(number, 3600),
+        _ => None,
+    };
+    let allowed = || CliError(format!("--for: {time:?} is not allowed; allowed: 2s to 1h, such as 60s or 5m"));
+    known.filter(|s| (2..=3600).contains(s)).map(Duration::from_secs).ok_or_else(allowed)
 }
 
 fn parse_level(level: &str) -> Result<LevelFilter, CliError> {
@@ -298,6 +327,7 @@ mod tests {
             address: None,
             once: false,
             files: false,
+            watch: None,
             argument: None,
         };
         for (line, expected) in [
@@ -334,6 +364,9 @@ mod tests {
             ("completions", ["completions", "needs an argument", "bash, zsh, fish"]),
             ("completions csh", ["completions", "\"csh\"", "bash, zsh, fish"]),
             ("completions bash zsh", ["unexpected", "\"zsh\"", "one command"]),
+            ("diagnose --for 60", ["--for", "\"60\"", "2s to 1h"]),
+            ("diagnose --for 1s", ["--for", "\"1s\"", "2s to 1h"]),
+            ("top --for 60s", ["--for", "diagnose only", ""]),
             ("health --once", ["--once", "top only", ""]),
             ("--files", ["--files", "top only", ""]),
             ("health --address localhost", ["--address", "\"localhost\"", "allowed: an IP address and a port"]),
@@ -363,11 +396,16 @@ mod tests {
             let value = match o.long {
                 "log-level" => Some("info"),
                 "address" => Some("127.0.0.1:1"),
+                "for" => Some("5m"),
                 _ => o.value,
             };
             for option in o.short.map(|s| format!("-{s}")).into_iter().chain([format!("--{}", o.long)]) {
                 assert!(help.contains(&option), "{option}");
-                let command = if ["once", "files"].contains(&o.long) { "top" } else { "health" };
+                let command = match o.long {
+                    "once" | "files" => "top",
+                    "for" => "diagnose",
+                    _ => "health",
+                };
                 let words = [command, &option].into_iter().chain(value).map(OsString::from);
                 assert!(parse(words).is_ok(), "{option}");
             }

@@ -3,6 +3,7 @@
 pub mod check;
 pub mod cli;
 pub mod client;
+pub mod diagnose;
 pub mod health;
 pub mod man;
 mod reload;

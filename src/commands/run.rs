@@ -14,7 +14,7 @@ use crate::commands::reload::{Read, Reload};
 use crate::config::{Config, ExportKind, ModuleName};
 use crate::ebpf::os::{self, Signal, Signals};
 use crate::export::engine::{Ending, Exporter};
-use crate::export::{banyandb, json, otlp, prometheus};
+use crate::export::{banyandb, diagnosis, json, otlp, prometheus};
 use crate::host::systemd::Systemd;
 use crate::host::{confine, logging, scope, version};
 use crate::metrics::cell::SnapshotCell;
@@ -187,7 +187,8 @@ impl Pulse {
     }
 }
 
-fn modules(config: &Config) -> Vec<Box<dyn Module>> {
+/// What the configuration has observed.
+pub(super) fn modules(config: &Config) -> Vec<Box<dyn Module>> {
     let module = |name: &ModuleName| -> Box<dyn Module> {
         match name {
             ModuleName::IoMonitor => Box::new(IoMonitor::new(&config.collector)),
@@ -201,6 +202,7 @@ fn render(page: Page, snapshot: &Snapshot) -> Rendered {
         Page::Prometheus => prometheus::text(snapshot).into(),
         Page::OpenMetrics => prometheus::openmetrics(snapshot).into(),
         Page::Stats => json::stats(snapshot).into(),
+        Page::Diagnosis => diagnosis::json(snapshot).into(),
         Page::Health => {
             let (health, body) = json::health(snapshot, Instant::now());
             Rendered { status: if health.status == Status::Unhealthy { 503 } else { 200 }, body }

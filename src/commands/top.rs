@@ -96,7 +96,9 @@ impl Agent {
                 self.address
             ));
         }
-        Ok(Sample::new(metrics, io, health))
+        // An agent of an earlier version has none.
+        let diagnosis = self.call(name::GET_DIAGNOSIS, &rpc::GetDiagnosisRequest::default()).unwrap_or_default();
+        Ok(Sample::new(metrics, io, health, diagnosis))
     }
 }
 
@@ -107,6 +109,8 @@ struct Sample {
     /// Seconds since 1970.
     at: f64,
     health: String,
+    /// What goes on, in one sentence; empty if it is not said.
+    diagnosis: String,
     /// Sums over the labels.
     values: HashMap<String, f64>,
     /// By name without `_bucket`: bounds in seconds, and events up to each.
@@ -128,10 +132,16 @@ struct File {
 
 impl Sample {
     /// Nothing that an agent says reaches the terminal as it is: see [`clean`].
-    fn new(metrics: rpc::GetMetricsResponse, io: rpc::GetIOStatsResponse, health: rpc::GetHealthResponse) -> Self {
+    fn new(
+        metrics: rpc::GetMetricsResponse,
+        io: rpc::GetIOStatsResponse,
+        health: rpc::GetHealthResponse,
+        diagnosis: rpc::GetDiagnosisResponse,
+    ) -> Self {
         let sequence = metrics.metric_sets.iter().map(|s| s.sequence).max().unwrap_or(0);
         let at = metrics.timestamp.as_ref().map_or(0.0, |t| t.seconds as f64 + f64::from(t.nanos) / 1e9);
-        let mut sample = Sample { sequence, at, health: clean(health.message), ..Default::default() };
+        let (health, diagnosis) = (clean(health.message), clean(diagnosis.headline));
+        let mut sample = Sample { sequence, at, health, diagnosis, ..Default::default() };
         for metric in metrics.metric_sets.into_iter().flat_map(|s| s.metrics) {
             sample.add(metric);
         }
@@ -165,7 +175,9 @@ fn table(before: &Sample, now: &Sample) -> String {
     // A clock that was set back meanwhile leaves no rate to tell.
     let per_second = |growth: f64| (seconds > 0.0).then(|| growth.max(0.0) / seconds);
     let rate = |name: &str| per_second(now.values.get(name)? - before.values.get(name)?);
-    let mut text = format!("ebpf-sidecar, snapshot {}, over {seconds:.1} s: {}\n\n", now.sequence, now.health);
+    let mut text = if now.diagnosis.is_empty() { String::new() } else { format!("{}\n", now.diagnosis) };
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "ebpf-sidecar, snapshot {}, over {seconds:.1} s: {}\n", now.sequence, now.health);
     let mut line = |what: &str, value: Option<f64>, unit: &str| {
         // Writing to a String cannot fail.
         let _ = match value.filter(|v| v.is_finite()) {
@@ -284,12 +296,12 @@ pub(crate) fn fuzz(data: &[u8]) {
         fn read<M: Message>(bytes: Option<&[u8]>) -> M {
             M::parse_from_bytes(bytes.unwrap_or_default()).unwrap_or_default()
         }
-        Sample::new(read(answers.next()), read(answers.next()), read(answers.next()))
+        Sample::new(read(answers.next()), read(answers.next()), read(answers.next()), read(answers.next()))
     };
     let (first, second) = (sample(), sample());
     for table in [table(&first, &second), table(&second, &first), table(&first, &first)] {
         assert!(!table.chars().any(|c| c.is_control() && c != '\n'), "{table:?}");
-        let lines = 15 + ROWS + first.histograms.len().max(second.histograms.len());
+        let lines = 16 + ROWS + first.histograms.len().max(second.histograms.len());
         assert!(table.lines().count() <= lines, "{table}");
     }
 }
@@ -304,6 +316,7 @@ mod tests {
             sequence,
             at,
             health: "fine".into(),
+            diagnosis: "All is well".into(),
             values: [("ebpf_cache_read_attempts_total", reads), ("ebpf_cache_hit_rate_percent", f64::NAN)]
                 .map(|(n, v)| (n.to_owned(), v))
                 .into(),
@@ -340,7 +353,7 @@ mod tests {
     fn shows_what_grew_from_one_sample_to_the_next() {
         let text =
             table(&sample(1, 100.0, 1000.0, [5.0, 5.0, 5.0], 10), &sample(3, 104.0, 3000.0, [55.0, 104.0, 105.0], 50));
-        assert!(text.starts_with("ebpf-sidecar, snapshot 3, over 4.0 s: fine\n"), "{text}");
+        assert!(text.starts_with("All is well\nebpf-sidecar, snapshot 3, over 4.0 s: fine\n"), "{text}");
         assert!(text.contains("pages read                          500.0 /s"), "{text}");
         assert!(text.contains("  hit rate                              - %"), "{text}");
         assert!(text.contains("fadvise calls                           - /s"), "{text}");

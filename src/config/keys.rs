@@ -298,8 +298,8 @@ pub(super) static KEYS: &[Key] = &[
     Key {
         path: "collector.probes",
         kind: Kind::List,
-        allowed: "a list of probes, each once: fadvise, read_latency, cache_read, cache_fill, cache_evict, \
-                  reclaim_scan, direct_reclaim, memcg_reclaim, kswapd",
+        allowed: "a list of probes, each once: fadvise, read_latency, io_wait, cache_read, cache_fill, \
+                  cache_evict, reclaim_scan, direct_reclaim, memcg_reclaim, kswapd",
         help: "Probes to attach; the metrics of the others are absent.",
         set: |c, s| put(&mut c.collector.probes, probes(s)),
         get: |c| Some(c.collector.probes.join(",")),

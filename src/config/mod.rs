@@ -233,6 +233,7 @@ impl Files {
 pub const PROBES: &[&str] = &[
     "fadvise",
     "read_latency",
+    "io_wait",
     "cache_read",
     "cache_fill",
     "cache_evict",

@@ -10,6 +10,7 @@ use crate::host::time::rfc3339;
 use crate::metrics::files::{Counts, FileGroup, FileRow, Files};
 use crate::metrics::health::{self, Health, Status};
 use crate::metrics::histogram::{Histogram, cumulative};
+use crate::metrics::metric::Kind;
 use crate::metrics::own::CONFINED;
 use crate::metrics::snapshot::{Family, ProbeStatus, ProcessRow, Snapshot, Value, find};
 use crate::monitor::evictions::EVICTION_CAUSES;
@@ -88,6 +89,7 @@ enum Entry<'a> {
     Percent(Option<f64>),
     ByLabel(Map<&'a str>),
     Histogram(HistogramJson),
+    Histograms(Map<&'a str, HistogramJson>),
     Processes(Vec<ProcessJson<'a>>),
 }
 
@@ -219,11 +221,9 @@ fn sections(snapshot: &Snapshot) -> Map<&str, Map<&str, Entry<'_>>> {
         let Some(json) = family.metric.json else { continue };
         let Some(section) = sections.iter_mut().find(|s| s.name == json.section) else { continue };
         section.entries.extend(json.key.zip(whole(family)));
-        let by_label =
-            || Map(family.series.iter().filter_map(|s| Some((s.labels.first()?.as_str(), int(&s.value)?))).collect());
         match (json.key, json.by) {
-            (Some(_), Some(by)) => section.entries.push((by, Entry::ByLabel(by_label()))),
-            (None, Some(by)) => section.last.push((by, Entry::ByLabel(by_label()))),
+            (Some(_), Some(by)) => section.entries.push((by, by_label(family))),
+            (None, Some(by)) => section.last.push((by, by_label(family))),
             _ => {}
         }
     }
@@ -249,6 +249,20 @@ fn whole(family: &Family) -> Option<Entry<'_>> {
         Value::Percent(v) => Entry::Percent(*v),
         Value::Histogram(h) => Entry::Histogram(HistogramJson::from(h)),
     })
+}
+
+/// The value for each value of the one label.
+fn by_label(family: &Family) -> Entry<'_> {
+    fn each<T>(family: &Family, value: impl Fn(&Value) -> Option<T>) -> Map<&str, T> {
+        Map(family.series.iter().filter_map(|s| Some((s.labels.first()?.as_str(), value(&s.value)?))).collect())
+    }
+    match family.metric.kind {
+        Kind::Histogram => Entry::Histograms(each(family, |value| match value {
+            Value::Histogram(h) => Some(HistogramJson::from(h)),
+            _ => None,
+        })),
+        _ => Entry::ByLabel(each(family, int)),
+    }
 }
 
 fn int(value: &Value) -> Option<u64> {
@@ -335,7 +349,6 @@ mod tests {
 
     use super::*;
     use crate::export::prometheus;
-    use crate::metrics::metric::Kind;
     use crate::monitor::example;
 
     fn parse(text: &str) -> Value {
@@ -394,6 +407,8 @@ mod tests {
                 "direct_reclaim_processes": 9, "kswapd_wakeups": 13,
             }),
         );
+        let sleeps = &stats["waits"]["io_wait_seconds_by_op"];
+        assert_eq!((&sleeps["read"]["count"], &sleeps["sync"]["sum"]), (&json!(351), &json!(0.000000103)));
         assert_eq!((&latency["count"], &latency["sum"]), (&json!(2275), &json!(0.987654321)));
         assert_eq!(latency["buckets"]["1.024e-06"], 100);
         assert_eq!(stalls["count"], 325);
@@ -552,6 +567,15 @@ mod tests {
                     }
                 }
                 (Some(value), None, []) => same(name, value),
+                (None, Some(by), [label]) if metric.kind == Kind::Histogram => {
+                    for (key, value) in by.as_object().unwrap() {
+                        same(&format!("{name}_count{{{label}=\"{key}\"}}"), &value["count"]);
+                        same(&format!("{name}_sum{{{label}=\"{key}\"}}"), &value["sum"]);
+                        for (le, events) in value["buckets"].as_object().unwrap() {
+                            same(&format!("{name}_bucket{{{label}=\"{key}\",le=\"{le}\"}}"), events);
+                        }
+                    }
+                }
                 (sum, Some(by), [label]) => {
                     let by = by.as_object().unwrap();
                     by.iter().for_each(|(key, value)| same(&format!("{name}{{{label}=\"{key}\"}}"), value));
@@ -577,7 +601,8 @@ mod tests {
             same(&format!("ebpf_file_group_read_waits_total{{{labels}}}"), &counts["waits"]);
             same(&format!("ebpf_file_group_read_wait_seconds_total{{{labels}}}"), &counts["wait_seconds"]);
         }
-        let of_the_kernel = text.iter().filter(|(s, _)| s.starts_with("ebpf_") && !s.starts_with("ebpf_sidecar_"));
+        let own = |s: &str| ["ebpf_sidecar_", "ebpf_diagnosis_"].iter().any(|own| s.starts_with(own));
+        let of_the_kernel = text.iter().filter(|(s, _)| s.starts_with("ebpf_") && !own(s));
         assert_eq!(compared, of_the_kernel.count(), "a metric of the kernel is missing from this comparison");
     }
 }

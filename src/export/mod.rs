@@ -2,6 +2,7 @@
 //! until the next collection; what is sent to a server has a thread of its own.
 
 pub mod banyandb;
+pub mod diagnosis;
 pub mod engine;
 pub mod json;
 #[cfg(test)]

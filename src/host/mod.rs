@@ -7,6 +7,7 @@ pub mod logging;
 pub mod pem;
 pub mod pod;
 pub mod process;
+pub mod refaults;
 pub mod scope;
 pub mod secret;
 pub mod systemd;

@@ -155,6 +155,7 @@ fn alike(a: &Snapshot, b: &Snapshot) -> bool {
         families,
         processes: _,
         files: _,
+        diagnosis: _,
         modules,
         last_error,
     } = a;
@@ -244,7 +245,7 @@ const ROWS: u64 = 2;
 
 fn apply(to: &Snapshot, moment: Moment, differences: &[u8]) -> Snapshot {
     let mut from = Differences { bytes: differences, zeros: 0 };
-    let mut made = Snapshot { processes: None, files: None, ..to.clone() };
+    let mut made = Snapshot { processes: None, files: None, diagnosis: None, ..to.clone() };
     let Moment { sequence, collected_at, collected_instant } = moment;
     (made.sequence, made.collected_at, made.collected_instant) = (sequence, collected_at, collected_instant);
     for module in &mut made.modules {
@@ -469,7 +470,7 @@ mod tests {
     fn what_comes_back_is_what_was_added() {
         let mut random = Random(42);
         // What happened to files is of the newest alone.
-        let mut last = Snapshot { files: None, ..example::snapshot() };
+        let mut last = Snapshot { files: None, diagnosis: None, ..example::snapshot() };
         let (mut history, mut truth) = (History::new(Duration::from_secs(200)), VecDeque::new());
         for _ in 0..1000 {
             history.add(&Arc::new(last.clone()));

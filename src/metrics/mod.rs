@@ -2,6 +2,7 @@
 //! newest of them and the past. Data flows one way: kernel maps → collector → snapshot → outputs.
 
 pub mod cell;
+pub mod diagnosis;
 pub mod export;
 pub mod files;
 pub mod grpc;

@@ -1,6 +1,7 @@
 //! The metrics of the agent itself. To add one: an entry here, and its value where it is counted (`Collector::own_families`,
 //! or the other files of this folder).
 
+use super::diagnosis::PATTERNS;
 use super::metric::{Kind, Metric, label_values};
 
 macro_rules! metrics {
@@ -53,6 +54,8 @@ metrics! {
         "Size of the pages that are counted.";
     HEALTH = Gauge "ebpf_sidecar_health" ["state" in STATES] "":
         "1 for the state in which the last collection left the agent, 0 for the others; /health tells why.";
+    DIAGNOSIS_ACTIVE = Gauge "ebpf_diagnosis_active" ["pattern" in PATTERNS] "":
+        "1 for what the numbers of the last minute show, 0 for what they do not; absent for what cannot be seen. /api/v1/diagnosis has the reasons.";
     PROBE_ATTACHED = Gauge "ebpf_sidecar_probe_attached" ["probe", "mode"] "":
         "1 if the probe is attached, in that mode; 0 with mode none if it could not be: its metrics are absent then.";
     SNAPSHOT_SEQUENCE = Gauge "ebpf_sidecar_snapshot_sequence" [] "":
@@ -72,7 +75,7 @@ metrics! {
     EVENTS_MISSED = Counter "ebpf_sidecar_events_missed_total" ["probe"] "events":
         "Events at which the kernel skipped a program because it had not finished on the same CPU: interrupted there, or its thread preempted; absent for a probe with kprobes or classic tracepoints before Linux 6.7, which does not count those.";
     EVENTS_LOST = Counter "ebpf_sidecar_events_lost_total" ["map"] "events":
-        "Events without a place in a full kernel map: those of processes are in the overflow row, those of stalls and reads are missing from their histograms, as are stalls whose end was missed; those of files are pages and waits that no file has.";
+        "Events without a place in a full kernel map: those of processes are in the overflow row, those of stalls, reads and sleeps are missing from their histograms, as are stalls and sleeps whose end was missed; those of files are pages and waits that no file has.";
 
     GRPC_CALLS = Counter "ebpf_sidecar_grpc_calls_total" ["result" in CALL_RESULTS] "calls":
         "gRPC calls that were answered, and streams that were opened; refused are those above a limit.";

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::diagnosis::Diagnosis;
 use super::files::{FileGroup, FileRow, Files};
 use super::histogram::Histogram;
 use super::metric::Metric;
@@ -31,6 +32,8 @@ pub struct Snapshot {
     pub processes: Option<Vec<ProcessRow>>,
     /// What happened to files. `None`: they are not told apart, or it is one of the past.
     pub files: Option<Arc<Files>>,
+    /// What it means together with those before it. `None`: it is one of the past, or of nothing yet.
+    pub diagnosis: Option<Arc<Diagnosis>>,
     /// Each configured module.
     pub modules: Vec<ModuleStatus>,
     /// Why the last collection failed; `None` when it did not.

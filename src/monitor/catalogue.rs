@@ -5,14 +5,21 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use super::stat::{self, Stat, Subject};
-use super::{evictions, fadvise, fills, reads, reclaim, waits};
+use super::{evictions, fadvise, fills, reads, reclaim, sleeps, waits};
 use crate::metrics::metric::Metric;
 use crate::metrics::own::OWN;
 use crate::metrics::snapshot::Family;
 
 /// What the programs observe.
-pub static SUBJECTS: [&Subject; 6] =
-    [&fadvise::SUBJECT, &reads::SUBJECT, &waits::SUBJECT, &fills::SUBJECT, &evictions::SUBJECT, &reclaim::SUBJECT];
+pub static SUBJECTS: [&Subject; 7] = [
+    &fadvise::SUBJECT,
+    &reads::SUBJECT,
+    &waits::SUBJECT,
+    &sleeps::SUBJECT,
+    &fills::SUBJECT,
+    &evictions::SUBJECT,
+    &reclaim::SUBJECT,
+];
 
 /// All metrics.
 pub static CATALOGUE: LazyLock<Vec<&Metric>> =

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::catalogue::CATALOGUE;
 use super::file_groups;
+use crate::metrics::diagnosis::{Confidence, Diagnosis, Number, Pattern, Unseen, Verdict};
 use crate::metrics::files::{Counts, FileGroup, FileKind, FileRow, Files};
 use crate::metrics::histogram::{BUCKETS, Histogram};
 use crate::metrics::metric::{Kind, Metric};
@@ -37,7 +38,27 @@ pub fn snapshot() -> Snapshot {
         families,
         processes: Some(vec![row(4711, "banyand \"hot\"\n\\", 1000, 999), row(0, "overflow", 4, 2)]),
         files: Some(Arc::new(files())),
+        diagnosis: Some(Arc::new(diagnosis())),
         last_error: None,
+    }
+}
+
+/// Something that hurts, and something that is not seen.
+fn diagnosis() -> Diagnosis {
+    let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
+    Diagnosis {
+        at,
+        window: Duration::from_secs(60),
+        verdicts: vec![Verdict {
+            pattern: Pattern::WriteThrottling,
+            since: at - Duration::from_secs(30),
+            confidence: Confidence::Certain,
+            summary: "Writers are throttled: they wait 1.50 s in each second for the disk".into(),
+            numbers: vec![Number { name: "waited_in_writes", value: 1.5, unit: "s/s" }],
+            waited: Some(1.5),
+            read_again: None,
+        }],
+        unseen: vec![Unseen { pattern: Pattern::CacheTooSmall, needs: "a curve" }],
     }
 }
 
@@ -91,6 +112,17 @@ fn family(i: usize, metric: &'static Metric) -> Family {
         "ebpf_cache_miss_rate_percent" => return percent(Some(2.34375)),
         "ebpf_cache_read_bytes_total" => &[67_108_864],
         "ebpf_read_wait_seconds" => return histogram(std::array::from_fn(|i| 100 - i as u64), 987_654_321),
+        "ebpf_io_wait_seconds" => {
+            let labels = metric.label_values[0].iter().enumerate();
+            let series = labels.map(|(op, label)| Series {
+                labels: vec![(*label).to_owned()],
+                value: Value::Histogram(Histogram {
+                    buckets: std::array::from_fn(|i| i as u64 + op as u64 + 1),
+                    sum_ns: 100 + op as u64,
+                }),
+            });
+            return Family { metric, series: series.collect() };
+        }
         "ebpf_page_cache_adds_total" => &[384, 512, 33, 2048, 7],
         "ebpf_page_cache_evictions_total" => &[640, 128, 5],
         "ebpf_memory_lru_pages_scanned_total" => &[5000, 300, 70],

@@ -132,12 +132,13 @@ impl IoMonitor {
 }
 
 /// Events that are missing from the metrics by the map that had no place for them; ends of stalls can be missed too.
-fn lost(counters: &Counters, missed_ends: u64) -> [(&'static str, u64); 4] {
+fn lost(counters: &Counters, missed_ends: u64) -> [(&'static str, u64); 5] {
     let of_files = ["no_file_fills", "no_file_evictions", "no_file_waits"];
     [
         ("processes", counters.sum("overflow_calls")),
         ("stalls", counters.sum("lost_stalls") + missed_ends),
         ("reads", counters.sum("lost_reads")),
+        ("sleeps", counters.sum("lost_sleeps")),
         ("files", of_files.iter().map(|name| counters.sum(name)).sum()),
     ]
 }

@@ -22,6 +22,7 @@ pub mod reads;
 pub mod reclaim;
 pub mod rows;
 pub mod scope;
+pub mod sleeps;
 pub mod stalls;
 pub mod stat;
 pub mod waits;

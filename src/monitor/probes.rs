@@ -51,6 +51,8 @@ macro_rules! tracepoints {
 pub const FADVISE: &str = "fadvise";
 /// Reads that wait for I/O.
 pub const READ_LATENCY: &str = "read_latency";
+/// Sleeps for I/O.
+pub const IO_WAIT: &str = "io_wait";
 /// Buffered reads.
 pub const CACHE_READ: &str = "cache_read";
 /// Pages that come into the page cache.
@@ -94,6 +96,38 @@ pub(super) static PROBES: &[Probe] = &[
                     ("fentry_wait_timeout", Hook::IfThere(&Hook::FunctionEntry(&["io_schedule_timeout"]))),
                 ],
             )],
+        )
+    },
+    // The ends first, as above.
+    Probe {
+        switch: |_| Switch::Auto,
+        ..Probe::new(
+            IO_WAIT,
+            &[
+                Way {
+                    ruled_out: frees_what_sleeps,
+                    ..Way::new(
+                        "fexit",
+                        FENTRY,
+                        &[
+                            ("fexit_sleep", Hook::FunctionExit(SLEEP)),
+                            ("fexit_sleep_timeout", Hook::FunctionExit(SLEEP_TIMEOUT)),
+                            ("fentry_sleep", Hook::FunctionEntry(SLEEP)),
+                            ("fentry_sleep_timeout", Hook::FunctionEntry(SLEEP_TIMEOUT)),
+                        ],
+                    )
+                },
+                Way::new(
+                    "kprobe",
+                    KPROBE,
+                    &[
+                        ("kret_sleep", Hook::Kretprobe(SLEEP)),
+                        ("kret_sleep_timeout", Hook::Kretprobe(SLEEP_TIMEOUT)),
+                        ("kprobe_sleep", Hook::Kprobe(SLEEP)),
+                        ("kprobe_sleep_timeout", Hook::Kprobe(SLEEP_TIMEOUT)),
+                    ],
+                ),
+            ],
         )
     },
     Probe {
@@ -179,6 +213,15 @@ fn silent_scans() -> Option<&'static str> {
     os::scans_are_silent().then_some("the multi-generational LRU of kernels before 6.7 does not tell what it scans")
 }
 
+/// Before, fexit of a function that sleeps is not safe: what is detached is freed while a thread is still to return to it.
+fn frees_what_sleeps() -> Option<&'static str> {
+    (os::kernel_version() < (5, 12)).then_some("kernels before 5.12 may free it under a thread that sleeps")
+}
+
+/// What every thread sleeps in that waits for I/O.
+const SLEEP: &[&str] = &["io_schedule"];
+/// What some of them do, above all writers that are throttled.
+const SLEEP_TIMEOUT: &[&str] = &["io_schedule_timeout"];
 const ADDED: &str = "mm_filemap_add_to_page_cache";
 
 /// What the system call does its work in; that of 32-bit programs too.

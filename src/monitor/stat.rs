@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::counters::Counters;
-use crate::metrics::histogram::Histogram;
+use crate::metrics::histogram::{BUCKETS, Histogram};
 use crate::metrics::metric::{Json, Kind, Metric};
 use crate::metrics::snapshot::{Family, ProbeStatus, Series, Value, find};
 
@@ -38,6 +38,8 @@ enum Source {
     Each(&'static str),
     /// The buckets, and the sum in nanoseconds.
     Durations(&'static str, &'static str),
+    /// The same for each value of the label: the buckets of one behind those of the other.
+    DurationsEach(&'static str, &'static str),
     /// What the growth of others over a time comes to; `None` if there is nothing to divide by.
     Percent(fn(&Grown) -> Option<f64>),
     /// Anything else: values with their labels, `None` if they cannot be known.
@@ -133,6 +135,15 @@ impl Stat {
                 let buckets = std::array::from_fn(|i| view.counters.nth(buckets, i));
                 one(Value::Histogram(Histogram { buckets, sum_ns: view.counters.sum(ns) }))
             }
+            Source::DurationsEach(buckets, ns) => {
+                let series = |(n, label): (usize, &&str)| {
+                    let buckets = std::array::from_fn(|i| view.counters.nth(buckets, n * BUCKETS + i));
+                    let value = Value::Histogram(Histogram { buckets, sum_ns: view.counters.nth(ns, n) });
+                    Series { labels: vec![(*label).to_owned()], value }
+                };
+                let labels = self.metric.label_values.first().copied().unwrap_or_default();
+                Some(labels.iter().enumerate().map(series).collect())
+            }
             Source::Other(values) => values(view),
             Source::Percent(_) => None,
         }
@@ -187,6 +198,11 @@ impl How {
     /// A histogram: the counter of its buckets, and that of the nanoseconds.
     pub(super) const fn durations(buckets: &'static str, ns: &'static str) -> Self {
         Self::of(Source::Durations(buckets, ns))
+    }
+
+    /// A histogram for each value of the label.
+    pub(super) const fn durations_each(buckets: &'static str, ns: &'static str) -> Self {
+        Self::of(Source::DurationsEach(buckets, ns))
     }
 
     /// A percentage of what others grew by.
@@ -332,7 +348,6 @@ pub(super) fn growth(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::histogram::BUCKETS;
     use crate::monitor::catalogue::SUBJECTS;
 
     #[test]
@@ -345,6 +360,11 @@ mod tests {
                 }
                 Source::Durations(buckets, ns) => {
                     assert_eq!((counters.each(buckets).len(), counters.each(ns).len()), (BUCKETS, 1), "{buckets}");
+                }
+                Source::DurationsEach(buckets, ns) => {
+                    let labels = stat.metric.label_values[0].len();
+                    let there = (counters.each(buckets).len(), counters.each(ns).len());
+                    assert_eq!(there, (labels * BUCKETS, labels), "{buckets}");
                 }
                 Source::Nth(name, n) => assert!(n < counters.each(name).len(), "{name}"),
                 _ => {}

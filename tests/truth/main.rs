@@ -5,6 +5,7 @@
 #[macro_use]
 mod common;
 mod attaching;
+mod diagnosis;
 mod evictions;
 mod fadvise;
 mod files;
@@ -18,6 +19,7 @@ mod readers;
 mod reads;
 mod reclaim;
 mod scope;
+mod sleeps;
 mod waits;
 
 use common::MIB;

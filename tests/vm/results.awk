@@ -14,7 +14,7 @@
     bytes = lacks ~ /ebpf_cache_read_bytes_total/
     waits = lacks ~ /ebpf_read_wait_seconds/
     fadvise = lacks ~ /ebpf_fadvise_calls_total/
-    gsub(/ebpf_(fadvise_[a-z_]*|cache_(read_(attempts_total|bytes_total)|hits_total|(hit|miss)_rate_percent)|read_wait_seconds)/, "", lacks)
+    gsub(/ebpf_(fadvise_[a-z_]*|cache_(read_(attempts_total|bytes_total)|hits_total|(hit|miss)_rate_percent)|read_wait_seconds|io_wait_seconds)/, "", lacks)
     gsub(/nothing|[ .]/, "", lacks)
     what = reads ? "no reads" : bytes ? "no bytes, waits" : waits ? "no waits" : "all"
     if (fadvise) what = what == "all" ? "no fadvise" : what ", fadvise"

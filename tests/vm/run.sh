@@ -64,7 +64,7 @@ done
 
 # What a kernel is booted for. fentry, kprobe, tracepoint: the ground truth with that way of attaching alone, and the
 # module disabled and enabled. nobtf: the ground truth with the kernel's BTF ignored, on the oldest unless VM_MODES names
-# it. static: the same by the static binary, with the defaults. auto: what the agent does by default and with few
+# it. slow: sleeps for I/O on a disk that takes 50 ms for each request; where VM_FULL or VM_MODES ask for it. static: the same by the static binary, with the defaults. auto: what the agent does by default and with few
 # privileges. lru_gen: reclaim under the multi-generational LRU, which is on in Debian's later kernels anyway.
 modes_of() {
     local modes="fentry kprobe tracepoint auto" mode
@@ -81,6 +81,7 @@ modes_of() {
         ;;
     esac
     [[ $1 != 5.10 && " ${VM_MODES:-} " != *" nobtf "* ]] || modes+=" nobtf"
+    [[ -z ${VM_FULL:-} && " ${VM_MODES:-} " != *" slow "* ]] || modes+=" slow"
     [ "$1" != 6.1 ] || modes+=" lru_gen"
     if [[ -n ${TEST_STATIC:-} && " ${VM_STATIC:-5.10 7.2} " = *" $1 "* ]]; then
         case $1 in
@@ -141,6 +142,7 @@ job_of() {
         disable
         echo '[ -z "$failed" ]'
         ;;
+    slow) echo "TEST_SLOW_DISK=50 truth --test-threads=1 --show-output sleeps::" ;;
     lru_gen)
         echo 'echo 7 >/sys/kernel/mm/lru_gen/enabled || exit 1'
         echo 'truth --test-threads=1 --show-output reclaim:: evictions_by_cause'
@@ -205,7 +207,9 @@ boot() {
     # Without it, old kernels have no random numbers for minutes.
     VM_MODULES=
     [[ $1 != own* ]] || { options+=" -device virtio-rng-pci" VM_MODULES=${KERNEL_MODULES:-}; }
-    export VM_PROGRAMS VM_ARCH VM_BUSYBOX VM_MODULES
+    VM_DISK=
+    [ "$2" != slow ] || VM_DISK=throttling.iops-total=20
+    export VM_PROGRAMS VM_ARCH VM_BUSYBOX VM_MODULES VM_DISK
     image=$(image_of "$1")
     [[ $1 = own* ]] || VM_MODULES=$(ls -d "${image/vmlinuz-/modules-}"/*)
     job_of "$1" "$2" >"$out/$1-$2.job"

@@ -342,6 +342,7 @@ fn metrics_service(shared: &Arc<Shared>, local: bool) -> Service {
     let builder = unary(builder, shared, name::GET_IO_STATS, |s, r| encode(&s.api.get_io_stats(r)?));
     let builder = unary(builder, shared, name::GET_MODULE_STATUS, |s, r| encode(&s.api.get_module_status(r)?));
     let builder = unary(builder, shared, name::GET_HEALTH, |s, r| encode(&s.api.get_health(r)));
+    let builder = unary(builder, shared, name::GET_DIAGNOSIS, |s, r| encode(&s.api.get_diagnosis(r)));
     let of_configure = Arc::clone(shared);
     let of_stream = Arc::clone(shared);
     builder

@@ -23,6 +23,8 @@ pub mod name {
     pub const CONFIGURE_MODULE: &str = "/banyandb.ebpf.v1.EBPFMetricsService/ConfigureModule";
     /// `GetHealthRequest` → `GetHealthResponse`.
     pub const GET_HEALTH: &str = "/banyandb.ebpf.v1.EBPFMetricsService/GetHealth";
+    /// `GetDiagnosisRequest` → `GetDiagnosisResponse`.
+    pub const GET_DIAGNOSIS: &str = "/banyandb.ebpf.v1.EBPFMetricsService/GetDiagnosis";
     /// `HealthCheckRequest` → `HealthCheckResponse`.
     pub const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
     /// `HealthCheckRequest` → stream of `HealthCheckResponse`.

@@ -30,12 +30,12 @@ pub fn is_dear(path: &str, query: &str) -> bool {
 
 /// All of them, as the answer to another path names them.
 pub const PATHS: &str = ", /api/v1/ebpf/metrics, /api/v1/ebpf/metrics/stream, /api/v1/ebpf/io/stats, \
-     /api/v1/ebpf/modules/status, /api/v1/ebpf/modules/configure, /api/v1/ebpf/health";
+     /api/v1/ebpf/modules/status, /api/v1/ebpf/modules/configure, /api/v1/ebpf/health, /api/v1/ebpf/diagnosis";
 
 /// The methods that a path of the API takes, as the Allow header has them; `None` for another path.
 pub fn methods(path: &str) -> Option<&'static str> {
     match path.strip_prefix(PREFIX)? {
-        "metrics" | "io/stats" | "modules/status" | "health" => Some("GET, HEAD"),
+        "metrics" | "io/stats" | "modules/status" | "health" | "diagnosis" => Some("GET, HEAD"),
         "metrics/stream" => Some("GET"),
         "modules/configure" => Some("POST"),
         _ => None,
@@ -90,6 +90,7 @@ impl Gateway {
             "io/stats" => from_query(query).and_then(|r| json(&api.get_io_stats(&r)?)),
             "modules/status" => from_query(query).and_then(|r| json(&api.get_module_status(&r)?)),
             "health" => from_query(query).and_then(|r| json(&api.get_health(&r))),
+            "diagnosis" => from_query(query).and_then(|r| json(&api.get_diagnosis(&r))),
             _ => return None,
         })
     }

@@ -1,4 +1,4 @@
-//! The routes `/`, `/metrics`, `/health` and `/api/v1/stats`, and starting and stopping the server.
+//! The routes `/`, `/metrics`, `/health`, `/api/v1/stats` and `/api/v1/diagnosis`, and starting and stopping the server.
 //!
 //! Two threads: `http-front` (`front`) talks to the clients, `http` answers what it passes on. Both
 //! read the newest snapshot only; neither waits for the collector.
@@ -48,6 +48,8 @@ pub enum Page {
     OpenMetrics,
     /// The statistics as JSON.
     Stats,
+    /// What the numbers mean, as JSON.
+    Diagnosis,
     /// The state of the agent as JSON; made anew for each request, since it tells ages.
     Health,
 }
@@ -57,7 +59,7 @@ impl Page {
         match self {
             Page::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
             Page::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            Page::Stats | Page::Health => "application/json",
+            Page::Stats | Page::Diagnosis | Page::Health => "application/json",
         }
     }
 }
@@ -281,10 +283,11 @@ impl Routes {
             }
             "/health" => Some(Page::Health),
             "/api/v1/stats" => Some(Page::Stats),
+            "/api/v1/diagnosis" => Some(Page::Diagnosis),
             _ => {
                 let api = if self.gateway.is_some() { gateway::PATHS } else { "" };
-                let paths = format!("no such page; there are /, {}, /health, /api/v1/stats{api}", self.metrics_path);
-                return failure(404, &paths);
+                let own = "/health, /api/v1/stats, /api/v1/diagnosis";
+                return failure(404, &format!("no such page; there are /, {}, {own}{api}", self.metrics_path));
             }
         };
         if wrong_method {

@@ -34,11 +34,18 @@ mod tests {
     use crate::metrics::metric::Kind;
     use crate::monitor::catalogue::SUBJECTS;
     use crate::monitor::stat::{Row, Stat, Subject};
-    use crate::monitor::{evictions, fadvise, fills, reads, reclaim, waits};
+    use crate::monitor::{evictions, fadvise, fills, reads, reclaim, sleeps, waits};
 
     /// The panels, what is asked for most first.
-    static PANELS: [&Subject; 6] =
-        [&reads::SUBJECT, &waits::SUBJECT, &fills::SUBJECT, &evictions::SUBJECT, &fadvise::SUBJECT, &reclaim::SUBJECT];
+    static PANELS: [&Subject; 7] = [
+        &reads::SUBJECT,
+        &waits::SUBJECT,
+        &sleeps::SUBJECT,
+        &fills::SUBJECT,
+        &evictions::SUBJECT,
+        &fadvise::SUBJECT,
+        &reclaim::SUBJECT,
+    ];
 
     /// What the script says of the panels: the titles and rows that the subjects declare.
     fn panels() -> String {
@@ -65,6 +72,7 @@ mod tests {
         let (kind, unit) = match (metric.kind, metric.unit) {
             (Kind::Gauge, "percent") => ("gauge", "%".to_string()),
             (Kind::Gauge, _) => ("gauge", String::new()), // of what, the label tells
+            (Kind::Histogram, _) if json.by.is_some() => ("seconds", "s/s".to_string()),
             (Kind::Histogram, _) => ("waits", format!("{}/s", row.label)),
             (Kind::Counter, "bytes") => ("counter", "B/s".to_string()),
             (Kind::Counter, unit) if metric.labels.is_empty() => ("counter", format!("{unit}/s")),
