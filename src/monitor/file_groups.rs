@@ -59,7 +59,7 @@ pub static WAIT_SECONDS: Metric = metric(
 pub static METRICS: [&Metric; 4] = [&ADDS, &EVICTIONS, &WAITS, &WAIT_SECONDS];
 
 /// Labels by name, in their order.
-type Labels<'a> = Vec<(&'a str, &'a str)>;
+pub type Labels<'a> = Vec<(&'a str, &'a str)>;
 
 /// A metric with its series.
 #[derive(Debug)]

@@ -12,6 +12,7 @@ use crate::host::version;
 use crate::metrics::histogram::{BUCKETS, upper_bound_seconds};
 use crate::metrics::metric::{Kind, Metric};
 use crate::metrics::snapshot::{ALLOCATION, Series, Snapshot, Value};
+use crate::monitor::file_groups::{self, Labels};
 
 /// Sums since the start, not since the last point.
 const CUMULATIVE: u8 = 2;
@@ -176,8 +177,17 @@ impl Converter {
         let started = || snapshot.collected_at.checked_sub(age).and_then(nanos).unwrap_or(time);
         let start = (*self.start.get_or_insert_with(started)).min(time);
         let mut parts = vec![Gathered::default()];
-        for family in &snapshot.families {
-            let mut series = &family.series[..];
+        let groups: Vec<_> = snapshot.files.iter().flat_map(|files| file_groups::families(files)).collect();
+        let of_groups = groups.iter().map(|family| {
+            let series = family.series.iter().map(|(labels, value)| (labels.clone(), value));
+            (family.metric, series.collect::<Vec<_>>())
+        });
+        let families = snapshot.families.iter().map(|family| {
+            let series = family.series.iter().map(|s| (labels_of(family.metric, s), &s.value));
+            (family.metric, series.collect::<Vec<_>>())
+        });
+        for (metric, series) in families.chain(of_groups) {
+            let mut series = &series[..];
             while !series.is_empty() {
                 let full = parts.last().is_none_or(|part| part.points >= self.batch_size);
                 if full {
@@ -185,7 +195,7 @@ impl Converter {
                 }
                 if let Some(part) = parts.last_mut() {
                     let (these, rest) = series.split_at(series.len().min(self.batch_size - part.points));
-                    part.put(family.metric, these, start);
+                    part.put(metric, these, start);
                     series = rest;
                 }
             }
@@ -217,18 +227,22 @@ impl Converter {
     }
 }
 
+fn labels_of<'a>(metric: &Metric, series: &'a Series) -> Labels<'a> {
+    metric.labels.iter().copied().zip(series.labels.iter().map(String::as_str)).collect()
+}
+
 impl Gathered {
     /// Adds a `Metric` with these series.
-    fn put(&mut self, metric: &Metric, series: &[Series], start: u64) {
+    fn put(&mut self, metric: &Metric, series: &[(Labels, &Value)], start: u64) {
         let mut data = Template::default();
-        for one in series {
-            let labels = metric.labels.iter().copied().zip(one.labels.iter().map(String::as_str));
-            let point = match &one.value {
+        for (labels, value) in series {
+            let labels = labels.iter().copied();
+            let point = match value {
                 Value::Histogram(_) => histogram_point(labels, start),
                 value => number_point(metric.kind, labels, value, start),
             };
             data.nest(1, &point);
-            self.values(&one.value);
+            self.values(value);
         }
         self.points += series.len();
         let field = match metric.kind {
@@ -351,7 +365,7 @@ mod tests {
             Family { metric: &PROCESS_CPU, series: vec![series(&[], Value::Float(0.1))] },
             Family { metric: &SCOPE_INFO, series: vec![series(&[""], Value::Int(1))] },
         ];
-        let mut snapshot = Snapshot { families, ..example::snapshot() };
+        let mut snapshot = Snapshot { families, files: None, ..example::snapshot() };
         snapshot.collected_at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         snapshot.collected_instant = snapshot.started + Duration::from_secs(100);
         snapshot
@@ -419,6 +433,16 @@ mod tests {
     }
 
     #[test]
+    fn groups_of_files_have_the_names_of_their_patterns() {
+        let snapshot = Snapshot { families: Vec::new(), ..example::snapshot() };
+        let request = parsed(&converter(500).collections(&snapshot));
+        let metrics = &request.resource_metrics[0].scope_metrics[0].metrics;
+        assert_eq!(metrics.iter().map(|m| &*m.name).collect::<Vec<_>>(), file_groups::METRICS.map(|m| m.name));
+        let attributes = &metrics[0].sum().data_points[0].attributes;
+        assert_eq!(attributes.iter().map(|a| &*a.key).collect::<Vec<_>>(), ["preset", "db", "kind", "cause"]);
+    }
+
+    #[test]
     fn nothing_to_divide_by_is_no_value() {
         let mut converter = converter(500);
         let none = parsed(&converter.collections(&small(None)));
@@ -453,7 +477,8 @@ mod tests {
         let second = converter.collections(&snapshot);
         assert!(first.iter().zip(&second).all(|(a, b)| Arc::ptr_eq(&a.shape, &b.shape)));
         assert!((meter.bytes() - bytes) * 4 < bytes, "{bytes} bytes, then {}", meter.bytes() - bytes);
-        let all: usize = snapshot.families.iter().map(|f| f.series.len()).sum();
+        let of_files = file_groups::series(snapshot.files.as_deref().unwrap());
+        let all = of_files + snapshot.families.iter().map(|f| f.series.len()).sum::<usize>();
         assert_eq!(first.iter().map(Points::count).sum::<usize>(), all);
         assert!(first.len() == all.div_ceil(3) && first.iter().all(|c| c.count() <= 3));
         let apart: Vec<_> = parsed(&first).resource_metrics;
