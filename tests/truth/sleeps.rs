@@ -124,8 +124,9 @@ fn an_fsync_sleeps_by_its_name() {
             f.file.sync_data().unwrap();
         }
     });
-    // A file system with a journal waits for the most of it in another way.
-    assert_only("sync", 1.0, n as f64 * 10.0, &d, &work);
+    // A file system with a journal waits for the most of it in another way, and a fast disk is done before one sleeps.
+    let least = if slow_disk().is_some() { n as f64 } else { 0.0 };
+    assert_only("sync", least, n as f64 * 10.0, &d, &work);
 }
 
 #[test]
