@@ -9,27 +9,21 @@
  * Only the return of a call is of interest: its arguments are still there, or in the registers saved at its
  * entry, so nothing has to be carried from entry to return and concurrent calls cannot mix.
  */
-static __always_inline int fadvise_returned(__u32 advice, long ret)
+static __always_inline int fadvise_returned(settings_t *set, __u32 advice, long ret)
 {
 	__u64 slot = index_of(advice < ADVICE_INVALID ? advice : ADVICE_INVALID);
-	struct proc_key key;
-	struct proc_row *row;
 	struct totals *t = cpu_totals();
+	__u64 *did;
 
 	if (!t || slot >= ADVICES)
 		return 0;
 	ADD((ret ? t->fadvise_failed : t->fadvise_success)[slot], 1);
 
-	current_proc(&key);
-	row = current_row(&key);
-	if (row) {
-		ADD(row->fadvise_calls, 1);
+	did = named_activity(set);
+	if (did) {
+		ADD(did[DID_FADVISE], 1);
 		if (!ret)
-			ADD(row->fadvise_success, 1);
-	} else {
-		ADD(t->overflow_calls, 1);
-		if (!ret)
-			ADD(t->overflow_success, 1);
+			ADD(did[DID_FADVISE_SUCCESS], 1);
 	}
 	return 0;
 }

@@ -5,6 +5,7 @@
 
 #include "callers.h"
 #include "files.h"
+#include "processes.h"
 
 #ifndef NO_BTF
 static __always_inline __u64 folio_pages(void *folio)
@@ -189,14 +190,21 @@ static __always_inline int fill_cause(void *ctx, settings_t *set, struct inode *
 /* `pages` pages of a file have come: a folio. */
 static __always_inline int pages_added(void *ctx, settings_t *set, struct inode *inode, __u64 pages, bool stack)
 {
-	struct totals *t = cpu_totals();
-	__u64 cause;
+	__u64 cause = index_of(fill_cause(ctx, set, inode, stack));
+	struct totals *t;
+	__u64 *did;
 
-	if (!t)
+	if (cause >= FILL_CAUSES)
 		return 0;
-	cause = index_of(fill_cause(ctx, set, inode, stack));
-	if (cause < FILL_CAUSES)
-		ADD(t->fills[cause], pages);
+	if (set->rows) {
+		did = named_activity(set);
+		if (did)
+			ADD(did[DID_FILL + cause], pages);
+	} else {
+		t = cpu_totals();
+		if (t)
+			ADD(t->fills[cause], pages);
+	}
 	file_filled(inode, cause, pages);
 	return 0;
 }

@@ -23,14 +23,18 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 SEC("fexit/ksys_fadvise64_64")
 int fexit_fadvise(__u64 *ctx)
 {
-	return scoped() ? fadvise_returned(ctx[3], (int)ctx[4]) : 0;
+	settings_t *set = scoped();
+
+	return set ? fadvise_returned(set, ctx[3], (int)ctx[4]) : 0;
 }
 
 /* The system call's own function, which has the other inlined on some kernels: (regs). */
 SEC("fexit/__x64_sys_fadvise64")
 int fexit_fadvise_call(__u64 *ctx)
 {
-	return scoped() ? fadvise_returned(advice_asked(), (int)ctx[1]) : 0;
+	settings_t *set = scoped();
+
+	return set ? fadvise_returned(set, advice_asked(), (int)ctx[1]) : 0;
 }
 
 /* Whether a read that has returned so much of this file is one that counts. */
@@ -55,7 +59,7 @@ static __always_inline int filemap_read_returned(__u64 *ctx, bool timed)
 	if (!set)
 		return 0;
 	if (timed && (wait = own_wait()))
-		read_ends(wait, is_counted(iocb->ki_filp, bytes), iocb->ki_filp);
+		read_ends(set, wait, is_counted(iocb->ki_filp, bytes), iocb->ki_filp);
 	return is_counted(iocb->ki_filp, bytes) ? bytes_read(set, iocb->ki_pos - bytes, bytes) : 0;
 }
 
@@ -73,7 +77,7 @@ static __always_inline int splice_read_returned(__u64 *ctx, bool timed)
 	in = (struct file *)ctx[0];
 	bytes = (long)ctx[5];
 	if (timed && (wait = own_wait()))
-		read_ends(wait, is_counted(in, bytes), in);
+		read_ends(set, wait, is_counted(in, bytes), in);
 	if (!is_counted(in, bytes))
 		return 0;
 	bpf_probe_read_kernel(&pos, sizeof(pos), (void *)ctx[1]);
@@ -165,7 +169,9 @@ int fexit_sleep_timeout(__u64 *ctx)
 SEC("kretprobe/ksys_fadvise64_64")
 int kret_fadvise(struct pt_regs *ctx)
 {
-	return scoped() ? fadvise_returned(advice_asked(), (int)KPROBE_RET(ctx)) : 0;
+	settings_t *set = scoped();
+
+	return set ? fadvise_returned(set, advice_asked(), (int)KPROBE_RET(ctx)) : 0;
 }
 
 /* One end of the function only, the entry: a probe at both costs twice as much and carries state by thread. */
@@ -245,7 +251,9 @@ struct sys_exit_args {
 SEC("tracepoint/syscalls/sys_exit_fadvise64")
 int tp_fadvise(struct sys_exit_args *ctx)
 {
-	return scoped() ? fadvise_returned(advice_asked(), ctx->ret) : 0;
+	settings_t *set = scoped();
+
+	return set ? fadvise_returned(set, advice_asked(), ctx->ret) : 0;
 }
 
 /* A tracepoint hands over a folio as the number of its first page; the pages' descriptions are one array. */

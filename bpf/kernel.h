@@ -155,6 +155,23 @@ struct task_io_accounting {
 	__u64 syscr;
 };
 
+struct kernfs_node {
+	__u64 id; /* of a cgroup: the inode number of its directory */
+};
+
+struct cgroup_subsys_state {
+	__u64 serial_nr; /* another one for each there ever was */
+};
+
+struct cgroup {
+	struct cgroup_subsys_state self;
+	struct kernfs_node *kn;
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp; /* of version 2 */
+};
+
 /* The first thing in a task_struct. */
 struct thread_info {
 	unsigned long flags;
@@ -164,12 +181,14 @@ struct thread_info {
 struct task_struct {
 	unsigned int flags;
 	int pid; /* of the thread */
-	int tgid;
+	unsigned int tgid;
 	__u64 start_boottime;
 	struct task_struct *group_leader;
 	char comm[16];
 	struct files_struct *files;
 	struct task_io_accounting ioac;
+	struct css_set *cgroups;
+	__u64 self_exec_id;
 	void *stack;
 	struct pipe_inode_info *splice_pipe;
 };
@@ -203,6 +222,12 @@ struct kernel_clone_args {
 #ifdef NO_BTF
 /* As large as `order` lies far from the beginning of the struct above; not there where it is not. */
 struct place_of_order {};
+
+/* As large as these fields lie far from the beginning of their structs; not there where that was not found out. */
+struct place_of_cgroups {};
+struct place_of_dfl_cgrp {};
+struct place_of_kn {};
+struct place_of_id {};
 
 /* NO_BTF: there if the kernel has PF_USER_WORKER (src/ebpf/layout.rs). */
 struct has_user_workers {};

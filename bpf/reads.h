@@ -3,7 +3,7 @@
 #ifndef READS_H
 #define READS_H
 
-#include "scope.h"
+#include "processes.h"
 
 /*
  * Attempts, misses and fills are of one population: a read counts if its fills are known to be a read's. By the stack
@@ -254,7 +254,7 @@ static __always_inline int page_read(void *ctx, __u64 mapping, __u64 index, __u6
 	struct totals *t;
 	bool known;
 	__u32 shift;
-	__u64 end, before, skipped = 0;
+	__u64 end, before, skipped = 0, *did;
 
 	if (!set)
 		return 0;
@@ -286,10 +286,16 @@ static __always_inline int page_read(void *ctx, __u64 mapping, __u64 index, __u6
 	if (p.last >= end)
 		p.last = end - 1;
 count:
-	t = cpu_totals();
 	/* Not atomic: nothing else adds to it in this mode, and a CPU runs a program once at a time. */
-	if (t)
-		t->read_pages += p.last - p.first + 1;
+	if (set->rows) {
+		did = activity(set);
+		if (did)
+			did[DID_READ_PAGES] += p.last - p.first + 1;
+	} else {
+		t = cpu_totals();
+		if (t)
+			t->read_pages += p.last - p.first + 1;
+	}
 	return 0;
 }
 
@@ -333,13 +339,26 @@ static __always_inline bool is_retry(void *iocb, __u64 pos, int flags)
 /* `bytes` from `pos` on, of a file that a buffered read or splice goes over. */
 static __always_inline int bytes_read(settings_t *set, __u64 pos, __u64 bytes)
 {
-	struct totals *t = cpu_totals();
 	__u32 shift = page_shift(set);
+	struct totals *t;
+	__u64 pages, *did;
 
-	if (!t || !bytes || !fills_are_told(set))
+	if (!bytes || !fills_are_told(set))
 		return 0;
-	ADD(t->read_pages, ((pos + bytes - 1) >> shift) - (pos >> shift) + 1);
-	ADD(t->read_bytes, bytes);
+	pages = ((pos + bytes - 1) >> shift) - (pos >> shift) + 1;
+	if (set->rows) {
+		did = activity(set);
+		if (did) {
+			ADD(did[DID_READ_PAGES], pages);
+			ADD(did[DID_READ_BYTES], bytes);
+		}
+	} else {
+		t = cpu_totals();
+		if (t) {
+			ADD(t->read_pages, pages);
+			ADD(t->read_bytes, bytes);
+		}
+	}
 	return 0;
 }
 

@@ -51,15 +51,17 @@ static __always_inline int reclaim_begins(enum reclaimer reclaimer)
 {
 	struct stall stall = { .reclaimer = reclaimer };
 	__u64 thread = bpf_get_current_pid_tgid();
+	struct row_key key;
 	struct proc_row *row;
 	struct totals *t;
 
 	/* kswapd's own softlimit passes are no stall of anyone. */
 	if (is_kswapd() || !scoped())
 		return 0;
-	current_proc(&stall.proc);
+	task_key(this_task(), &key);
+	*(__u64 *)&stall.proc = key.proc;
 	stall.proactive = is_proactive(reclaimer);
-	row = stall.proactive ? 0 : current_row(&stall.proc);
+	row = stall.proactive ? 0 : current_row();
 	if (row)
 		ADD(row->stalls, 1);
 	stall.since_ns = bpf_ktime_get_ns();
@@ -76,7 +78,6 @@ static __always_inline int reclaim_ends(__u64 freed)
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct stall *stall = bpf_map_lookup_elem(&stalls, &thread);
 	struct totals *t = cpu_totals();
-	struct proc_key proc;
 	struct proc_row *row;
 	__u64 ns, bucket;
 
@@ -86,8 +87,7 @@ static __always_inline int reclaim_ends(__u64 freed)
 	ns = bpf_ktime_get_ns() - stall->since_ns;
 	ADD(t->ended[stall->reclaimer == RECLAIM_MEMCG ? RECLAIM_MEMCG : RECLAIM_DIRECT], freed);
 	if (!stall->proactive) {
-		proc = stall->proc; /* before 4.18 a key has to lie on the stack */
-		row = current_row(&proc);
+		row = current_row(); /* who ends a stall has begun it */
 		if (row)
 			ADD(row->stalls, 1);
 		bucket = index_of(duration_bucket(ns));

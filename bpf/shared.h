@@ -9,8 +9,12 @@
 
 #define COMM_LEN 16
 
-/* Rows of a map of processes: how many processes one interval can tell apart. */
-#define MAX_PROCS 4096
+/* Rows of a map of processes: how many one interval can tell apart, beside those that the CPUs hold. */
+#define MAX_PROCS 5120
+/* Rows of a map of cgroups, for what finds no place in one of processes. */
+#define MAX_CGROUPS 1024
+/* Rows that a CPU holds, a power of two. */
+#define HELD 64
 /* Rows of a map of files: how many one interval can tell apart. */
 #define MAX_FILES 8192
 /* Slots before them, twice: a power of two. */
@@ -56,6 +60,18 @@ enum eviction_cause { EVICT_RECLAIM, EVICT_FADVISE, EVICT_OTHER, EVICTION_CAUSES
 /* What a thread does that sleeps for I/O. */
 enum io_op { IO_READ, IO_FAULT, IO_WRITE, IO_SYNC, IO_OTHER, IO_OPS };
 
+/* What is counted for each process in each cgroup. */
+enum activity {
+	DID_FADVISE,
+	DID_FADVISE_SUCCESS,
+	DID_READ_PAGES,
+	DID_READ_BYTES, /* unknown to the tracepoint */
+	DID_WAITS,
+	DID_WAIT_NS,
+	DID_FILL, /* pages, by enum fill_cause */
+	ACTIVITIES = DID_FILL + FILL_CAUSES,
+};
+
 enum reclaimer { RECLAIM_KSWAPD, RECLAIM_DIRECT, RECLAIM_MEMCG, RECLAIMERS };
 
 /* SCOPE_PROOF: nobody's; a program only tells that it ran for the thread of a name. */
@@ -72,9 +88,11 @@ struct function {
 
 /* Set by the agent before a program is loaded, and never changed: see `settings` in scope.h. */
 struct settings {
+	__u64 zero; /* a key of maps with one entry, which costs less than one on the stack */
 	__u64 page_shift;
 	__u64 regs_offset; /* of the saved registers in a task's stack; 0: not known */
 	__u64 files; /* 1: there are rows of files */
+	__u64 rows; /* 1: reads, fills and waits are counted in rows of processes and cgroups */
 	__u64 functions_known; /* 0: none */
 	struct function functions[FUNCTIONS];
 };
@@ -97,6 +115,7 @@ struct state {
 struct totals {
 	__u64 fadvise_success[ADVICES];
 	__u64 fadvise_failed[ADVICES];
+	/* These three: what is in no row; the agent adds the rows. */
 	__u64 read_pages;
 	__u64 read_bytes; /* unknown to the tracepoint */
 	__u64 fills[FILL_CAUSES]; /* pages */
@@ -107,9 +126,8 @@ struct totals {
 	__u64 kswapd_wakeups;
 	__u64 stall_buckets[STALL_BUCKETS];
 	__u64 stall_ns;
-	/* What found no place in a full map of processes or of stalls. */
-	__u64 overflow_calls;
-	__u64 overflow_success;
+	/* What found no place in full maps of processes and cgroups, and in that of stalls. */
+	__u64 overflow[ACTIVITIES];
 	__u64 lost_stalls;
 	/* Reads that waited by duration, and those that could not be timed. */
 	__u64 wait_buckets[READ_BUCKETS];
@@ -137,12 +155,35 @@ struct proc_key {
 	__u32 start; /* since boot; the low bits, which repeat after 52 days */
 };
 
-/* What a process did in the current interval. */
+/* A process in a cgroup: container runtimes move each process that they start. Of a map of cgroups: no process. */
+struct row_key {
+	__u64 proc; /* struct proc_key, as one number */
+	__u64 cgroup; /* inode number of its directory; 0: not known */
+};
+
+/* What it did in the current interval, beside what CPUs hold. */
 struct proc_row {
-	__u64 fadvise_calls;
-	__u64 fadvise_success;
+	__u64 did[ACTIVITIES];
 	__u64 stalls; /* begins and ends of direct or memcg reclaim */
-	char comm[COMM_LEN];
+	__u64 comm[COMM_LEN / 8]; /* NUL-padded */
+};
+
+/*
+ * A row that a CPU holds. Who reads it from its first to its last word has it whole if the two are equal: the last is
+ * the first to change when another process takes the place, and the first the last.
+ */
+struct held_row {
+	__u64 settled;
+	__u64 since; /* when it started, or later by as many ns as it has called exec: its name can be another then */
+	__u64 cgroup_nr; /* serial number of its cgroup: one load less than what is in the key */
+	struct row_key key;
+	__u64 comm[COMM_LEN / 8];
+	__u64 did[ACTIVITIES];
+	__u64 taken;
+};
+
+struct held_rows {
+	struct held_row rows[HELD];
 };
 
 /* What happened to a file's pages in the current interval. */

@@ -3,7 +3,7 @@
 #ifndef WAITS_H
 #define WAITS_H
 
-#include "scope.h"
+#include "processes.h"
 #include "durations.h"
 #include "files.h"
 
@@ -155,10 +155,10 @@ static __always_inline struct read_wait *own_wait(void)
 }
 
 /* A read of this file has ended. If it waited, it counts, unless it failed. */
-static __always_inline void read_ends(struct read_wait *wait, bool success, struct file *file)
+static __always_inline void read_ends(settings_t *set, struct read_wait *wait, bool success, struct file *file)
 {
 	struct totals *t;
-	__u64 bucket, ns;
+	__u64 bucket, ns, *did;
 	struct reader r;
 
 	current_reader(&r);
@@ -174,6 +174,11 @@ static __always_inline void read_ends(struct read_wait *wait, bool success, stru
 		ADD(t->wait_buckets[bucket], 1);
 		ADD(t->wait_ns, ns);
 		file_waited(LOAD(file, file, f_inode), ns);
+	}
+	did = set->rows ? activity(set) : 0;
+	if (did) {
+		ADD(did[DID_WAITS], 1);
+		ADD(did[DID_WAIT_NS], ns);
 	}
 }
 

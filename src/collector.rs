@@ -25,7 +25,7 @@ use crate::metrics::diagnosis::{Diagnosis, Pattern};
 use crate::metrics::health::{self, Status};
 use crate::metrics::histogram::Histogram;
 use crate::metrics::own as m;
-use crate::metrics::snapshot::{Family, ModuleStatus, Series, Snapshot, Value};
+use crate::metrics::snapshot::{Family, Knows, ModuleStatus, Series, Snapshot, Value};
 use crate::metrics::{export, grpc, http};
 use crate::monitor::{Module, ModuleSettings, file_groups};
 
@@ -126,6 +126,7 @@ impl Collector {
             processes: None,
             files: None,
             diagnosis: None,
+            knows: Knows::default(),
             modules: Vec::new(),
             last_error: None,
         };
@@ -334,6 +335,7 @@ impl State {
             processes: None,
             files: None,
             diagnosis: None,
+            knows: Knows::default(),
             modules: Vec::new(),
             last_error: None,
         };
@@ -353,7 +355,9 @@ impl State {
                 ..slot.status()
             });
             next.families.extend(sample.families);
-            next.processes = next.processes.or(sample.processes);
+            if sample.processes.is_some() {
+                (next.processes, next.knows) = (sample.processes, sample.knows);
+            }
             next.files = next.files.or(sample.files.map(Arc::new));
         }
         // Those of the host are anybody's: nothing that a scope could be blamed for.

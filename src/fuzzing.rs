@@ -267,7 +267,13 @@ fn exposition(data: &[u8]) {
     }
     snapshot.files = Some(Arc::new(files));
     let comms: Vec<String> = names.collect();
-    let row = |(pid, comm): (usize, &String)| ProcessRow { pid: pid as u32, comm: comm.clone(), calls: 2, success: 1 };
+    let row = |(pid, comm): (usize, &String)| ProcessRow {
+        pid: pid as u32,
+        comm: comm.clone(),
+        calls: 2,
+        success: 1,
+        ..Default::default()
+    };
     snapshot.processes = Some(comms.iter().enumerate().map(row).collect());
     // Unicode has ends of lines that the format has not.
     let ends = |page: &str| page.bytes().filter(|b| *b == b'\n').count();

@@ -30,6 +30,7 @@ fn snapshot(sequence: u64) -> Snapshot {
         interval: Duration::from_secs(10),
         families: Vec::new(),
         processes: None,
+        knows: Default::default(),
         modules: Vec::new(),
         last_error: None,
     }

@@ -11,7 +11,7 @@ use crate::metrics::diagnosis::{Confidence, Unseen, Verdict};
 use crate::metrics::files::{Counts, FileGroup, FileRow, Files};
 use crate::metrics::histogram::cumulative;
 use crate::metrics::metric::{Kind, Metric};
-use crate::metrics::snapshot::{Family, ModuleStatus, ProcessRow, Series, Snapshot, Value, find};
+use crate::metrics::snapshot::{Activity, Family, Knows, ModuleStatus, ProcessRow, Series, Snapshot, Value, find};
 use crate::monitor::evictions::EVICTION_CAUSES;
 use crate::monitor::fills::FILL_CAUSES;
 use crate::monitor::stat::Stat;
@@ -85,7 +85,8 @@ fn add_series<'a>(
 
 /// The statistics that these metrics are, with the rows of these processes (of all, if none is named) if rows are wanted.
 /// The contract has a fixed set of them.
-pub fn io_stats(families: &[Family], processes: &[ProcessRow], rows: Option<&[u32]>) -> pb::IOStats {
+pub fn io_stats(families: &[Family], processes: &[ProcessRow], knows: Knows, rows: Option<&[u32]>) -> pb::IOStats {
+    let wanted = |row: &&ProcessRow| rows.is_some_and(|pids| pids.is_empty() || pids.contains(&row.pid));
     let family = |stat: &Stat| find(families, stat.metric.name);
     let int = |stat| family(stat).map(Family::total);
     let percent = |stat| match family(stat)?.series.first()?.value {
@@ -101,9 +102,7 @@ pub fn io_stats(families: &[Family], processes: &[ProcessRow], rows: Option<&[u3
         success_calls: int(&fadvise::FADVISE_SUCCESS).unwrap_or(0),
         failed_calls: int(&fadvise::FADVISE_FAILED).unwrap_or(0),
         advice_counts: advice.series.iter().filter_map(by_label).collect(),
-        process_stats: rows.map_or(Vec::new(), |pids| {
-            processes.iter().filter(|r| pids.is_empty() || pids.contains(&r.pid)).map(process).collect()
-        }),
+        process_stats: processes.iter().filter(wanted).filter(|r| r.calls > 0).map(process).collect(),
         ..Default::default()
     });
     pb::IOStats {
@@ -128,6 +127,7 @@ pub fn io_stats(families: &[Family], processes: &[ProcessRow], rows: Option<&[u3
             ..Default::default()
         })
         .into(),
+        processes: processes.iter().filter(wanted).filter_map(|r| process_io(r, knows)).collect(),
         ..Default::default()
     }
 }
@@ -193,6 +193,22 @@ fn process(row: &ProcessRow) -> pb::ProcessFadviseStats {
     }
 }
 
+/// What a process did but for fadvise; `None` if that is nothing.
+fn process_io(row: &ProcessRow, knows: Knows) -> Option<pb::ProcessIOStats> {
+    let Activity { pages, misses, other_fills, bytes, waits, wait_ns } = row.reads;
+    (row.reads != Activity::default()).then(|| pb::ProcessIOStats {
+        pid: row.pid,
+        comm: row.comm.clone(),
+        read_attempts: knows.pages.then_some(pages),
+        misses: knows.fills.then_some(misses),
+        other_fills: knows.fills.then_some(other_fills),
+        read_bytes: knows.bytes.then_some(bytes),
+        waited_reads: knows.waits.then_some(waits),
+        wait_seconds: knows.waits.then_some(wait_ns as f64 / 1e9),
+        ..Default::default()
+    })
+}
+
 /// The newest of these snapshots and what happened over all: what the metrics grew by, and what processes did. `None` if there
 /// are none.
 pub fn growth(mut newest_first: impl Iterator<Item = Snapshot>) -> Option<(Snapshot, Vec<Family>, Vec<ProcessRow>)> {
@@ -215,25 +231,35 @@ pub fn growth(mut newest_first: impl Iterator<Item = Snapshot>) -> Option<(Snaps
     Some((last, growth, processes))
 }
 
-/// What processes did from one snapshot to a later one, of so many calls in all.
+/// What processes did from one snapshot to a later one, of so many fadvise calls in all.
 fn processes_growth(first: &[ProcessRow], last: &[ProcessRow], calls: u64, success: u64) -> Vec<ProcessRow> {
     let mut growth = Vec::new();
     let before: HashMap<u32, &ProcessRow> = first.iter().map(|r| (r.pid, r)).collect();
     for row in last.iter().filter(|r| r.pid != 0) {
-        // Fewer calls than before: another process has got the id.
-        let same = before.get(&row.pid).filter(|b| b.calls <= row.calls && b.success <= row.success);
-        let (calls, success) = same.map_or((0, 0), |b| (b.calls, b.success));
-        let row = ProcessRow { calls: row.calls - calls, success: row.success - success, ..row.clone() };
-        growth.extend(Some(row).filter(|r| r.calls > 0));
+        let now = row.numbers();
+        // Less than before: another process has got the id.
+        let before = before.get(&row.pid).map(|r| r.numbers()).filter(|b| b.iter().zip(now).all(|(b, n)| *b <= n));
+        let grown = minus(now, before.unwrap_or_default());
+        growth.extend((grown != [0; 8]).then(|| row.clone().with(grown)));
     }
-    growth.sort_unstable_by(|a, b| b.calls.cmp(&a.calls).then(a.pid.cmp(&b.pid)));
-    // The row of the forgotten has also grown by what processes had called before the range: take the rest instead.
-    let sum = |of: fn(&ProcessRow) -> u64| growth.iter().map(of).sum::<u64>();
-    let (calls, success) = (calls.saturating_sub(sum(|r| r.calls)), success.saturating_sub(sum(|r| r.success)));
-    if calls > 0 {
-        growth.push(ProcessRow { pid: 0, comm: "overflow".into(), calls, success });
+    growth.sort_unstable_by(|a, b| (b.calls, b.reads.pages, a.pid).cmp(&(a.calls, a.reads.pages, b.pid)));
+    // The row of the forgotten has also grown by what processes had done before the range: take the rest instead.
+    let sum = |rows: &[ProcessRow]| rows.iter().fold([0; 8], |sum, row| plus(sum, row.numbers()));
+    let mut all = minus(sum(last), sum(first));
+    [all[0], all[1]] = [calls, success];
+    let rest = minus(all, sum(&growth));
+    if rest != [0; 8] {
+        growth.push(ProcessRow { comm: "overflow".into(), ..Default::default() }.with(rest));
     }
     growth
+}
+
+fn plus(a: [u64; 8], b: [u64; 8]) -> [u64; 8] {
+    std::array::from_fn(|i| a[i].wrapping_add(b[i]))
+}
+
+fn minus(a: [u64; 8], b: [u64; 8]) -> [u64; 8] {
+    std::array::from_fn(|i| a[i].saturating_sub(b[i]))
 }
 
 /// The state of a module.

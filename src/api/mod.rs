@@ -156,7 +156,7 @@ impl Api {
     pub fn get_io_stats(&self, request: &rpc::GetIOStatsRequest) -> Result<rpc::GetIOStatsResponse, Failure> {
         let rows = request.include_process_stats.then_some(request.pids.as_slice());
         let answer = |families, processes, of: &Snapshot| rpc::GetIOStatsResponse {
-            stats: Some(convert::io_stats(families, processes, rows)).into(),
+            stats: Some(convert::io_stats(families, processes, of.knows, rows)).into(),
             timestamp: at(of.collected_at),
             sequence: of.sequence,
             ..Default::default()

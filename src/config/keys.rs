@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::groups::Groups;
 use super::{
-    AllowConfigure, AttachMode, Compression, Config, ExportKind, ModuleName, PROBES, Pod, Protocol, Scope, Secret,
+    AllowConfigure, AttachMode, By, Compression, Config, ExportKind, ModuleName, PROBES, Pod, Protocol, Scope, Secret,
     Span, Switch,
 };
 
@@ -303,6 +303,14 @@ pub(super) static KEYS: &[Key] = &[
         help: "Probes to attach; the metrics of the others are absent.",
         set: |c, s| put(&mut c.collector.probes, probes(s)),
         get: |c| Some(c.collector.probes.join(",")),
+    },
+    Key {
+        path: "collector.by",
+        kind: Kind::List,
+        allowed: "a list of process and container, each once, or none",
+        help: "What reads, fills and waits are told apart by, beside their sums; with none of it they cost the least.",
+        set: |c, s| put(&mut c.collector.by, by(s)),
+        get: |c| Some(c.collector.by.to_string()),
     },
     Key {
         path: "collector.read_latency",
@@ -894,6 +902,15 @@ fn probes(s: &str) -> Parsed<Vec<&'static str>> {
 
 fn preset(s: &str) -> Parsed<String> {
     Groups::new(&[], s).map(|_| s.to_owned()).map_err(|_| None)
+}
+
+fn by(s: &str) -> Parsed<By> {
+    if s.is_empty() || s == By::NONE {
+        return Ok(By { process: false, container: false });
+    }
+    let names = names(s, |name| By::NAMES.into_iter().find(|known| *known == name).ok_or(None))?;
+    let [process, container] = By::NAMES.map(|name| names.contains(&name));
+    Ok(By { process, container })
 }
 
 fn pod(s: &str) -> Parsed<Pod> {

@@ -201,6 +201,8 @@ pub struct Collector {
     pub pod: Option<Pod>,
     /// Names of the probes to attach, of [`PROBES`]: at least one, each once.
     pub probes: Vec<&'static str>,
+    /// What counts are told apart by.
+    pub by: By,
     /// Whether reads are timed.
     pub read_latency: Switch,
     /// The BPF programs.
@@ -242,6 +244,30 @@ pub const PROBES: &[&str] = &[
     "memcg_reclaim",
     "kswapd",
 ];
+
+/// What reads, fills and waits are told apart by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct By {
+    /// Processes.
+    pub process: bool,
+    /// Containers, as their cgroups.
+    pub container: bool,
+}
+
+impl By {
+    /// Names of the two.
+    pub const NAMES: [&str; 2] = ["process", "container"];
+    /// And of neither.
+    pub const NONE: &str = "none";
+}
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let wanted = Self::NAMES.into_iter().zip([self.process, self.container]).filter(|(_, wanted)| *wanted);
+        let names: Vec<_> = wanted.map(|(name, _)| name).collect();
+        if names.is_empty() { f.write_str(Self::NONE) } else { f.write_str(&names.join(",")) }
+    }
+}
 
 /// The BPF programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -528,6 +554,7 @@ impl Default for Config {
                 scope: Scope::Host,
                 pod: None,
                 probes: PROBES.to_vec(),
+                by: By { process: true, container: true },
                 read_latency: Switch::Auto,
                 ebpf: Ebpf { attach: AttachMode::Auto, btf: Switch::Auto },
                 files: Files { enabled: false, groups: Vec::new(), preset: "auto".into() },

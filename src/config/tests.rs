@@ -85,6 +85,7 @@ collector:
   scope:
     comm: 0x10
   probes: [kswapd, fadvise]
+  by: [container]
   read_latency: off
   ebpf: {attach: kprobe, btf: off}
   files: {enabled: true, groups: ['a/{b}.{c=x|y}', 'z*'], preset: etcd}
@@ -143,6 +144,7 @@ client: {ca_file: ca, cert_file: c, key_file: k, username: Ünï, password_file:
             scope: Scope::Comm("0x10".into()),
             pod: None,
             probes: vec!["kswapd", "fadvise"],
+            by: By { process: false, container: true },
             read_latency: Switch::Off,
             confine: Switch::On,
             ebpf: Ebpf { attach: AttachMode::Kprobe, btf: Switch::Off },
@@ -341,6 +343,7 @@ fn a_bad_value_is_an_error_with_file_line_key_value_and_what_is_allowed() {
             "server.http.hosts",
             "collector.modules",
             "collector.probes",
+            "collector.by",
             "collector.files.groups",
             "export.banyandb.password",
             "export.otlp.headers",
@@ -371,6 +374,7 @@ server:\n  grpc: [1] | 2 | server.grpc | sequence | a section with enabled, addr
 server:\n  http:\n    port: [1] | 3 | server.http.port | sequence | a port from 1 to 65535
 server:\n  http:\n    port:\n      a: 1 | 4 | server.http.port | map | a port from 1 to 65535
 collector:\n  probes: [fadvice] | 2 | collector.probes: "fadvice" is not allowed | a list of probes
+collector:\n  by: [process, file] | 2 | collector.by: "file" is not allowed | a list of process and container
 collector:\n  probes:\n    - kswapd\n    - kswapd | 4 | collector.probes: "kswapd" is not allowed | given twice
 server:\n  http:\n    hosts: [a, b, A] | 3 | server.http.hosts: "A" is not allowed | given twice | a list of host names
 server:\n  http:\n    hosts: ['a:80'] | 3 | server.http.hosts: "a:80" is not allowed | a list of host names

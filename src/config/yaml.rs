@@ -249,7 +249,7 @@ impl<'de> Visitor<'de> for Leaf<'_> {
         let mut text = String::new();
         let Leaf { walk, key } = self;
         while let Some(()) = seq.next_element_seed(Element { walk, key, text: &mut text })? {}
-        if text.is_empty() {
+        if text.is_empty() && (key.set)(&mut Config::default(), "").is_err() {
             return Err(walk.fail(format!("{}: [] is not allowed; allowed: {}", key.path, key.allowed)));
         }
         walk.found.push((key, text));

@@ -4,13 +4,29 @@
 /// Length of a task's name with its final NUL (`TASK_COMM_LEN`).
 pub const COMM_LEN: usize = 16;
 /// Rows of a map of processes.
-pub const MAX_PROCS: usize = 4096;
+pub const MAX_PROCS: usize = 5120;
 /// Rows of a map of files.
 pub const MAX_FILES: usize = 8192;
 /// Slots before them.
 pub const FILE_SLOTS: usize = 2048;
 /// Slots for files whose path has been told.
 pub const TOLD_SLOTS: usize = 16384;
+/// What is counted for each process in each cgroup (`enum activity`).
+pub const ACTIVITIES: usize = DID_FILL + FILL_CAUSES;
+/// fadvise calls.
+pub const DID_FADVISE: usize = 0;
+/// Of those, successful.
+pub const DID_FADVISE_SUCCESS: usize = 1;
+/// Pages that buffered reads touched.
+pub const DID_READ_PAGES: usize = 2;
+/// Bytes that they copied.
+pub const DID_READ_BYTES: usize = 3;
+/// Reads that waited for I/O.
+pub const DID_WAITS: usize = 4;
+/// And for how long.
+pub const DID_WAIT_NS: usize = 5;
+/// Pages filled, by cause.
+pub const DID_FILL: usize = 6;
 /// Causes of fills.
 pub const FILL_CAUSES: usize = 5;
 /// Causes of evictions.
@@ -69,12 +85,16 @@ macro_rules! plain {
 plain! {
     /// Set before a program is loaded, and never changed.
     Settings = "settings" {
+        /// It stays zero: the programs use it as a key.
+        zero: u64,
         /// log2 of the page size.
         page_shift: u64,
         /// Where the saved registers lie in a task's stack; 0: not known.
         regs_offset: u64,
         /// 1: there are rows of files.
         files: u64,
+        /// 1: reads, fills and waits are counted in rows of processes and cgroups.
+        rows: u64,
         /// Of the functions, those whose place is known.
         functions_known: u64,
         /// What tells from a task's stack why a page is filled.
@@ -121,12 +141,18 @@ plain! {
         start: u32,
     }
 
-    /// What a process did in one interval.
+    /// A process in a cgroup.
+    RowKey = "row_key" {
+        /// None in a map of cgroups.
+        proc: ProcKey,
+        /// Inode number of the cgroup's directory; 0: not known.
+        cgroup: u64,
+    }
+
+    /// What it did in one interval, beside what CPUs hold.
     ProcRow = "proc_row" {
-        /// fadvise calls.
-        fadvise_calls: u64,
-        /// Of those, successful.
-        fadvise_success: u64,
+        /// By `enum activity`.
+        did: [u64; ACTIVITIES],
         /// Begins and ends of direct or memcg reclaim.
         stalls: u64,
         /// Name of the main thread, NUL-padded.
@@ -171,6 +197,24 @@ plain! {
         whole: u32,
         /// Bytes of the path: its components, the last one first, with a NUL behind each. 0: the kernel remembers none.
         len: u32,
+    }
+
+    /// A row that a CPU holds.
+    HeldRow = "held_row" {
+        /// How often its place was taken: equal to the last word if nobody is just taking it.
+        settled: u64,
+        /// What the programs know its owner by, beside the key.
+        since: u64,
+        /// And its cgroup.
+        cgroup_nr: u64,
+        /// Whose it is.
+        key: RowKey,
+        /// Name of the main thread, NUL-padded.
+        comm: [u8; COMM_LEN],
+        /// By `enum activity`.
+        did: [u64; ACTIVITIES],
+        /// How often its place has begun to be taken.
+        taken: u64,
     }
 
     /// A thread in direct or memcg reclaim.

@@ -137,6 +137,10 @@ impl Layout {
             if let Err(e) = kernel.read_arguments(&mut layout) {
                 log::debug!("struct kiocb and struct iov_iter stay unknown: {e}");
             }
+            // And only rows of cgroups what this does.
+            if layout.explore_cgroups(&kernel).is_none() {
+                log::debug!("the cgroup of a task stays unknown");
+            }
             Ok(layout)
         };
         // In a thread of its own, since it takes other names.
@@ -185,6 +189,11 @@ impl Layout {
     /// Where a field lies in its struct, in bytes; `None` if it is not known.
     pub fn offset(&self, of: &str, field: &str) -> Option<usize> {
         self.structs.get(of)?.fields.get(field).map(|(offset, _)| *offset)
+    }
+
+    /// What the programs are told of a place by the size of a struct of this name (bpf/kernel.h).
+    pub fn place(&self, name: &str) -> Option<usize> {
+        self.structs.get(name).map(|s| s.size)
     }
 
     /// Every struct and field that is known, with its offset in bytes.
@@ -312,10 +321,50 @@ impl Layout {
         Ok(())
     }
 
+    /// From a task to the number of its cgroup of version 2, which is known of our own. A set of cgroups (`css_set`) holds its
+    /// own address (`dom_cset`), right before that of the cgroup (`dfl_cgrp`); the node of a cgroup's directory (`kn`) holds
+    /// that of the cgroup (`priv`), right behind its number or, on older kernels, before it.
+    fn explore_cgroups(&mut self, kernel: &Kernel) -> Option<()> {
+        let number = os::own_cgroup()?;
+        let is_number = |word: u64| match os::kernel_version() < (5, 5) {
+            true => u64::from(word as u32) == number, // the upper half is a generation
+            false => word == number,
+        };
+        let task = kernel.read(kernel.ask(0)?.task, TASK)?;
+        let comm = self.offset("task_struct", "comm")?;
+        let place_in_node = |node: u64, cgroup: u64| {
+            let memory = kernel.read(node, 192)?;
+            let private = memory.place(&cgroup.to_ne_bytes(), 8)?;
+            let around = [private.checked_sub(8), Some(private + 8)].into_iter().flatten();
+            around.into_iter().find(|at| memory.word(*at).is_some_and(is_number))
+        };
+        let (cgroups, dfl_cgrp, kn, id) = task.pointers(comm..TASK).find_map(|(place, set)| {
+            let memory = kernel.read(set, 256)?;
+            let (own, _) = memory.words(8..240).find(|(_, word)| *word == set)?;
+            let (dfl_cgrp, cgroup) = memory.pointers(own + 8..own + 16).next()?;
+            let found = kernel
+                .read(cgroup, 1024)?
+                .pointers(0..1024)
+                .find_map(|(kn, node)| Some((kn, place_in_node(node, cgroup)?)));
+            found.map(|(kn, id)| (place, dfl_cgrp, kn, id))
+        })?;
+        let places =
+            [("place_of_cgroups", cgroups), ("place_of_dfl_cgrp", dfl_cgrp), ("place_of_kn", kn), ("place_of_id", id)];
+        for (name, place) in places {
+            self.structs.entry(name).or_default().size = place;
+        }
+        Some(())
+    }
+
     /// Address of the `struct page` of page frame 0, or why it could not be found: all but the programs that are told
     /// of a page by its frame does without.
     pub fn vmemmap(&self) -> Result<u64, Error> {
         self.frames.clone()
+    }
+
+    /// Whether programs find the cgroup of a task.
+    pub fn knows_cgroups(&self) -> bool {
+        self.structs.contains_key("place_of_id")
     }
 
     /// As BTF, in a file that lives as long as its descriptor: see Documentation/bpf/btf.rst in the kernel's tree.

@@ -706,6 +706,17 @@ impl From<OwnedFd> for Link {
 
 // ---- maps ----
 
+/// A call of libbpf for many entries of a map at once.
+type Batch = unsafe extern "C" fn(
+    c_int,
+    *mut c_void,
+    *mut c_void,
+    *mut c_void,
+    *mut c_void,
+    *mut u32,
+    *const sys::bpf_map_batch_opts,
+) -> c_int;
+
 /// A map in the kernel.
 pub struct Map {
     name: String,
@@ -788,6 +799,27 @@ impl Map {
         if some.len() <= FEW {
             return self.take(&some, &mut each);
         }
+        match self.batches(sys::bpf_map_lookup_and_delete_batch, "drain", &mut each)? {
+            true => Ok(()),
+            false => self.drain_singly(&mut each),
+        }
+    }
+
+    /// Shows each entry of a hash that programs may be writing to, like [`Map::for_each`] but faster where it can be.
+    pub fn show<K: Plain, V: Plain>(&self, mut each: impl FnMut(K, V)) -> Result<(), Error> {
+        self.check_types::<K, V>()?;
+        // As in `drain`: a batch keeps other programs from running for longer than that many looks.
+        if self.keys(FEW + 1)?.len() <= FEW {
+            return self.for_each(each);
+        }
+        match self.batches(sys::bpf_map_lookup_batch, "read", &mut each)? {
+            true => Ok(()),
+            false => self.for_each(each),
+        }
+    }
+
+    /// Has the kernel hand over many entries at a time; false if it cannot.
+    fn batches<K: Plain, V: Plain>(&self, batch: Batch, verb: &str, mut each: impl FnMut(K, V)) -> Result<bool, Error> {
         let mut room = 256usize;
         let mut position = 0u32; // of a hash: the index of a bucket
         let mut first = true;
@@ -800,7 +832,7 @@ impl Map {
             // SAFETY: the buffers hold `count` keys and values of the map's sizes; the kernel reads the
             // position before it writes it.
             let code = unsafe {
-                sys::bpf_map_lookup_and_delete_batch(
+                batch(
                     self.fd.as_raw_fd(),
                     from,
                     to,
@@ -816,9 +848,9 @@ impl Map {
                     room *= 2;
                     continue;
                 }
-                libc::EINVAL if first => return self.drain_singly(&mut each),
+                libc::EINVAL if first => return Ok(false),
                 0 | libc::ENOENT | libc::ENOSPC => {}
-                _ => return Err(Error::new(self.what("drain"), errno(code))),
+                _ => return Err(Error::new(self.what(verb), errno(code))),
             }
             let pairs = keys.chunks_exact(self.key_size).zip(values.chunks_exact(self.value_size));
             for (k, v) in pairs.take(count as usize) {
@@ -827,7 +859,7 @@ impl Map {
                 }
             }
             if code == -libc::ENOENT {
-                return Ok(());
+                return Ok(true);
             }
             first = false;
         }
@@ -1314,16 +1346,20 @@ mod tests {
         }
         let object = Object::prepare("drain", crate::monitor::iomonitor::elf(), None, None).unwrap();
         let map = object.map("procs_a").unwrap();
+        let mut shown = 0;
         for batches in [true, false] {
             for tgid in 0..1000 {
-                let row = abi::ProcRow { fadvise_calls: tgid.into(), ..Default::default() };
-                map.update(abi::ProcKey { tgid, start: 7 }.bytes(), row.bytes()).unwrap();
+                let row = abi::ProcRow { stalls: tgid.into(), ..Default::default() };
+                let proc = abi::ProcKey { tgid, start: 7 };
+                map.update(abi::RowKey { proc, cgroup: 1 }.bytes(), row.bytes()).unwrap();
             }
+            map.show(|_: abi::RowKey, row: abi::ProcRow| shown += row.stalls).unwrap();
             let mut sum = (0, 0);
-            let each = |_: abi::ProcKey, row: abi::ProcRow| sum = (sum.0 + 1, sum.1 + row.fadvise_calls);
+            let each = |_: abi::RowKey, row: abi::ProcRow| sum = (sum.0 + 1, sum.1 + row.stalls);
             if batches { map.drain(each) } else { map.drain_singly(&mut { each }) }.unwrap();
             assert_eq!((sum, map.is_empty().unwrap()), ((1000, 499_500), true));
         }
+        assert_eq!(shown, 2 * 499_500);
     }
 
     #[test]

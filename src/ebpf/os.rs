@@ -9,7 +9,7 @@ use std::io::{self, BufRead, Read, Write};
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::str::FromStr;
@@ -689,6 +689,20 @@ fn preemptible(models: &str, build: &str, release: (u32, u32), cmdline: &str) ->
 /// Whether the kernel describes its types.
 pub fn has_btf() -> bool {
     Path::new("/sys/kernel/btf/vmlinux").exists()
+}
+
+/// The inode number of the directory of our own cgroup of version 2; `None` where that is mounted nowhere.
+pub fn own_cgroup() -> Option<u64> {
+    let cgroups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = cgroups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    let mounts = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let mount = fields.next()?;
+        (fields.next()? == "cgroup2").then(|| Path::new(mount).join(path))
+    });
+    // In a container that has the host's as well, the path is below one of them.
+    mounts.filter_map(|directory| fs::metadata(directory).ok()).map(|m| m.ino()).next()
 }
 
 /// Whether `path` lies in a cgroup v2 hierarchy.

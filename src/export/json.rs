@@ -2,6 +2,7 @@
 //!
 //! A key is absent when the probe behind it is not attached; a percentage with nothing to divide by is null.
 
+use std::cmp::Reverse;
 use std::time::Instant;
 
 use serde::{Serialize, Serializer};
@@ -12,7 +13,7 @@ use crate::metrics::health::{self, Health, Status};
 use crate::metrics::histogram::{Histogram, cumulative};
 use crate::metrics::metric::Kind;
 use crate::metrics::own::CONFINED;
-use crate::metrics::snapshot::{Family, ProbeStatus, ProcessRow, Snapshot, Value, find};
+use crate::metrics::snapshot::{Activity, Family, ProbeStatus, ProcessRow, Snapshot, Value, find};
 use crate::monitor::evictions::EVICTION_CAUSES;
 use crate::monitor::fills::FILL_CAUSES;
 use crate::monitor::{catalogue, file_groups};
@@ -29,6 +30,7 @@ pub fn stats(snapshot: &Snapshot) -> String {
         modules: Map(snapshot.modules.iter().map(|m| (m.name, m.metric_count as u64)).collect()),
         sections: sections(snapshot),
         files: snapshot.files.as_deref().map(FilesJson::from),
+        processes: snapshot.knows.anything().then(|| readers(snapshot)),
     })
 }
 
@@ -78,6 +80,7 @@ struct Stats<'a> {
     sections: Map<&'a str, Map<&'a str, Entry<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     files: Option<FilesJson<'a>>,
+    processes: Option<Vec<ReaderJson<'a>>>,
 }
 
 /// What a key of a section has.
@@ -146,6 +149,54 @@ enum CountJson {
     Int(u64),
     Seconds(f64),
     ByCause(Map<&'static str>),
+}
+
+/// What a process did but for fadvise; what cannot be known is absent.
+#[derive(Serialize)]
+struct ReaderJson<'a> {
+    pid: u32,
+    comm: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_attempts: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    misses: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    other_fills: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waited_reads: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wait_seconds: Option<f64>,
+}
+
+/// Processes that are told apart of those that read; the others are in the overflow row.
+const READERS: usize = 100;
+
+/// The processes, most pages read first, and last the overflow row, if anything is in it: together they are the whole.
+fn readers(snapshot: &Snapshot) -> Vec<ReaderJson<'_>> {
+    let all = snapshot.processes.iter().flatten().filter(|r| r.reads != Activity::default());
+    let (mut rows, overflow): (Vec<_>, Vec<_>) = all.partition(|r| r.pid != 0);
+    rows.sort_by_key(|r| Reverse((r.reads.pages, r.reads.misses, r.reads.other_fills)));
+    let others = rows.split_off(rows.len().min(READERS));
+    let mut rest = Activity::default();
+    others.into_iter().chain(overflow).for_each(|r| rest += r.reads);
+    let knows = snapshot.knows;
+    let row = |pid, comm, reads: &Activity| {
+        let Activity { pages, misses, other_fills, bytes, waits, wait_ns } = *reads;
+        ReaderJson {
+            pid,
+            comm,
+            read_attempts: knows.pages.then_some(pages),
+            misses: knows.fills.then_some(misses),
+            other_fills: knows.fills.then_some(other_fills),
+            read_bytes: knows.bytes.then_some(bytes),
+            waited_reads: knows.waits.then_some(waits),
+            wait_seconds: knows.waits.then_some(wait_ns as f64 / 1e9),
+        }
+    };
+    let rest = (rest != Activity::default()).then(|| row(0, "overflow", &rest));
+    rows.iter().map(|r| row(r.pid, &r.comm, &r.reads)).chain(rest).collect()
 }
 
 /// `buckets` is {upper bound: events up to it}, with the bounds as in Prometheus.
@@ -227,8 +278,13 @@ fn sections(snapshot: &Snapshot) -> Map<&str, Map<&str, Entry<'_>>> {
             _ => {}
         }
     }
-    if let (Some(rows), Some(section)) = (&snapshot.processes, sections.iter_mut().find(|s| s.name == "fadvise")) {
-        section.last.push(("process_stats", Entry::Processes(rows.iter().map(ProcessJson::from).collect())));
+    // There only with the probe behind it.
+    let advised = sections.iter_mut().find(|s| s.name == "fadvise" && !s.entries.is_empty());
+    if let (Some(rows), Some(section)) = (&snapshot.processes, advised) {
+        section.last.push((
+            "process_stats",
+            Entry::Processes(rows.iter().filter(|r| r.calls > 0).map(ProcessJson::from).collect()),
+        ));
     }
     let sections = sections.into_iter().map(|s| (s.name, Map(s.entries.into_iter().chain(s.last).collect())));
     Map(sections.filter(|(name, map)| !map.0.is_empty() || ALWAYS.contains(name)).collect())

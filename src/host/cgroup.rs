@@ -72,6 +72,11 @@ pub fn no_scope(path: &Path) -> Option<String> {
     }
 }
 
+/// Whether the kernel has cgroups at all.
+pub fn tells() -> bool {
+    Path::new("/proc/self/cgroup").exists()
+}
+
 /// Where cgroup v2 is mounted.
 pub fn root() -> Option<PathBuf> {
     mounts().into_iter().next()

@@ -156,6 +156,7 @@ fn alike(a: &Snapshot, b: &Snapshot) -> bool {
         processes: _,
         files: _,
         diagnosis: _,
+        knows,
         modules,
         last_error,
     } = a;
@@ -163,7 +164,7 @@ fn alike(a: &Snapshot, b: &Snapshot) -> bool {
         let known = y.last_collected == x.last_collected || y.last_collected == Some(b.collected_at);
         known && ModuleStatus { last_collected: y.last_collected, ..x.clone() } == *y
     };
-    (started, interval, scope, last_error) == (&b.started, &b.interval, &b.scope, &b.last_error)
+    (started, interval, scope, knows, last_error) == (&b.started, &b.interval, &b.scope, &b.knows, &b.last_error)
         && modules.len() == b.modules.len()
         && modules.iter().zip(&b.modules).all(module)
         && families.len() == b.families.len()
@@ -286,8 +287,8 @@ fn put_rows(to: &mut Vec<u8>, there: &[ProcessRow], rows: &[ProcessRow]) {
         match places.get(&(row.pid, row.comm.as_str())) {
             Some(place) => {
                 put(to, ONE + zigzag(*place as i64 - expected as i64));
-                put_signed(to, row.calls.wrapping_sub(there[*place].calls).cast_signed());
-                put_signed(to, row.success.wrapping_sub(there[*place].success).cast_signed());
+                let there = there[*place].numbers();
+                put_steps(to, row.numbers().into_iter().zip(there).map(|(n, m)| n.wrapping_sub(m).cast_signed()));
                 expected = place + 1;
             }
             None => {
@@ -295,8 +296,7 @@ fn put_rows(to: &mut Vec<u8>, there: &[ProcessRow], rows: &[ProcessRow]) {
                 put(to, row.pid.into());
                 put(to, row.comm.len() as u64);
                 to.extend(row.comm.as_bytes());
-                put(to, row.calls);
-                put(to, row.success);
+                put_steps(to, row.numbers().into_iter().map(u64::cast_signed));
             }
         }
     }
@@ -363,10 +363,6 @@ impl Differences<'_> {
         self.take(n).iter().rev().fold(0, |sum, b| sum << 7 | u64::from(b & 0x7f))
     }
 
-    fn signed(&mut self) -> i64 {
-        unzigzag(self.number())
-    }
-
     fn step(&mut self) -> i64 {
         if self.zeros == 0 {
             match self.number() {
@@ -385,7 +381,8 @@ impl Differences<'_> {
                 NEW => {
                     let (pid, len) = (self.number() as u32, self.number() as usize);
                     let comm = String::from_utf8_lossy(self.take(len)).into_owned();
-                    rows.push(ProcessRow { pid, comm, calls: self.number(), success: self.number() });
+                    let numbers = std::array::from_fn(|_| self.step().cast_unsigned());
+                    rows.push(ProcessRow { pid, comm, ..Default::default() }.with(numbers));
                 }
                 RUN => {
                     let run = self.number() as usize;
@@ -395,10 +392,9 @@ impl Differences<'_> {
                 tag => {
                     let place = expected.wrapping_add_signed(unzigzag(tag - ONE) as isize);
                     expected = place + 1;
-                    let mut row = there.get(place).cloned().unwrap_or_default();
-                    row.calls = row.calls.wrapping_add_signed(self.signed());
-                    row.success = row.success.wrapping_add_signed(self.signed());
-                    rows.push(row);
+                    let row = there.get(place).cloned().unwrap_or_default();
+                    let numbers = row.numbers().map(|n| n.wrapping_add_signed(self.step()));
+                    rows.push(row.with(numbers));
                 }
             }
         }
@@ -410,10 +406,12 @@ impl Differences<'_> {
 mod tests {
     use super::*;
     use crate::metrics::random::Random;
+    use crate::metrics::snapshot::Activity;
     use crate::monitor::example;
 
     fn row(pid: u64, calls: u64) -> ProcessRow {
-        ProcessRow { pid: pid as u32, comm: format!("worker-{}", pid % 7), calls, success: calls / 2 }
+        let reads = Activity { pages: calls * 3, wait_ns: pid << 30, ..Default::default() };
+        ProcessRow { pid: pid as u32, comm: format!("worker-{}", pid % 7), calls, success: calls / 2, reads }
     }
 
     /// A second later, with other numbers: small steps, large ones, backwards, and rates that are not known.

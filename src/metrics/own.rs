@@ -75,7 +75,7 @@ metrics! {
     EVENTS_MISSED = Counter "ebpf_sidecar_events_missed_total" ["probe"] "events":
         "Events at which the kernel skipped a program because it had not finished on the same CPU: interrupted there, or its thread preempted; absent for a probe with kprobes or classic tracepoints before Linux 6.7, which does not count those.";
     EVENTS_LOST = Counter "ebpf_sidecar_events_lost_total" ["map"] "events":
-        "Events without a place in a full kernel map: those of processes are in the overflow row, those of stalls, reads and sleeps are missing from their histograms, as are stalls and sleeps whose end was missed; those of files are pages and waits that no file has.";
+        "Events without a place in a full kernel map: those of processes (calls, and pages read or filled) are in the overflow row, those of stalls, reads and sleeps are missing from their histograms, as are stalls and sleeps whose end was missed; those of files are pages and waits that no file has.";
 
     GRPC_CALLS = Counter "ebpf_sidecar_grpc_calls_total" ["result" in CALL_RESULTS] "calls":
         "gRPC calls that were answered, and streams that were opened; refused are those above a limit.";

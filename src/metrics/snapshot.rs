@@ -1,7 +1,7 @@
 //! One collection of everything the agent knows: made by the collector, never changed afterwards, read by
 //! every output.
 
-use std::ops::Range;
+use std::ops::{AddAssign, Range};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -28,12 +28,14 @@ pub struct Snapshot {
     pub scope: String,
     /// Every metric that is known, with its series: those of the modules in the catalogue's order, then the agent's own.
     pub families: Vec<Family>,
-    /// Rows: what single processes did, which is too much for series. `None`: the probe behind it is not attached.
+    /// Rows: what single processes did, which is too much for series. `None`: no probe behind them is attached.
     pub processes: Option<Vec<ProcessRow>>,
     /// What happened to files. `None`: they are not told apart, or it is one of the past.
     pub files: Option<Arc<Files>>,
     /// What it means together with those before it. `None`: it is one of the past, or of nothing yet.
     pub diagnosis: Option<Arc<Diagnosis>>,
+    /// What those rows tell of beside fadvise calls.
+    pub knows: Knows,
     /// Each configured module.
     pub modules: Vec<ModuleStatus>,
     /// Why the last collection failed; `None` when it did not.
@@ -160,16 +162,81 @@ pub struct ProbeStatus {
     pub failures: Vec<(&'static str, String)>,
 }
 
-/// One process's fadvise calls, cumulative while it is known. The row with pid 0 and comm `overflow` holds
-/// what did not fit and what belonged to processes since forgotten.
+/// What one process did, cumulative while it is known. The row with pid 0 and comm `overflow` holds what did not fit and
+/// what belonged to processes since forgotten.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProcessRow {
     /// Process id (tgid) in the initial pid namespace; 0 for the overflow row.
     pub pid: u32,
     /// The process's name (comm of its main thread).
     pub comm: String,
-    /// Calls.
+    /// fadvise calls.
     pub calls: u64,
-    /// Calls that returned 0.
+    /// Of those, calls that returned 0.
     pub success: u64,
+    /// What it read, if that is known.
+    pub reads: Activity,
+}
+
+/// What was read, filled and waited for; what cannot be known is told by [`Snapshot::knows`], and 0 here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// Pages that buffered reads touched.
+    pub pages: u64,
+    /// Pages filled on behalf of reads.
+    pub misses: u64,
+    /// Pages filled for other causes.
+    pub other_fills: u64,
+    /// Bytes that reads copied.
+    pub bytes: u64,
+    /// Reads that waited for I/O.
+    pub waits: u64,
+    /// And for how many nanoseconds.
+    pub wait_ns: u64,
+}
+
+impl AddAssign for Activity {
+    fn add_assign(&mut self, other: Self) {
+        let Self { pages, misses, other_fills, bytes, waits, wait_ns } = other;
+        self.pages += pages;
+        self.misses += misses;
+        self.other_fills += other_fills;
+        self.bytes += bytes;
+        self.waits += waits;
+        self.wait_ns += wait_ns;
+    }
+}
+
+impl ProcessRow {
+    /// All its numbers.
+    pub fn numbers(&self) -> [u64; 8] {
+        let Activity { pages, misses, other_fills, bytes, waits, wait_ns } = self.reads;
+        [self.calls, self.success, pages, misses, other_fills, bytes, waits, wait_ns]
+    }
+
+    /// The same row with these.
+    pub fn with(self, numbers: [u64; 8]) -> Self {
+        let [calls, success, pages, misses, other_fills, bytes, waits, wait_ns] = numbers;
+        Self { calls, success, reads: Activity { pages, misses, other_fills, bytes, waits, wait_ns }, ..self }
+    }
+}
+
+/// What rows tell of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Knows {
+    /// Pages read.
+    pub pages: bool,
+    /// Bytes read.
+    pub bytes: bool,
+    /// Pages filled, misses among them.
+    pub fills: bool,
+    /// Reads that waited.
+    pub waits: bool,
+}
+
+impl Knows {
+    /// Whether anything.
+    pub fn anything(self) -> bool {
+        self != Self::default()
+    }
 }

@@ -41,6 +41,13 @@ impl Counters {
         member.and_then(|m| self.words.get(m.bytes.start / WORD..m.bytes.end / WORD)).unwrap_or_default()
     }
 
+    /// Adds to the first values of a counter.
+    pub fn more(&mut self, name: &str, by: &[u64]) {
+        let at = self.members.iter().find(|m| m.name == name).map_or(0, |m| m.bytes.start / WORD);
+        let words = self.words.get_mut(at..).unwrap_or_default();
+        words.iter_mut().zip(by).for_each(|(word, n)| *word = word.wrapping_add(*n));
+    }
+
     /// The sum of its values.
     pub fn sum(&self, name: &str) -> u64 {
         self.each(name).iter().sum()

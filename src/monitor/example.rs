@@ -16,7 +16,7 @@ pub fn snapshot() -> Snapshot {
     let families: Vec<Family> = CATALOGUE.iter().enumerate().map(|(i, metric)| family(i, metric)).collect();
     let of_module = || families.iter().filter(|f| f.metric.json.is_some());
     let probe = |name, mode| ProbeStatus { name, mode: Some(mode), failures: vec![] };
-    let row = |pid, comm: &str, calls, success| ProcessRow { pid, comm: comm.into(), calls, success };
+    let row = |pid, comm: &str, numbers| ProcessRow { pid, comm: comm.into(), ..Default::default() }.with(numbers);
     Snapshot {
         scope: "host".into(),
         sequence: 42,
@@ -36,7 +36,11 @@ pub fn snapshot() -> Snapshot {
             probes: vec![probe("fadvise", "tracepoint"), probe("cache_fill", "raw_tracepoint")],
         }],
         families,
-        processes: Some(vec![row(4711, "banyand \"hot\"\n\\", 1000, 999), row(0, "overflow", 4, 2)]),
+        processes: Some(vec![
+            row(4711, "banyand \"hot\"\n\\", [1000, 999, 16000, 380, 2500, 65_000_000, 44, 1_500_000_000]),
+            row(0, "overflow", [4, 2, 384, 4, 100, 2_108_864, 1, 250_000]),
+        ]),
+        knows: Knows { pages: true, bytes: true, fills: true, waits: true },
         files: Some(Arc::new(files())),
         diagnosis: Some(Arc::new(diagnosis())),
         last_error: None,

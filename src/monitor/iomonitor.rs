@@ -11,24 +11,28 @@ use super::causes;
 use super::counters::Counters;
 use super::files::{self, Files};
 use super::hits::Hits;
-use super::probes::{CACHE_FILL, FADVISE, Running, tell_refused};
+use super::ledger::Did;
+use super::probes::{CACHE_FILL, CACHE_READ, FADVISE, READ_LATENCY, Running, tell_refused};
 use super::processes::{self, Processes};
 use super::proof::Prover;
-use super::reads::FILL_READ;
+use super::reads::{self, FILL_READ};
 use super::reclaim::stalled;
-use super::rows::Rows;
+use super::rows::{Reading, Rows, stalling};
 use super::scope::CgroupScope;
 use super::stalls::Stalls;
 use super::stat::{self, View};
 use super::{Module, ModuleSettings, Sample};
 use crate::config::{self, Scope, Switch};
-use crate::ebpf::abi::{self, COMM_LEN, Plain, ProcKey, ProcRow, Settings, State};
+use crate::ebpf::abi::{
+    self, COMM_LEN, DID_FADVISE, DID_FILL, DID_READ_BYTES, DID_READ_PAGES, FILL_CAUSES, Plain, ProcKey, Settings, State,
+};
 use crate::ebpf::attach::{Hook, Kernel, Loader, Way};
 use crate::ebpf::layout::Layout;
 use crate::ebpf::object::{Aligned, Error, Map, Object};
 use crate::ebpf::os;
+use crate::host::cgroup;
 use crate::metrics::own as m;
-use crate::metrics::snapshot::{Family, ProbeStatus, Value};
+use crate::metrics::snapshot::{Family, Knows, ProbeStatus, Value};
 
 /// The name of this module in the configuration.
 pub const NAME: &str = "iomonitor";
@@ -59,6 +63,8 @@ pub struct IoMonitor {
     missed_before: BTreeMap<&'static str, u64>,
     /// Counters at the last collection, for what is "of the last interval".
     last: Counters,
+    /// The same without what is in rows.
+    last_own: Counters,
     hits: Hits,
     /// Stalls whose end was missed.
     lost_stalls: u64,
@@ -84,7 +90,7 @@ struct Attached {
 /// What an attachment had counted when it ended.
 struct End {
     counters: Counters,
-    rows: Vec<(ProcKey, ProcRow)>,
+    reading: Reading,
     files: Vec<files::Interval>,
     missed: Vec<(&'static str, u64)>,
 }
@@ -102,6 +108,7 @@ impl IoMonitor {
             base: Counters::default(),
             missed_before: BTreeMap::new(),
             last: Counters::default(),
+            last_own: Counters::default(),
             hits: Hits::default(),
             lost_stalls: 0,
         }
@@ -112,18 +119,34 @@ impl IoMonitor {
         self.attached.as_ref().map_or(self.config.files.enabled, |attached| attached.files.is_some())
     }
 
-    /// What these counters tell, with the rows of the interval and the processes that stall now.
-    fn sample(&mut self, now: Counters, interval: &[(ProcKey, ProcRow)], stalling: &[ProcKey]) -> Sample {
+    /// What these counters and the rows tell, with the processes that stalled in the interval or stall now.
+    fn sample<'a>(
+        &mut self,
+        mut now: Counters,
+        interval: impl Iterator<Item = &'a ProcKey>,
+        stalling: &'a [ProcKey],
+    ) -> Sample {
+        let total = self.processes.total();
+        now.more("read_pages", &total[DID_READ_PAGES..=DID_READ_PAGES]);
+        now.more("read_bytes", &total[DID_READ_BYTES..=DID_READ_BYTES]);
+        now.more("fills", &total[DID_FILL..DID_FILL + FILL_CAUSES]);
         let view = View {
             counters: &now,
             probes: &self.probes,
             hits: self.hits.count(now.sum("read_pages"), now.nth("fills", FILL_READ), Instant::now()),
             stalled: stalled(interval, stalling),
         };
-        let lost = (now.sum("overflow_calls"), now.sum("overflow_success"));
+        let by_process = self.config.by.process && cgroup::tells();
+        let knows = Knows {
+            pages: by_process && view.mode(CACHE_READ).is_some(),
+            bytes: by_process && reads::knows_bytes(&view),
+            fills: by_process && view.mode(CACHE_FILL).is_some(),
+            waits: by_process && view.mode(READ_LATENCY).is_some(),
+        };
         let sample = Sample {
             families: stat::families(&SUBJECTS, &view, &self.last),
-            processes: view.mode(FADVISE).map(|_| self.processes.rows(lost)),
+            processes: (view.mode(FADVISE).is_some() || knows.anything()).then(|| self.processes.rows()),
+            knows,
             files: self.tells_files().then(|| self.files.known(&view)),
         };
         self.last = now;
@@ -131,11 +154,19 @@ impl IoMonitor {
     }
 }
 
+/// What the kernel had no room for in its maps of rows.
+fn overflow(counters: &Counters) -> Did {
+    let mut did = Did::default();
+    did.iter_mut().zip(counters.each("overflow")).for_each(|(did, n)| *did = *n);
+    did
+}
+
 /// Events that are missing from the metrics by the map that had no place for them; ends of stalls can be missed too.
 fn lost(counters: &Counters, missed_ends: u64) -> [(&'static str, u64); 5] {
+    let rows = [DID_FADVISE, DID_READ_PAGES].into_iter().chain(DID_FILL..DID_FILL + FILL_CAUSES);
     let of_files = ["no_file_fills", "no_file_evictions", "no_file_waits"];
     [
-        ("processes", counters.sum("overflow_calls")),
+        ("processes", rows.into_iter().map(|i| counters.nth("overflow", i)).sum()),
         ("stalls", counters.sum("lost_stalls") + missed_ends),
         ("reads", counters.sum("lost_reads")),
         ("sleeps", counters.sum("lost_sleeps")),
@@ -171,8 +202,8 @@ impl Module for IoMonitor {
     fn stop(&mut self) {
         let Some(attached) = self.attached.take() else { return };
         match attached.finish(&self.base) {
-            Ok(End { counters, rows, files, missed }) => {
-                self.processes.absorb(&rows, Instant::now());
+            Ok(End { counters, reading, files, missed }) => {
+                self.processes.absorb(&reading, &overflow(&counters), Instant::now());
                 for interval in files {
                     self.files.absorb(interval);
                 }
@@ -183,7 +214,8 @@ impl Module for IoMonitor {
             }
             Err(e) => {
                 log::warn!("{NAME}: what was counted since the last collection is lost: {e}");
-                self.base = self.last.clone();
+                self.base = self.last_own.clone();
+                self.processes.keep_what_was_told(&overflow(&self.base));
             }
         }
         for p in &mut self.probes {
@@ -210,8 +242,7 @@ impl Module for IoMonitor {
         self.config.scope == *scope
     }
 
-    /// Swapping the maps of processes waits for an RCU grace period: some milliseconds asleep. It comes
-    /// before the totals are read, so that each call in the rows taken is in the totals too.
+    /// Swapping the maps of processes waits for an RCU grace period: some milliseconds asleep.
     fn prepare(&mut self) -> Result<(), Error> {
         let Some(attached) = &mut self.attached else { return Ok(()) };
         if let Some(scope) = &mut attached.scope {
@@ -223,8 +254,11 @@ impl Module for IoMonitor {
 
     fn collect(&mut self) -> Result<Sample, Error> {
         let Some(attached) = &mut self.attached else { return Ok(Sample::default()) };
+        // What the kernel had no room for comes out of the rows: looked at before them, it is not seen in both. And again
+        // after, so that each call in a row is in the counters too.
+        let lost_before = overflow(&attached.counters(&self.base)?);
+        let reading = attached.rows.take()?;
         let counters = attached.counters(&self.base)?;
-        let interval = attached.rows.take()?;
         if let Some(maps) = &mut attached.files {
             let nameless = self.files.absorb(maps.take()?);
             maps.ask_again(&nameless)?;
@@ -237,8 +271,9 @@ impl Module for IoMonitor {
         }
 
         let lost = lost(&counters, self.lost_stalls);
-        self.processes.absorb(&interval, Instant::now());
-        let mut sample = self.sample(counters, &interval, &stalls.stalled);
+        self.processes.absorb(&reading, &lost_before, Instant::now());
+        self.last_own = counters.clone();
+        let mut sample = self.sample(counters, stalling(&reading.done), &stalls.stalled);
         sample.families.extend([
             Family::single(&m::PROCESS_ROWS, Value::Int(self.processes.len() as u64)),
             Family::single(&m::FILES, Value::Int(self.files.len() as u64)),
@@ -291,23 +326,23 @@ impl Attached {
     fn finish(mut self, base: &Counters) -> Result<End, Error> {
         let missed = self.running.missed()?;
         drop(std::mem::take(&mut self.running));
-        // Each of the two maps may hold rows; swapping waits until no program writes any more.
-        let mut rows = self.rows.take()?;
+        // Swapping waits until no program writes any more.
         self.rows.swap()?;
-        rows.extend(self.rows.take()?);
+        let reading = Reading { done: self.rows.finish()?, ..Default::default() };
         let mut files = Vec::new();
         if let Some(maps) = &mut self.files {
             files.push(maps.take()?);
             maps.swap()?;
             files.push(maps.take()?);
         }
-        Ok(End { counters: self.counters(base)?, rows, files, missed })
+        Ok(End { counters: self.counters(base)?, reading, files, missed })
     }
 }
 
 /// Loads the object and attaches each probe in the first way that works.
 fn attach(config: &config::Collector) -> Result<(Attached, Vec<ProbeStatus>), Error> {
     let mut settings = Settings { page_shift: os::page_size().ilog2().into(), ..Default::default() };
+    settings.rows = u64::from((config.by.process || config.by.container) && cgroup::tells());
     if config.probes.contains(&CACHE_FILL) {
         causes::tell(&mut settings);
     }
@@ -453,10 +488,11 @@ fn tell_frames(prover: &Prover) -> Result<(), Error> {
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::ebpf::abi::{ProcRow, RowKey};
     use crate::metrics::snapshot::find;
     use crate::monitor::catalogue::{CATALOGUE, stats};
-    use crate::monitor::probes::{CACHE_READ, PROBES, Probe, RECLAIM_SCAN};
-    use crate::monitor::{reads, reclaim};
+    use crate::monitor::probes::{PROBES, Probe, RECLAIM_SCAN};
+    use crate::monitor::reclaim;
 
     fn monitor() -> IoMonitor {
         let mut config = Config::default().collector;
@@ -500,7 +536,7 @@ mod tests {
         more.set("read_pages", &[read_pages]);
         more.set("fills", &[fills]);
         more += &monitor.last;
-        let sample = monitor.sample(more, &[], &[]);
+        let sample = monitor.sample(more, [].iter(), &[]);
         let rate = |stat: &stat::Stat| match find(&sample.families, stat.metric.name).unwrap().series[0].value {
             Value::Percent(rate) => rate,
             ref other => panic!("{other:?}"),
@@ -526,31 +562,32 @@ mod tests {
     #[test]
     fn a_probe_that_is_not_attached_takes_its_metrics_away() {
         let mut monitor = monitor();
-        let all = names(&monitor.sample(Counters::zero(), &[], &[]));
+        let all = names(&monitor.sample(Counters::zero(), [].iter(), &[]));
         assert!(stats().map(|s| s.metric.name).eq(all));
         detach(&mut monitor, CACHE_READ);
-        let got = names(&monitor.sample(Counters::zero(), &[], &[]));
+        let got = names(&monitor.sample(Counters::zero(), [].iter(), &[]));
         for gone in ["ebpf_cache_read_attempts_total", "ebpf_cache_hits_total", "ebpf_cache_miss_rate_percent"] {
             assert!(!got.contains(&gone), "{gone}");
         }
         assert!(got.contains(&"ebpf_cache_misses_total"));
         monitor.probes.clear();
-        let nothing = monitor.sample(Counters::zero(), &[], &[]);
+        let nothing = monitor.sample(Counters::zero(), [].iter(), &[]);
         assert!(nothing.families.is_empty() && nothing.processes.is_none());
     }
 
     #[test]
     fn a_process_that_stalls_counts_once_however_often() {
         let key = |tgid| ProcKey { tgid, start: 1 };
-        let row = |stalls| ProcRow { stalls, ..Default::default() };
-        let interval = [(key(1), row(7)), (key(2), row(0)), (key(3), row(1))];
-        let sample = monitor().sample(Counters::zero(), &interval, &[key(3), key(4), key(4)]);
+        let row = |tgid, stalls| (RowKey { proc: key(tgid), cgroup: 1 }, ProcRow { stalls, ..Default::default() });
+        let interval = [row(1, 7), row(2, 0), row(3, 1)];
+        let stalls = [key(3), key(4), key(4)];
+        let sample = monitor().sample(Counters::zero(), stalling(&interval), &stalls);
         assert_eq!(int(&sample, &reclaim::DIRECT_RECLAIM_PROCESSES), 3);
     }
 
     #[test]
     fn families_stand_in_catalogue_order() {
-        let all = monitor().sample(Counters::zero(), &[], &[]).families;
+        let all = monitor().sample(Counters::zero(), [].iter(), &[]).families;
         let place = |f: &Family| CATALOGUE.iter().position(|m| m.name == f.metric.name);
         assert!(all.is_sorted_by_key(place));
         for f in &all {
@@ -567,7 +604,7 @@ mod tests {
                 let mut monitor = monitor();
                 detach(&mut monitor, without);
                 let lost = lost(now, 0);
-                all += &format!("{:?} {lost:?}\n", monitor.sample(now.clone(), &[], &[]));
+                all += &format!("{:?} {lost:?}\n", monitor.sample(now.clone(), [].iter(), &[]));
             }
             all
         };

@@ -15,6 +15,7 @@ pub mod fills;
 mod halves;
 mod hits;
 pub mod iomonitor;
+pub mod ledger;
 pub mod probes;
 pub mod processes;
 pub mod proof;
@@ -30,7 +31,7 @@ pub mod waits;
 use crate::config::{Scope, Switch};
 use crate::ebpf::object::Error;
 use crate::metrics::files::Files;
-use crate::metrics::snapshot::{Family, ProbeStatus, ProcessRow};
+use crate::metrics::snapshot::{Family, Knows, ProbeStatus, ProcessRow};
 
 /// A source of metrics.
 pub trait Module: Send {
@@ -91,4 +92,6 @@ pub struct Sample {
     pub processes: Option<Vec<ProcessRow>>,
     /// What happened to single files, likewise.
     pub files: Option<Files>,
+    /// And what that tells of beside fadvise calls.
+    pub knows: Knows,
 }

@@ -3,17 +3,22 @@
 //! A row lives as long as its process, and about a minute longer. What has no room, and what belonged to
 //! processes since forgotten, is in the overflow: nothing is lost from the sum.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::ebpf::abi::{MAX_PROCS, ProcKey, ProcRow, START_SHIFT};
+use super::ledger::{Did, Ledger};
+use super::reads::FILL_READ;
+use super::rows::{IsAlive, Reading, comm_text};
+use crate::ebpf::abi::{
+    COMM_LEN, DID_FADVISE, DID_FADVISE_SUCCESS, DID_FILL, DID_READ_BYTES, DID_READ_PAGES, DID_WAIT_NS, DID_WAITS,
+    FILL_CAUSES, MAX_PROCS, ProcKey, START_SHIFT,
+};
 use crate::ebpf::os;
-use crate::metrics::snapshot::ProcessRow;
+use crate::metrics::snapshot::{Activity, ProcessRow};
 
 /// Rows kept.
 const MAX_ROWS: usize = MAX_PROCS;
@@ -25,23 +30,11 @@ const LINGER_BLIND: Duration = Duration::from_secs(15 * 60);
 const CHECKS: usize = 64;
 const CHECKS_WHEN_FULL: usize = 1024;
 
-struct Row {
-    comm: String,
-    calls: u64,
-    success: u64,
-    last_event: Instant,
-}
-
-/// Whether a process still runs; `None` if that cannot be told.
-pub type IsAlive = fn(&ProcKey) -> Option<bool>;
-
 /// The rows.
 pub struct Processes {
-    rows: HashMap<ProcKey, Row>,
-    /// Every key of `rows` once, the one checked longest ago first.
+    ledger: Ledger<ProcKey, [u8; COMM_LEN]>,
+    /// Every key of the rows once, the one checked longest ago first.
     to_check: VecDeque<ProcKey>,
-    overflow_calls: u64,
-    overflow_success: u64,
     is_alive: IsAlive,
 }
 
@@ -53,42 +46,19 @@ impl Default for Processes {
 
 impl Processes {
     fn new(is_alive: IsAlive) -> Self {
-        Self { rows: HashMap::new(), to_check: VecDeque::new(), overflow_calls: 0, overflow_success: 0, is_alive }
+        Self { ledger: Ledger::new(MAX_ROWS), to_check: VecDeque::new(), is_alive }
     }
 
-    /// Adds one interval's rows.
-    pub fn absorb(&mut self, interval: &[(ProcKey, ProcRow)], now: Instant) {
-        let fresh = interval.iter().filter(|(k, _)| !self.rows.contains_key(k)).count();
-        let full = self.rows.len() + fresh > MAX_ROWS;
+    /// Adds a reading; the kernel had no room for `lost`, since the beginning.
+    pub fn absorb(&mut self, reading: &Reading, lost: &Did, now: Instant) {
+        let keys = reading.done.iter().map(|(k, _)| k).chain(reading.live.keys());
+        let fresh = keys.filter(|k| self.ledger.get(&k.proc).is_none()).count();
+        let full = self.ledger.len() + fresh > MAX_ROWS;
         self.forget(now, full);
-        for (key, row) in interval.iter().filter(|(_, r)| r.fadvise_calls > 0) {
-            let has_room = self.rows.len() < MAX_ROWS;
-            match self.rows.entry(*key) {
-                Entry::Occupied(mut e) => {
-                    let r = e.get_mut();
-                    r.calls += row.fadvise_calls;
-                    r.success += row.fadvise_success;
-                    r.last_event = now;
-                    let comm = comm_text(&row.comm);
-                    if r.comm != comm {
-                        r.comm = comm; // it called exec, or renamed itself
-                    }
-                }
-                Entry::Vacant(e) if has_room => {
-                    e.insert(Row {
-                        comm: comm_text(&row.comm),
-                        calls: row.fadvise_calls,
-                        success: row.fadvise_success,
-                        last_event: now,
-                    });
-                    self.to_check.push_back(*key);
-                }
-                Entry::Vacant(_) => {
-                    self.overflow_calls += row.fadvise_calls;
-                    self.overflow_success += row.fadvise_success;
-                }
-            }
-        }
+        let key = |proc: ProcKey| (proc != ProcKey::default()).then_some(proc);
+        // It called exec, or renamed itself.
+        let fresh = self.ledger.absorb(reading, lost, now, |k| key(k.proc), |comm, _, row| *comm = row.comm);
+        self.to_check.extend(fresh);
     }
 
     /// Moves rows of processes that have gone into the overflow.
@@ -96,55 +66,69 @@ impl Processes {
         let checks = if want_room { CHECKS_WHEN_FULL } else { CHECKS };
         for _ in 0..checks.min(self.to_check.len()) {
             let Some(key) = self.to_check.pop_front() else { break };
-            let Some(row) = self.rows.get(&key) else { continue };
+            let Some(row) = self.ledger.get(&key) else { continue };
             let idle = now.saturating_duration_since(row.last_event);
             let gone = (idle >= LINGER || want_room)
                 && match (self.is_alive)(&key) {
                     Some(alive) => !alive,
                     None => idle >= LINGER_BLIND,
                 };
-            if gone {
-                self.overflow_calls += row.calls;
-                self.overflow_success += row.success;
-                self.rows.remove(&key);
-            } else {
+            if !(gone && self.ledger.forget(&key)) {
                 self.to_check.push_back(key);
             }
         }
     }
 
+    /// When what the kernel has is lost, but for what it had no room for.
+    pub fn keep_what_was_told(&mut self, lost: &Did) {
+        self.ledger.keep_what_was_told(lost);
+    }
+
     /// Number of processes with a row.
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.ledger.len()
     }
 
     /// Whether no process has a row.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.ledger.is_empty()
     }
 
-    /// The rows, most calls first, and last the overflow, if anything is in it; `lost` are the calls (and
-    /// of those the successful ones) that the kernel's map had no room for.
-    pub fn rows(&self, lost: (u64, u64)) -> Vec<ProcessRow> {
-        let mut rows: Vec<_> = self
-            .rows
-            .iter()
-            .map(|(k, r)| ProcessRow { pid: k.tgid, comm: r.comm.clone(), calls: r.calls, success: r.success })
-            .collect();
-        rows.sort_unstable_by(|a, b| b.calls.cmp(&a.calls).then(a.pid.cmp(&b.pid)));
-        let calls = self.overflow_calls + lost.0;
-        if calls > 0 {
-            let success = self.overflow_success + lost.1;
-            rows.push(ProcessRow { pid: 0, comm: "overflow".into(), calls, success });
+    /// What all of them did.
+    pub fn total(&self) -> Did {
+        self.ledger.total()
+    }
+
+    /// The rows, most fadvise calls first, then most pages read, and last the overflow, if anything is in it.
+    pub fn rows(&self) -> Vec<ProcessRow> {
+        let row = |pid, comm, did: &Did| ProcessRow {
+            pid,
+            comm,
+            calls: did[DID_FADVISE],
+            success: did[DID_FADVISE_SUCCESS],
+            reads: activity(did),
+        };
+        let mut rows: Vec<_> = self.ledger.rows().map(|(k, r)| row(k.tgid, comm_text(&r.about), &r.did)).collect();
+        rows.sort_unstable_by(|a, b| (b.calls, b.reads.pages, a.pid).cmp(&(a.calls, a.reads.pages, b.pid)));
+        let rest = self.ledger.rest();
+        if rest != Did::default() {
+            rows.push(row(0, "overflow".into(), &rest));
         }
         rows
     }
 }
 
-/// A task's name; bytes that are no UTF-8 are replaced.
-fn comm_text(comm: &[u8]) -> String {
-    let end = comm.iter().position(|b| *b == 0).unwrap_or(comm.len());
-    String::from_utf8_lossy(&comm[..end]).into_owned()
+/// What of it is of reads.
+pub fn activity(did: &Did) -> Activity {
+    let fills = &did[DID_FILL..DID_FILL + FILL_CAUSES];
+    Activity {
+        pages: did[DID_READ_PAGES],
+        misses: fills[FILL_READ],
+        other_fills: fills.iter().sum::<u64>().wrapping_sub(fills[FILL_READ]),
+        bytes: did[DID_READ_BYTES],
+        waits: did[DID_WAITS],
+        wait_ns: did[DID_WAIT_NS],
+    }
 }
 
 /// How to tell whether a process still runs, from where the agent is.
@@ -187,15 +171,27 @@ fn start(ns: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ebpf::abi::{ProcRow, RowKey};
 
     fn key(tgid: u32) -> ProcKey {
         ProcKey { tgid, start: tgid * 10 }
     }
 
     fn row(calls: u64, success: u64, name: &str) -> ProcRow {
-        let mut r = ProcRow { fadvise_calls: calls, fadvise_success: success, ..Default::default() };
+        let mut r = ProcRow::default();
+        (r.did[DID_FADVISE], r.did[DID_FADVISE_SUCCESS]) = (calls, success);
         r.comm[..name.len()].copy_from_slice(name.as_bytes());
         r
+    }
+
+    fn told(pid: u32, comm: &str, calls: u64, success: u64) -> ProcessRow {
+        ProcessRow { pid, comm: comm.into(), calls, success, ..Default::default() }
+    }
+
+    fn absorb(p: &mut Processes, interval: &[(ProcKey, ProcRow)], now: Instant) {
+        let row = |&(proc, row): &(ProcKey, ProcRow)| (RowKey { proc, cgroup: 1 }, row);
+        let reading = Reading { done: interval.iter().map(row).collect(), ..Default::default() };
+        p.absorb(&reading, &Did::default(), now);
     }
 
     fn sum(rows: &[ProcessRow]) -> (u64, u64) {
@@ -206,19 +202,25 @@ mod tests {
     fn rows_accumulate_and_follow_a_new_name() {
         let mut p = Processes::new(|_| Some(true));
         let now = Instant::now();
-        p.absorb(&[(key(1), row(3, 2, "sh")), (key(2), row(9, 9, "db"))], now);
-        p.absorb(&[(key(1), row(4, 4, "cp"))], now);
-        let rows = p.rows((0, 0));
-        assert_eq!(rows[0], ProcessRow { pid: 2, comm: "db".into(), calls: 9, success: 9 });
-        assert_eq!(rows[1], ProcessRow { pid: 1, comm: "cp".into(), calls: 7, success: 6 });
+        absorb(&mut p, &[(key(1), row(3, 2, "sh")), (key(2), row(9, 9, "db"))], now);
+        absorb(&mut p, &[(key(1), row(4, 4, "cp"))], now);
+        assert_eq!(p.rows(), [told(2, "db", 9, 9), told(1, "cp", 7, 6)]);
+    }
+
+    #[test]
+    fn a_process_in_two_cgroups_has_one_row() {
+        let mut p = Processes::new(|_| Some(true));
+        let of = |cgroup, n| (RowKey { proc: key(1), cgroup }, row(n, n, "runc"));
+        let reading = Reading { done: vec![of(1, 3)], live: [of(1, 1), of(2, 4)].into() };
+        p.absorb(&reading, &Did::default(), Instant::now());
+        assert_eq!(p.rows(), [told(1, "runc", 8, 8)]);
     }
 
     #[test]
     fn a_reused_pid_is_another_process() {
         let mut p = Processes::new(|_| Some(true));
-        let now = Instant::now();
         let later = ProcKey { start: 99, ..key(1) };
-        p.absorb(&[(key(1), row(1, 1, "a")), (later, row(1, 1, "b"))], now);
+        absorb(&mut p, &[(key(1), row(1, 1, "a")), (later, row(1, 1, "b"))], Instant::now());
         assert_eq!(p.len(), 2);
     }
 
@@ -226,24 +228,21 @@ mod tests {
     fn who_has_gone_is_forgotten_after_a_while_and_stays_in_the_sum() {
         let mut p = Processes::new(|k| Some(k.tgid == 2));
         let start = Instant::now();
-        p.absorb(&[(key(1), row(3, 2, "gone")), (key(2), row(5, 5, "lives"))], start);
-        p.absorb(&[], start + LINGER / 2);
+        absorb(&mut p, &[(key(1), row(3, 2, "gone")), (key(2), row(5, 5, "lives"))], start);
+        absorb(&mut p, &[], start + LINGER / 2);
         assert_eq!(p.len(), 2, "too early to forget");
-        p.absorb(&[], start + LINGER);
-        let rows = p.rows((0, 0));
-        assert_eq!(rows.len(), 2);
-        assert_eq!(rows[1], ProcessRow { pid: 0, comm: "overflow".into(), calls: 3, success: 2 });
-        assert_eq!(sum(&rows), (8, 7));
+        absorb(&mut p, &[], start + LINGER);
+        assert_eq!(p.rows(), [told(2, "lives", 5, 5), told(0, "overflow", 3, 2)]);
     }
 
     #[test]
     fn without_sight_of_the_processes_only_long_idle_ones_are_forgotten() {
         let mut p = Processes::new(|_| None);
         let start = Instant::now();
-        p.absorb(&[(key(1), row(3, 2, "x"))], start);
-        p.absorb(&[], start + LINGER_BLIND - Duration::from_secs(1));
+        absorb(&mut p, &[(key(1), row(3, 2, "x"))], start);
+        absorb(&mut p, &[], start + LINGER_BLIND - Duration::from_secs(1));
         assert_eq!(p.len(), 1);
-        p.absorb(&[], start + LINGER_BLIND);
+        absorb(&mut p, &[], start + LINGER_BLIND);
         assert_eq!(p.len(), 0);
     }
 
@@ -255,12 +254,23 @@ mod tests {
         for batch in 0..10 {
             let interval: Vec<_> = (0..3000).map(|i| (key(batch * 3000 + i + 1), row(2, 1, "w"))).collect();
             made += interval.len() as u64;
-            p.absorb(&interval, now);
+            absorb(&mut p, &interval, now);
             assert!(p.len() <= MAX_ROWS);
             assert_eq!(p.to_check.len(), p.len());
-            assert_eq!(sum(&p.rows((0, 0))), (2 * made, made));
+            assert_eq!(sum(&p.rows()), (2 * made, made));
         }
-        assert_eq!(sum(&p.rows((10, 4))), (2 * made + 10, made + 4), "what the kernel had no room for");
+        let lost = row(10, 4, "").did;
+        p.absorb(&Reading::default(), &lost, now);
+        assert_eq!(sum(&p.rows()), (2 * made + 10, made + 4), "what the kernel had no room for");
+    }
+
+    #[test]
+    fn what_is_told_of_reads() {
+        let did: Did = std::array::from_fn(|i| 1 << i);
+        let fills = 0b11110 << DID_FILL;
+        let expected =
+            Activity { pages: 4, misses: 1 << DID_FILL, other_fills: fills, bytes: 8, waits: 16, wait_ns: 32 };
+        assert_eq!(activity(&did), expected);
     }
 
     #[test]

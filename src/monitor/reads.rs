@@ -47,6 +47,10 @@ fn miss_rate(grown: &Grown) -> Option<f64> {
 }
 
 fn read_bytes(view: &View) -> Option<Vec<Series>> {
-    // The tracepoint does not tell what was copied.
-    if view.mode(CACHE_READ) == Some("raw_tracepoint") { None } else { number(view.counters.sum("read_bytes")) }
+    knows_bytes(view).then(|| number(view.counters.sum("read_bytes"))).flatten()
+}
+
+/// The tracepoint does not tell what was copied.
+pub(super) fn knows_bytes(view: &View) -> bool {
+    view.mode(CACHE_READ).is_some_and(|mode| mode != "raw_tracepoint")
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::probes::{DIRECT_RECLAIM, KSWAPD, MEMCG_RECLAIM, RECLAIM_SCAN};
 use super::stat::{Grown, How, Needs, Subject, View, by_label, number, percent, stats};
-use crate::ebpf::abi::{ProcKey, ProcRow};
+use crate::ebpf::abi::ProcKey;
 use crate::metrics::snapshot::Series;
 
 /// Who reclaims, as `enum reclaimer` has them.
@@ -64,7 +64,6 @@ fn efficiency(grown: &Grown) -> Option<f64> {
 }
 
 /// How many processes stalled in an interval, from what its rows say and from those that are in a stall now.
-pub(super) fn stalled(interval: &[(ProcKey, ProcRow)], now: &[ProcKey]) -> u64 {
-    let rows = interval.iter().filter(|(_, row)| row.stalls > 0).map(|(key, _)| key);
-    rows.chain(now).collect::<HashSet<&ProcKey>>().len() as u64
+pub(super) fn stalled<'a>(interval: impl Iterator<Item = &'a ProcKey>, now: &'a [ProcKey]) -> u64 {
+    interval.chain(now).collect::<HashSet<&ProcKey>>().len() as u64
 }

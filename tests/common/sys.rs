@@ -568,19 +568,47 @@ pub fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-/// A process that makes one fadvise call on `fd` and ends. It borrows this one's memory, as after vfork: no pages are
-/// copied and nothing is executed, so thousands take a second.
+/// A process that makes one fadvise call on `fd` and ends.
 pub fn fork_one_fadvise(fd: RawFd) -> libc::pid_t {
     extern "C" fn advise(fd: *mut libc::c_void) -> libc::c_int {
         // SAFETY: no pointers.
         unsafe { libc::posix_fadvise(fd as RawFd, 0, 0, libc::POSIX_FADV_NORMAL) }
     }
+    fork_borrowing(advise, fd as usize as *mut libc::c_void)
+}
+
+/// A process that reads the first pages of a file, each by one call, and ends.
+pub fn fork_reads(fd: RawFd, pages: usize) -> libc::pid_t {
+    struct Work {
+        fd: RawFd,
+        pages: usize,
+        page: Vec<u8>,
+    }
+    extern "C" fn read(work: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: its parent waits with it, and does nothing else meanwhile; the buffer is as long as said.
+        unsafe {
+            let work = &mut *work.cast::<Work>();
+            for i in 0..work.pages {
+                let len = work.page.len();
+                if libc::pread(work.fd, work.page.as_mut_ptr().cast(), len, (i * len) as i64) != len as isize {
+                    return 1;
+                }
+            }
+        }
+        0
+    }
+    let mut work = Work { fd, pages, page: vec![0; page()] };
+    fork_borrowing(read, (&raw mut work).cast())
+}
+
+/// A process that borrows this one's memory, as after vfork: no pages are copied and nothing is executed, so thousands
+/// take a second.
+fn fork_borrowing(work: extern "C" fn(*mut libc::c_void) -> libc::c_int, with: *mut libc::c_void) -> libc::pid_t {
     let mut stack = [0u128; 4096];
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     // SAFETY: the child has a stack of its own, which lives longer than it: CLONE_VFORK has this thread wait for its
-    // end. It makes one system call, on a number, and allocates nothing.
-    let pid =
-        unsafe { libc::clone(advise, stack.as_mut_ptr_range().end.cast(), flags, fd as usize as *mut libc::c_void) };
+    // end. It makes system calls alone and allocates nothing.
+    let pid = unsafe { libc::clone(work, stack.as_mut_ptr_range().end.cast(), flags, with) };
     assert_ne!(pid, -1, "clone: {}", io::Error::last_os_error());
     pid
 }

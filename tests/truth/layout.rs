@@ -21,5 +21,14 @@ fn fields_found_without_btf_are_those_of_btf() {
     {
         assert!(layout.fields().any(|f| f.0.ends_with(of) && f.1 == field), "{of}.{field} is not known");
     }
+    for (place, of, field) in [
+        ("place_of_cgroups", "task_struct", "cgroups"),
+        ("place_of_dfl_cgrp", "css_set", "dfl_cgrp"),
+        ("place_of_kn", "cgroup", "kn"),
+        ("place_of_id", "kernfs_node", "id"),
+    ] {
+        assert!(layout.place(place).is_some() || os::own_cgroup().is_none(), "{place} is not known");
+        assert!(layout.place(place).is_none_or(|at| btf.offset(of, field) == Some(at)), "{of}.{field}");
+    }
     assert_eq!(layout.offset("iov_iter", "count").is_some(), os::perf_has_kprobes());
 }

@@ -493,7 +493,7 @@ mod tests {
 
     #[test]
     fn the_top_processes_by_name_and_the_rest() {
-        let row = |pid, comm: &str, calls| ProcessRow { pid, comm: comm.into(), calls, success: 0 };
+        let row = |pid, comm: &str, calls| ProcessRow { pid, comm: comm.into(), calls, ..Default::default() };
         let mut processes: Vec<_> = (1..=30).map(|n| row(n, &format!("p{n:02}"), u64::from(n))).collect();
         processes.extend([row(40, "p30", 5), row(41, "other", 7), row(0, "overflow", 100)]);
         let top = top(&processes);
