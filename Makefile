@@ -80,6 +80,15 @@ test-banyandb: deps ## compare what a BanyanDB server stores with /metrics (BANY
 	@test -n "$(BANYANDB)" || { echo "which server? make test-banyandb BANYANDB=host:port" >&2; exit 2; }
 	@TEST_BANYANDB="$(BANYANDB)" cargo test --test banyandb -- --ignored --nocapture a_real_server
 
+# Both are built from the Go module proxy, in some minutes.
+test-otlp: deps deps-test ## compare what an OpenTelemetry Collector and a Prometheus get by OTLP with /metrics
+	@sh .ci/otlp.sh
+	@target=$$(realpath $(TARGET)) && TEST_OTELCOL=$$target/otel/bin/otelcol TEST_PROMETHEUS_OTLP=$$target/otel/bin/prometheus \
+		cargo test --test otlp -- --nocapture a_real_collector
+
+test-packages: dist ## make what is released (ARCHS="x86_64"), install, upgrade and remove the packages, read the images
+	@cargo test --test packages -- --test-threads=1 --show-output
+
 soak: static deps-test ## two hours (SECONDS=7200) of all that happens to an agent in months: tests/soak.rs
 	@TEST_SOAK_SECONDS=$(SECONDS) TEST_AGENT=$$(realpath $(TARGET))/static/$$(uname -m)/ebpf-sidecar \
 		sh .ci/static.sh test --test soak -- --ignored --nocapture
@@ -95,8 +104,8 @@ fuzz: deps ## fuzz everything that takes bytes of others, SECONDS_EACH=30 each (
 deny: ## check what the agent depends on: licences, sources, versions, and advisories where their database can be had
 	@sh .ci/deny.sh
 
-dist: deps ## make what is released: target/dist, a tarball with the static binary and its bill of materials
-	@sh .ci/dist.sh
+dist: deps ## make what is released, target/dist: tarballs, .deb, .rpm, images, bills of materials (ARCHS="x86_64")
+	@sh .ci/dist.sh $(ARCHS)
 
 lint: deps ## check the formatting, and clippy with warnings as errors
 	@sh .ci/lint.sh
@@ -130,4 +139,4 @@ uninstall: ## remove them; a configuration that was changed stays
 clean: ## remove everything that was built
 	@cargo clean
 
-.PHONY: help deps deps-test deps-browser deps-helm deps-vm deps-image build static run test test-full test-static test-vm results test-banyandb lint soak attacks fuzz deny dist bench bench-overhead install uninstall clean
+.PHONY: help deps deps-test deps-browser deps-helm deps-vm deps-image build static run test test-full test-static test-vm results test-banyandb test-otlp test-packages lint soak attacks fuzz deny dist bench bench-overhead install uninstall clean

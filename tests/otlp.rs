@@ -10,6 +10,8 @@ mod identity;
 mod server;
 
 use std::collections::BTreeMap;
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ebpf_sidecar::config::{ClientTls, Compression, Config, Otlp as Settings, Protocol, Secret};
@@ -19,7 +21,7 @@ use ebpf_sidecar::metrics::cell::SnapshotCell;
 use ebpf_sidecar::metrics::export::OTLP as STATE;
 use ebpf_sidecar::metrics::snapshot::Snapshot;
 
-use common::{Agent, Metrics, TempDir, sys};
+use common::{Agent, Killed, Metrics, TempDir, sys};
 use export::{LIMIT, Random, collection, seed};
 use identity::{Identity, YEAR};
 use server::{Fault, Key, Otlp, as_number};
@@ -381,4 +383,138 @@ fn the_receiver_agrees_with_prometheus_beside_another_exporter() {
         assert!(sequences.windows(2).all(|two| two[0] + 1.0 == two[1]), "{sequences:?}");
         assert!(sequences.last().is_some_and(|n| *n >= last), "{sequences:?} up to {last} or more");
     }
+}
+
+// ---- real receivers ----
+
+/// A program named by a variable, or the reason why there is none.
+fn real(variable: &str) -> Result<String, String> {
+    std::env::var(variable).map_err(|_| format!("{variable} names no program (make test-otlp)"))
+}
+
+/// Starts a program and waits until something answers at its port.
+fn serving(program: &str, args: &[&str], dir: &TempDir, port: u16) -> Killed {
+    let log = std::fs::File::create(dir.path.join("log")).unwrap();
+    let process = Command::new(program)
+        .args(args)
+        .current_dir(&dir.path)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn();
+    let mut process = Killed(process.unwrap());
+    let deadline = Instant::now() + LIMIT;
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        let said = std::fs::read_to_string(dir.path.join("log")).unwrap_or_default();
+        assert!(process.0.try_wait().unwrap().is_none() && Instant::now() < deadline, "{program}: {said}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    process
+}
+
+/// What Prometheus has at this time, in milliseconds, of an instance.
+fn stored(port: u16, instance: &str, time: u64) -> BTreeMap<String, f64> {
+    let query: String = format!("{{instance=\"{instance}\"}}").bytes().map(|b| format!("%{b:02x}")).collect();
+    let path = format!("/api/v1/query?query={query}&time={}.{:03}", time / 1000, time % 1000);
+    let body = common::request(port, &format!("GET {path} HTTP/1.0\r\nHost: x\r\n\r\n")).unwrap().body;
+    let answer: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let series = answer["data"]["result"].as_array().unwrap_or_else(|| panic!("{body}"));
+    let own = ["__name__", "job", "instance", "service_name", "otel_scope_name", "otel_scope_version"];
+    let one = |s: &serde_json::Value| {
+        let metric = s["metric"].as_object().unwrap();
+        // In any order.
+        let labels: BTreeMap<&str, &str> = metric
+            .iter()
+            .filter(|(name, _)| !own.contains(&name.as_str()))
+            .map(|(name, value)| (name.as_str(), value.as_str().unwrap()))
+            .collect();
+        let value = s["value"][1].as_str().unwrap().parse().unwrap();
+        (format!("{}{labels:?}", metric["__name__"].as_str().unwrap()), value)
+    };
+    series.iter().map(one).collect()
+}
+
+/// The same name for a series of /metrics; bounds of buckets as numbers.
+fn sorted(series: &str) -> String {
+    let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+    let labels = labels.trim_end_matches('}').split("\",").filter_map(|l| l.split_once("=\""));
+    let labels: BTreeMap<&str, &str> = labels.map(|(n, v)| (n, v.trim_end_matches('"'))).collect();
+    format!("{name}{labels:?}")
+}
+
+/// What a Prometheus stores of an agent, whichever way it came, is what that agent has shown.
+#[test]
+fn a_real_collector_and_a_real_prometheus_agree_with_the_agent() {
+    const TEST: &str = "a_real_collector_and_a_real_prometheus_agree_with_the_agent";
+    need_bpf!("a_real_collector_and_a_real_prometheus_agree_with_the_agent");
+    let (collector, prometheus) = match (real("TEST_OTELCOL"), real("TEST_PROMETHEUS_OTLP")) {
+        (Ok(collector), Ok(prometheus)) => (collector, prometheus),
+        (Err(why), _) | (_, Err(why)) => return common::skipped(TEST, &why),
+    };
+    let (of_prometheus, of_collector) = (TempDir::new("otlp-prometheus"), TempDir::new("otlp-collector"));
+    let [port, grpc, http] = [common::free_port(), common::free_port(), common::free_port()];
+    let config = "otlp: {translation_strategy: UnderscoreEscapingWithSuffixes}\nstorage: {tsdb: {out_of_order_time_window: 30m}}\n";
+    std::fs::write(of_prometheus.path.join("prometheus.yml"), config).unwrap();
+    let listen = format!("--web.listen-address=127.0.0.1:{port}");
+    let flags = ["--config.file=prometheus.yml", "--storage.tsdb.path=data", "--web.enable-otlp-receiver", &listen];
+    let _prometheus = serving(&prometheus, &flags, &of_prometheus, port);
+    let config = format!(
+        "receivers: {{otlp: {{protocols: {{grpc: {{endpoint: '127.0.0.1:{grpc}'}}, http: {{endpoint: '127.0.0.1:{http}'}}}}}}}}\n\
+         exporters: {{otlphttp: {{endpoint: 'http://127.0.0.1:{port}/api/v1/otlp'}}}}\n\
+         service: {{telemetry: {{metrics: {{level: none}}}}, pipelines: {{metrics: {{receivers: [otlp], exporters: [otlphttp]}}}}}}\n"
+    );
+    std::fs::write(of_collector.path.join("config.yaml"), config).unwrap();
+    let _collector = serving(&collector, &["--config=config.yaml"], &of_collector, grpc);
+    let said = |dir: &TempDir| std::fs::read_to_string(dir.path.join("log")).unwrap_or_default();
+    wait_until("the collector's second port", || TcpStream::connect(("127.0.0.1", http)).is_ok());
+
+    for (instance, protocol, to, path) in [
+        ("by-grpc", "grpc", grpc, "/v1/metrics"),
+        ("by-http", "http", http, "/v1/metrics"),
+        ("directly", "http", port, "/api/v1/otlp/v1/metrics"),
+    ] {
+        let (endpoint, resource) = (format!("127.0.0.1:{to}"), format!("service.instance.id={instance}"));
+        let agent = Agent::start(&[
+            ("EXPORT_TYPE", "otlp"),
+            ("EXPORT_OTLP_ENDPOINT", endpoint.as_str()),
+            ("EXPORT_OTLP_PROTOCOL", protocol),
+            ("EXPORT_OTLP_PATH", path),
+            ("EXPORT_OTLP_COMPRESSION", "gzip"),
+            ("EXPORT_OTLP_RESOURCE", resource.as_str()),
+            ("EXPORT_OTLP_FLUSH_INTERVAL", "200ms"),
+            ("COLLECTOR_INTERVAL", "500ms"),
+        ]);
+        let sent = "ebpf_sidecar_export_points_sent_total{exporter=\"otlp\"}";
+        let metrics = agent.wait(|m| m.get(SEQUENCE) > 5.0 && m.0.get(sent).is_some_and(|sent| *sent > 0.0));
+        let time = (metrics.get("ebpf_sidecar_snapshot_timestamp_seconds") * 1e3).round() as u64;
+        let number = BTreeMap::from([(sorted(SEQUENCE), metrics.get(SEQUENCE))]);
+        let deadline = Instant::now() + LIMIT;
+        let found = loop {
+            let found = stored(port, instance, time);
+            if number.iter().all(|(name, value)| found.get(name) == Some(value)) {
+                break found;
+            }
+            let why = || format!("{instance}: {}\n{}\n{}", said(&of_collector), said(&of_prometheus), agent.log());
+            assert!(Instant::now() < deadline, "{}", why());
+            std::thread::sleep(Duration::from_millis(200));
+        };
+        let found: BTreeMap<String, f64> = found.into_iter().map(|(name, value)| (bounds(&name), value)).collect();
+        let mut compared = 0;
+        for (series, value) in &metrics.0 {
+            let (name, found) = (bounds(&sorted(series)), |name: &str| found.get(name).copied());
+            // What has no value is marked as stale, which no query shows.
+            assert_eq!(found(&name), Some(*value).filter(|v| !v.is_nan()), "{instance}: {name}");
+            compared += usize::from(!value.is_nan());
+        }
+        println!("{instance}: {compared} values equal to /metrics of collection {}", number[&sorted(SEQUENCE)]);
+        assert!(compared > 100);
+    }
+}
+
+/// With the bound of a bucket as a number, however it is written.
+fn bounds(series: &str) -> String {
+    let Some((head, le)) = series.split_once("\"le\": \"") else { return series.to_owned() };
+    let (bound, rest) = le.split_once('"').unwrap();
+    let bound: f64 = if bound == "+Inf" { f64::INFINITY } else { bound.parse().unwrap() };
+    format!("{head}\"le\": {bound:?}{rest}")
 }

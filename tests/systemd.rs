@@ -13,8 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    Agent, Cgroup, Killed, MIB, Metrics, TempDir, TestFile, alone, binary, command, free_port, request, skipped, sys,
-    text, wait_for,
+    Agent, Cgroup, Killed, MIB, Metrics, TempDir, TestFile, Tree, alone, binary, command, free_port, request, skipped,
+    sys, text, wait_for,
 };
 
 fn configs() -> PathBuf {
@@ -193,27 +193,6 @@ ExecStart=/bin/sh -c 'sleep 5; exec >/mnt/NAME.tmp; \
     grep -E \"^(Uid|CapEff|CapBnd|NoNewPrivs|Seccomp):\" /proc/$$(systemctl show NAME.service -p MainPID --value)/status; \
     mv /mnt/NAME.tmp /mnt/NAME.state'
 ";
-
-/// A cgroup that others make cgroups in; removed with them when dropped.
-struct Tree(Cgroup);
-
-impl Drop for Tree {
-    fn drop(&mut self) {
-        fn remove(dir: &Path) {
-            for entry in fs::read_dir(dir).into_iter().flatten().flatten().filter(|e| e.path().is_dir()) {
-                remove(&entry.path());
-                // Processes that were just killed are still leaving.
-                for _ in 0..100 {
-                    if fs::remove_dir(entry.path()).is_ok() {
-                        break;
-                    }
-                    thread::sleep(Duration::from_millis(20));
-                }
-            }
-        }
-        remove(&self.0.path);
-    }
-}
 
 fn systemd() -> Option<&'static str> {
     ["/lib/systemd/systemd", "/usr/lib/systemd/systemd"].into_iter().find(|p| Path::new(p).exists())

@@ -808,3 +808,24 @@ pub fn documents(text: &str) -> Vec<serde_yaml::Value> {
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
+
+/// A cgroup that others make cgroups in; removed with them when dropped.
+pub struct Tree(pub Cgroup);
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        fn remove(dir: &Path) {
+            for entry in fs::read_dir(dir).into_iter().flatten().flatten().filter(|e| e.path().is_dir()) {
+                remove(&entry.path());
+                // Processes that were just killed are still leaving.
+                for _ in 0..100 {
+                    if fs::remove_dir(entry.path()).is_ok() {
+                        break;
+                    }
+                    thread::sleep(Duration::from_millis(20));
+                }
+            }
+        }
+        remove(&self.0.path);
+    }
+}
