@@ -101,7 +101,7 @@ pub(crate) const OPTIONS: &[OptionInfo] = &[
         long: "for",
         value: Some("TIME"),
         values: &[],
-        help: &["diagnose: how long to watch, 2s to 1h; else 60s"],
+        help: &["diagnose: how long to watch, 10s to 1h; else 60s"],
     },
     OptionInfo { short: Some('h'), long: "help", value: None, values: &[], help: &["Print this help"] },
     OptionInfo {
@@ -295,8 +295,8 @@ fn parse_time(time: &str) -> Result<Duration, CliError> {
         number if time.ends_with('h') && time.len() == number.len() + 1 => seconds(number, 3600),
         _ => None,
     };
-    let allowed = || CliError(format!("--for: {time:?} is not allowed; allowed: 2s to 1h, such as 60s or 5m"));
-    known.filter(|s| (2..=3600).contains(s)).map(Duration::from_secs).ok_or_else(allowed)
+    let allowed = || CliError(format!("--for: {time:?} is not allowed; allowed: 10s to 1h, such as 60s or 5m"));
+    known.filter(|s| (10..=3600).contains(s)).map(Duration::from_secs).ok_or_else(allowed)
 }
 
 fn parse_level(level: &str) -> Result<LevelFilter, CliError> {
@@ -364,8 +364,8 @@ mod tests {
             ("completions", ["completions", "needs an argument", "bash, zsh, fish"]),
             ("completions csh", ["completions", "\"csh\"", "bash, zsh, fish"]),
             ("completions bash zsh", ["unexpected", "\"zsh\"", "one command"]),
-            ("diagnose --for 60", ["--for", "\"60\"", "2s to 1h"]),
-            ("diagnose --for 1s", ["--for", "\"1s\"", "2s to 1h"]),
+            ("diagnose --for 60", ["--for", "\"60\"", "10s to 1h"]),
+            ("diagnose --for 9s", ["--for", "\"9s\"", "10s to 1h"]),
             ("top --for 60s", ["--for", "diagnose only", ""]),
             ("health --once", ["--once", "top only", ""]),
             ("--files", ["--files", "top only", ""]),

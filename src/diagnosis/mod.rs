@@ -10,7 +10,7 @@ pub mod thresholds;
 
 use self::reading::{Rates, Reading};
 use self::rules::{Finding, RULES, Sight};
-use self::thresholds::{STAYS_INTERVALS, WINDOW};
+use self::thresholds::{SETTLED, STAYS_INTERVALS, WINDOW};
 use crate::metrics::diagnosis::{Confidence, Diagnosis, Pattern, Unseen, Verdict};
 
 /// Readings that are kept of the window: one a second at most.
@@ -28,7 +28,7 @@ pub struct Diagnoser {
 impl Diagnoser {
     /// The verdict after this collection.
     pub fn observe(&mut self, now: Reading) -> Diagnosis {
-        let rates = self.rates(&now);
+        let rates = self.rates(&now).filter(|r| r.window >= SETTLED);
         let (at, sequence) = (now.at, now.sequence);
         self.keep(now);
         let Some(rates) = rates else {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// The time that is looked at: long enough for a burst to be none, short enough for whoever was just called.
 pub const WINDOW: Duration = Duration::from_secs(60);
+/// Before so much of it has passed nothing is said: one window of readahead, or one burst, is no rate.
+pub const SETTLED: Duration = Duration::from_secs(5);
 /// Intervals that a verdict stays at least, so that it can be read.
 pub const STAYS_INTERVALS: u64 = 3;
 /// The part of a threshold below which what is active ends: what lies at it would come and go.

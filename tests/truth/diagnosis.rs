@@ -29,11 +29,16 @@ fn is_unseen(diagnosis: &Value, pattern: &str) -> bool {
     diagnosis["unseen"].as_array().unwrap().iter().any(|u| u["pattern"] == pattern)
 }
 
+/// Waits until there is one.
+fn wait_for_one(agent: &Agent) {
+    agent.wait(|m| m.0.keys().any(|name| name.starts_with("ebpf_diagnosis_active")));
+}
+
 /// Whether a kernel lets too little be seen for a verdict but that.
 fn is_blind(agent: &Agent, test: &str) -> bool {
     let blind = !agent.metrics().0.contains_key("ebpf_cache_read_attempts_total");
     if blind {
-        agent.settled();
+        wait_for_one(agent);
         let (hurts, _) = patterns(&diagnosis(agent));
         assert_eq!(hurts, ["blind"]);
         common::skipped(test, "this kernel has no read attempts: the agent says that it is blind");
@@ -78,7 +83,7 @@ fn nothing_and_warm_reads_are_well() {
     if is_blind(&s.agent, name) {
         return;
     }
-    s.agent.settled();
+    wait_for_one(&s.agent);
     let d = diagnosis(&s.agent);
     assert_eq!(patterns(&d), (vec![], vec!["all_is_well".to_owned()]), "{d:#}");
     assert_eq!(d["headline"], "All is well");
@@ -177,7 +182,7 @@ fn writers_that_wait_are_throttled_and_those_for_fsync_bound() {
         return;
     }
     if !s.agent.metrics().0.keys().any(|k| k.starts_with("ebpf_io_wait_seconds")) {
-        s.agent.settled();
+        wait_for_one(&s.agent);
         let d = diagnosis(&s.agent);
         assert!(is_unseen(&d, "write_throttling") && is_unseen(&d, "sync_bound"), "{d:#}");
         return common::skipped(name, "sleeps are not timed here, and the agent says so");
