@@ -12,7 +12,6 @@ version=v0.130.0
 dist: {name: otelcol, output_path: ./collector}
 receivers: [{gomod: go.opentelemetry.io/collector/receiver/otlpreceiver $version}]
 exporters: [{gomod: go.opentelemetry.io/collector/exporter/otlphttpexporter $version}]
-providers: [{gomod: go.opentelemetry.io/collector/confmap/provider/fileprovider v1.36.0}]
 END
     bin/builder --config builder.yaml
     cp collector/otelcol bin
