@@ -11,8 +11,11 @@
 /* The innermost ones, those of the program among them; what decides was seen at 6 to 12. */
 #define FRAMES 20
 
-/* Why a page is filled: as the innermost function says that is one of those known. */
-static __always_inline enum fill_cause cause_by_stack(void *ctx, settings_t *set)
+/*
+ * Why a page is filled: as the innermost function says that is one of those known. Not inlined, since it would be half of the
+ * object; kernels with BTF have calls.
+ */
+static __noinline enum fill_cause cause_by_stack(void *ctx, settings_t *set)
 {
 	__u64 stack[FRAMES];
 	int i, j;

@@ -128,7 +128,8 @@ fn compare(metrics: &BTreeMap<String, String>, stats: &Value) {
         }
     }
     // Both ways: nothing in the statistics that the metrics lack, nor the other way round.
-    let of_io = |name: &str| !name.starts_with("ebpf_sidecar_") && !name.starts_with("process_");
+    let beside = ["ebpf_sidecar_", "ebpf_diagnosis_", "process_"];
+    let of_io = |name: &str| !beside.iter().any(|begin| name.starts_with(begin));
     let shown: BTreeMap<_, _> = metrics
         .iter()
         .filter(|(n, _)| of_io(n) || *n == "ebpf_sidecar_snapshot_sequence")
