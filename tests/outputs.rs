@@ -72,6 +72,7 @@ const NOT_IN_METRICS: &[&str] = &[
     "/total_metrics",
     "/modules",
     "/fadvise/process_stats",
+    "/processes",
     "/cache/pages_added",
     "/cache/pages_evicted",
     "/memory/lru_pages_scanned",
@@ -164,6 +165,11 @@ fn compare(metrics: &BTreeMap<String, String>, stats: &Value) {
     let rows = stats["fadvise"]["process_stats"].as_array().unwrap();
     let calls: u64 = rows.iter().map(|r| r["call_count"].as_u64().unwrap()).sum();
     assert_eq!(stats["fadvise"]["total_calls"], calls, "the rows are all there is");
+    for what in ["read_attempts", "misses"] {
+        let rows = stats["processes"].as_array().unwrap();
+        let sum: Option<u64> = rows.iter().map(|r| r[what].as_u64()).sum();
+        assert_eq!(stats["cache"][what].as_u64(), sum, "{what}: the rows are all there is");
+    }
 }
 
 // ---- Prometheus ----
