@@ -99,7 +99,10 @@ impl Otlp {
             }
             Session::Http(post) => {
                 let gzip = self.config.compression == Compression::Gzip;
-                let (request, encoding) = if gzip { (gzip::gzip(&request), Some("gzip")) } else { (request, None) };
+                // It goes as it is where it cannot be compressed.
+                let packed = if gzip { gzip::gzip(&request).ok() } else { None };
+                let encoding = packed.is_some().then_some("gzip");
+                let request = packed.unwrap_or(request);
                 let answer = post.send(request, encoding, headers, intake.limit());
                 let answer = intake.answer("POST", &answer)?.map_err(|why| format!("POST: {why}"))?;
                 Ok(verdict::of_http(&answer))
