@@ -70,8 +70,18 @@ fn points_of(snapshot: &Snapshot) -> BTreeMap<Key, f64> {
     for (series, value) in Metrics::parse(&prometheus::text(snapshot)).0 {
         let (name, labels) = series.split_once('{').unwrap_or((&series, "}"));
         // No value in the example has a comma or an equals sign.
-        let labels = labels.trim_end_matches('}').split(',').filter_map(|l| l.split_once('='));
-        let tags = base.iter().cloned().chain(labels.map(|(_, v)| v.trim_matches('"').to_owned())).collect();
+        let labels = labels.strip_suffix('}').unwrap_or_default().split(',').filter_map(|l| l.split_once('='));
+        let mut labels: Vec<(&str, String)> = labels.map(|(k, v)| (k, unquoted(v))).collect();
+        // The names in a group's pattern are one tag, after whose pattern it is.
+        if name.starts_with("ebpf_file_group_") {
+            let (names, others): (Vec<_>, Vec<_>) =
+                labels.into_iter().partition(|(k, _)| !["preset", "cause"].contains(k));
+            let group: Vec<String> = names.iter().map(|(k, v)| format!("{k}={v}")).collect();
+            let group = if names.is_empty() { others[0].1.clone() } else { group.join(",") };
+            labels = others;
+            labels.insert(1, ("group", group));
+        }
+        let tags = base.iter().cloned().chain(labels.into_iter().map(|(_, v)| v)).collect();
         // The scope is a tag of all.
         if !value.is_nan() && name != SCOPE {
             points.insert((name.to_owned(), tags, ms), value);
@@ -83,6 +93,11 @@ fn points_of(snapshot: &Snapshot) -> BTreeMap<Key, f64> {
         points.insert(("ebpf_fadvise_process_calls".into(), tags, ms), row.calls as f64);
     }
     points
+}
+
+/// The value of a label, as the exposition has it.
+fn unquoted(text: &str) -> String {
+    serde_json::from_str(text).unwrap() // which escapes the same
 }
 
 impl Setup {

@@ -20,6 +20,7 @@ use ebpf_sidecar::export::{otlp, prometheus};
 use ebpf_sidecar::metrics::cell::SnapshotCell;
 use ebpf_sidecar::metrics::export::OTLP as STATE;
 use ebpf_sidecar::metrics::snapshot::Snapshot;
+use ebpf_sidecar::monitor::file_groups;
 
 use common::{Agent, Killed, Metrics, TempDir, sys};
 use export::{LIMIT, Random, collection, seed};
@@ -61,7 +62,8 @@ fn points_of(snapshot: &Snapshot) -> BTreeMap<Key, f64> {
 
 /// Points of a collection, as the protocol counts them: a histogram is one.
 fn count_of(snapshot: &Snapshot) -> usize {
-    snapshot.families.iter().map(|f| f.series.len()).sum()
+    let of_files = snapshot.files.as_deref().map_or(0, file_groups::series);
+    of_files + snapshot.families.iter().map(|f| f.series.len()).sum::<usize>()
 }
 
 /// The same numbers; none is like none.

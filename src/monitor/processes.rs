@@ -22,6 +22,9 @@ use crate::metrics::snapshot::{Activity, ProcessRow};
 
 /// Rows kept.
 const MAX_ROWS: usize = MAX_PROCS;
+/// With more of them than this those of processes that have gone make room at once: a dozen new ones a second have 720 for a
+/// minute.
+const AMPLE: usize = 1024;
 /// A row is kept this long after the last event of a process that has gone.
 const LINGER: Duration = Duration::from_secs(60);
 /// And this long where it cannot be told whether the process has gone.
@@ -53,18 +56,18 @@ impl Processes {
     pub fn absorb(&mut self, reading: &Reading, lost: &Did, now: Instant) {
         let keys = reading.done.iter().map(|(k, _)| k).chain(reading.live.keys());
         let fresh = keys.filter(|k| self.ledger.get(&k.proc).is_none()).count();
-        let full = self.ledger.len() + fresh > MAX_ROWS;
-        self.forget(now, full);
+        self.forget(now, fresh);
         let key = |proc: ProcKey| (proc != ProcKey::default()).then_some(proc);
         // It called exec, or renamed itself.
         let fresh = self.ledger.absorb(reading, lost, now, |k| key(k.proc), |comm, _, row| *comm = row.comm);
         self.to_check.extend(fresh);
     }
 
-    /// Moves rows of processes that have gone into the overflow.
-    fn forget(&mut self, now: Instant, want_room: bool) {
-        let checks = if want_room { CHECKS_WHEN_FULL } else { CHECKS };
+    /// Moves rows of processes that have gone into the overflow, when they have lingered or others come.
+    fn forget(&mut self, now: Instant, coming: usize) {
+        let checks = if self.ledger.len() + coming > AMPLE { CHECKS_WHEN_FULL } else { CHECKS };
         for _ in 0..checks.min(self.to_check.len()) {
+            let want_room = self.ledger.len() + coming > AMPLE;
             let Some(key) = self.to_check.pop_front() else { break };
             let Some(row) = self.ledger.get(&key) else { continue };
             let idle = now.saturating_duration_since(row.last_event);
