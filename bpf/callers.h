@@ -21,7 +21,8 @@
 /* Why a page is filled: as the innermost function says that is one of those known. */
 WALK enum fill_cause cause_by_stack(void *ctx, settings_t *set)
 {
-	__u64 stack[FRAMES];
+	/* Kernels before 6.3 do not take what nobody has written to. */
+	__u64 stack[FRAMES] = {};
 	int i, j;
 
 	if (bpf_get_stack(ctx, stack, sizeof(stack), 0) <= 0)
