@@ -18,7 +18,7 @@ use ebpf_sidecar::config::{BanyanDb as Settings, Config};
 use ebpf_sidecar::export::banyandb::proto::database::FieldType;
 use ebpf_sidecar::export::banyandb::proto::measure::{QueryRequest, QueryResponse, query_request};
 use ebpf_sidecar::export::banyandb::proto::model::{Status, TagProjection, TimeRange, tag_projection};
-use ebpf_sidecar::export::banyandb::{self, Exporter, method};
+use ebpf_sidecar::export::banyandb::{self, method};
 use ebpf_sidecar::export::prometheus;
 use ebpf_sidecar::metrics::cell::SnapshotCell;
 use ebpf_sidecar::metrics::export::BANYANDB as STATE;
@@ -32,14 +32,7 @@ use export::{LIMIT, Random, collection, seed};
 use identity::{Identity, YEAR};
 use server::{BanyanDb, Fault, Key};
 
-/// An exporter in this process, and the collections that it was given.
-struct Setup {
-    exporter: Exporter,
-    cell: SnapshotCell,
-    made: u64,
-    truth: BTreeMap<Key, f64>,
-    before: Metrics,
-}
+type Setup = export::Setup<Key>;
 
 fn settings(endpoint: &str) -> Settings {
     Settings {
@@ -102,41 +95,19 @@ fn unquoted(text: &str) -> String {
 
 impl Setup {
     fn start(settings: &Settings) -> Self {
-        export::log();
-        let first = collection(1);
-        let truth = points_of(&first);
-        let cell = SnapshotCell::new(first);
-        STATE.started(settings.unhealthy_after);
-        let before = own_metrics();
-        let exporter = banyandb::start(settings, &cell).unwrap();
-        Self { exporter, cell, made: 1, truth, before }
-    }
-
-    /// Makes another collection.
-    fn collect(&mut self) {
-        self.made += 1;
-        let next = collection(self.made);
-        self.truth.extend(points_of(&next));
-        self.cell.store(next);
-    }
-
-    /// What a counter of the exporter has grown by.
-    fn grown(&self, name: &str) -> f64 {
-        own_metrics().get(name) - self.before.get(name)
+        Self::of(&STATE, "banyandb", settings.unhealthy_after, points_of, |cell| banyandb::start(settings, cell))
     }
 
     fn sent(&self) -> usize {
-        self.grown("ebpf_sidecar_export_points_sent_total{exporter=\"banyandb\"}") as usize
+        self.grown("points_sent_total", "")
     }
 
     fn dropped(&self, reason: &str) -> usize {
-        self.grown(&format!("ebpf_sidecar_export_points_dropped_total{{exporter=\"banyandb\",reason=\"{reason}\"}}"))
-            as usize
+        self.grown_for("points_dropped_total", reason)
     }
 
     fn failed(&self, reason: &str) -> usize {
-        self.grown(&format!("ebpf_sidecar_export_points_failed_total{{exporter=\"banyandb\",reason=\"{reason}\"}}"))
-            as usize
+        self.grown_for("points_failed_total", reason)
     }
 
     /// Waits until the server has what it should have, all of it and nothing else.

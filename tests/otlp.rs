@@ -15,9 +15,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ebpf_sidecar::config::{ClientTls, Compression, Config, Otlp as Settings, Protocol, Secret};
-use ebpf_sidecar::export::engine::Exporter;
 use ebpf_sidecar::export::{otlp, prometheus};
-use ebpf_sidecar::metrics::cell::SnapshotCell;
 use ebpf_sidecar::metrics::export::OTLP as STATE;
 use ebpf_sidecar::metrics::snapshot::Snapshot;
 use ebpf_sidecar::monitor::file_groups;
@@ -26,10 +24,6 @@ use common::{Agent, Killed, Metrics, TempDir, sys};
 use export::{LIMIT, Random, collection, seed};
 use identity::{Identity, YEAR};
 use server::{Fault, Key, Otlp, as_number};
-
-fn own_metrics() -> Metrics {
-    export::own_metrics(&STATE)
-}
 
 fn wait_until(what: &str, done: impl FnMut() -> bool) {
     export::wait_until(&STATE, what, done);
@@ -72,41 +66,15 @@ fn same(a: &BTreeMap<Key, f64>, b: &BTreeMap<Key, f64>) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(equal)
 }
 
-/// An exporter in this process, and the collections that it was given.
-struct Setup {
-    exporter: Exporter,
-    cell: SnapshotCell,
-    made: u64,
-    truth: BTreeMap<Key, f64>,
-    before: Metrics,
-}
+type Setup = export::Setup<Key>;
 
 impl Setup {
     fn start(settings: &Settings) -> Self {
-        export::log();
-        let first = collection(1);
-        let truth = points_of(&first);
-        let cell = SnapshotCell::new(first);
-        STATE.started(settings.unhealthy_after);
-        let before = own_metrics();
-        let exporter = otlp::start(settings, &cell).unwrap();
-        Self { exporter, cell, made: 1, truth, before }
-    }
-
-    fn collect(&mut self) {
-        self.made += 1;
-        let next = collection(self.made);
-        self.truth.extend(points_of(&next));
-        self.cell.store(next);
-    }
-
-    fn grown(&self, name: &str, labels: &str) -> usize {
-        let name = format!("ebpf_sidecar_export_{name}{{exporter=\"otlp\"{labels}}}");
-        (own_metrics().get(&name) - self.before.get(&name)) as usize
+        Self::of(&STATE, "otlp", settings.unhealthy_after, points_of, |cell| otlp::start(settings, cell))
     }
 
     fn dropped(&self, reason: &str) -> usize {
-        self.grown("points_dropped_total", &format!(",reason=\"{reason}\""))
+        self.grown_for("points_dropped_total", reason)
     }
 
     /// Waits until the server has all that it should have.
@@ -208,7 +176,7 @@ fn no_point_is_lost_through_what_asks_to_be_sent_again() {
             assert_eq!(setup.dropped(reason), 0, "{reason}");
         }
         for reason in ["connection", "try_again"] {
-            assert!(setup.grown("points_failed_total", &format!(",reason=\"{reason}\"")) > 0, "{reason}");
+            assert!(setup.grown_for("points_failed_total", reason) > 0, "{reason}");
         }
         wait_until("each point to be counted once", || {
             setup.grown("points_sent_total", "") == setup.made as usize * count_of(&collection(1))

@@ -22,9 +22,7 @@ pub fn metric_set(snapshot: &Snapshot, module: &ModuleStatus, filters: &HashMap<
     let mut metrics = Vec::new();
     for family in snapshot.families_of(module) {
         for series in &family.series {
-            let values = series.labels.iter().map(String::as_str);
-            let labels = family.metric.labels.iter().copied().zip(values);
-            add_series(&mut metrics, snapshot, family.metric, labels, &series.value);
+            add_series(&mut metrics, snapshot, family.metric, series.named(family.metric), &series.value);
         }
     }
     // Files are of the one module that has them.

@@ -4,14 +4,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::metrics::snapshot::{Family, Snapshot, Value, find};
 
-/// Totals at one collection; what is not known is `None`.
+/// How much there was of what the rules look at, or how much a second; what is not known is `None`. What is read, filled,
+/// evicted, reclaimed and comes again: pages in all, bytes a second.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Totals {
-    /// Pages that reads touched.
+pub struct Amounts {
+    /// What reads touched.
     pub read: Option<f64>,
-    /// Pages filled for reads, for writes and by faults.
+    /// Filled for reads, for writes and by faults.
     pub fills: Option<[f64; 3]>,
-    /// Pages evicted by reclaim, fadvise and otherwise.
+    /// Evicted by reclaim, fadvise and otherwise.
     pub evictions: Option<[f64; 3]>,
     /// Seconds asleep for I/O in reads, faults, writes, fsync, otherwise.
     pub waits: Option<[f64; 5]>,
@@ -19,14 +20,12 @@ pub struct Totals {
     pub read_waits: Option<f64>,
     /// Seconds of stalls by reclaim.
     pub stalls: Option<f64>,
-    /// Pages that the limits of cgroups and those that the host had reclaimed.
+    /// What the limits of cgroups and what the host had reclaimed.
     pub reclaimed: Option<[f64; 2]>,
-    /// Pages evicted by reclaim and filled again, as the kernel counts them.
+    /// Evicted by reclaim and filled again, as the kernel counts it.
     pub refaults: Option<f64>,
-    /// Of pages evicted by reclaim and by fadvise, those filled again for a read.
+    /// Of what reclaim and fadvise evicted, what was filled again for a read.
     pub refills: Option<[f64; 2]>,
-    /// Events missed, of all probes.
-    pub missed: f64,
 }
 
 /// A collection, as the rules see it.
@@ -39,7 +38,9 @@ pub struct Reading {
     /// The same on the monotonic clock.
     pub instant: Instant,
     /// What they said.
-    pub totals: Totals,
+    pub totals: Amounts,
+    /// Events missed, of all probes.
+    pub missed: f64,
     /// The hit rate that other sizes of the cache would have: multiples of today's, and percent.
     pub curve: Vec<(f64, f64)>,
     /// Bytes of a page.
@@ -52,7 +53,7 @@ impl Reading {
         let families = &snapshot.families[..];
         let family = |name: &str| find(families, name);
         let int = |name: &str| family(name).map(|f| f.total() as f64);
-        let totals = Totals {
+        let totals = Amounts {
             read: int("ebpf_cache_read_attempts_total"),
             fills: each(family("ebpf_page_cache_adds_total"), ["read", "write", "fault"]),
             evictions: each(family("ebpf_page_cache_evictions_total"), ["reclaim", "fadvise", "other"]),
@@ -63,13 +64,13 @@ impl Reading {
                 .map(|[memcg, kswapd, direct]| [memcg, kswapd + direct]),
             refaults: refaults.map(|pages| pages as f64),
             refills: None,
-            missed: int("ebpf_sidecar_events_missed_total").unwrap_or(0.0),
         };
         Self {
             sequence: snapshot.sequence,
             at: snapshot.collected_at,
             instant: snapshot.collected_instant,
             totals,
+            missed: int("ebpf_sidecar_events_missed_total").unwrap_or(0.0),
             curve: family("ebpf_cache_hit_rate_at_size_percent").map(curve).unwrap_or_default(),
             page: page as f64,
         }
@@ -105,29 +106,13 @@ fn curve(family: &Family) -> Vec<(f64, f64)> {
     points
 }
 
-/// What happened over some time, per second: pages as bytes.
+/// What happened over some time.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Rates {
     /// How long.
     pub window: Duration,
-    /// What was read.
-    pub read: Option<f64>,
-    /// What was filled for reads, for writes and by faults.
-    pub fills: Option<[f64; 3]>,
-    /// What was evicted by reclaim, fadvise and otherwise.
-    pub evictions: Option<[f64; 3]>,
-    /// Seconds asleep in reads, faults, writes, fsync, otherwise.
-    pub waits: Option<[f64; 5]>,
-    /// Seconds that reads waited.
-    pub read_waits: Option<f64>,
-    /// Seconds of stalls.
-    pub stalls: Option<f64>,
-    /// What limits of cgroups, and what the host had reclaimed.
-    pub reclaimed: Option<[f64; 2]>,
-    /// What reclaim had evicted and was filled again.
-    pub refaults: Option<f64>,
-    /// Of what reclaim and fadvise evicted, what was filled again.
-    pub refills: Option<[f64; 2]>,
+    /// How much a second.
+    pub per_second: Amounts,
     /// Of the events of all probes, about the part that was missed.
     pub missed: f64,
     /// The curve at the end.
@@ -164,8 +149,7 @@ impl Rates {
             };
         }
         let page = last.page;
-        let mut rates = Self {
-            window,
+        let per_second = Amounts {
             read: one!(read, page),
             fills: rates!(fills, page),
             evictions: rates!(evictions, page),
@@ -175,29 +159,34 @@ impl Rates {
             reclaimed: rates!(reclaimed, page),
             refaults: one!(refaults, page),
             refills: rates!(refills, page),
-            missed: 0.0,
-            curve: last.curve.clone(),
         };
-        let missed = rate(a.missed, b.missed, page);
+        let missed = rate(first.missed, last.missed, page);
         let sum = |all: Option<[f64; 3]>| all.map_or(0.0, |all| all.iter().sum::<f64>());
-        let seen = rates.read.unwrap_or(0.0) + sum(rates.fills) + sum(rates.evictions);
-        rates.missed = if missed > 0.0 { missed / (missed + seen) } else { 0.0 };
-        (!fell).then_some(rates)
+        let seen = per_second.read.unwrap_or(0.0) + sum(per_second.fills) + sum(per_second.evictions);
+        let missed = if missed > 0.0 { missed / (missed + seen) } else { 0.0 };
+        (!fell).then(|| Self { window, per_second, missed, curve: last.curve.clone() })
     }
 
     /// What was filled because it was missing: for reads and by faults.
     pub fn missing(&self) -> Option<f64> {
-        self.fills.map(|[read, _, fault]| read + fault)
+        self.per_second.fills.map(|[read, _, fault]| read + fault)
     }
 
     /// Of what was read, the part that was missing.
     pub fn miss_ratio(&self) -> Option<f64> {
-        let ([misses, ..], read) = (self.fills?, self.read?);
+        let ([misses, ..], read) = (self.per_second.fills?, self.per_second.read?);
         (read.max(misses) > 0.0).then(|| misses / read.max(misses))
     }
 
     /// Seconds that threads waited for what was missing.
     pub fn waited(&self) -> Option<f64> {
-        self.waits.map(|[read, fault, ..]| read + fault).or(self.read_waits)
+        let waits = self.per_second.waits.map(|[read, fault, ..]| read + fault);
+        waits.or(self.per_second.read_waits)
+    }
+
+    /// For this part of it.
+    pub fn waited_for(&self, part: f64) -> Option<f64> {
+        let share = self.missing().filter(|m| *m > 0.0).map_or(0.0, |missing| (part / missing).min(1.0));
+        self.waited().map(|waited| waited * share)
     }
 }

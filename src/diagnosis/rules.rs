@@ -77,7 +77,7 @@ impl Sight<'_> {
         let costs = self.enough(pattern, missing, BUSY)
             || self.rates.waited().is_some_and(|waited| self.enough(pattern, waited, WAITED));
         // Faults are misses by themselves.
-        let ratio = self.rates.fills.zip(self.rates.read).map(|([misses, _, fault], read)| {
+        let ratio = self.rates.per_second.fills.zip(self.rates.per_second.read).map(|([misses, _, fault], read)| {
             let all = read.max(misses) + fault;
             if all > 0.0 { (misses + fault) / all } else { 0.0 }
         });
@@ -86,7 +86,7 @@ impl Sight<'_> {
 
     /// Bytes a second that reclaim had evicted and that came again.
     fn refaults(&self) -> Option<f64> {
-        let refaults = self.rates.refaults?;
+        let refaults = self.rates.per_second.refaults?;
         // Counted elsewhere: no more than what is missing here.
         Some(self.rates.missing().map_or(refaults, |missing| refaults.min(missing)))
     }
@@ -111,65 +111,64 @@ pub fn bytes(rate: f64) -> String {
 
 fn memory_pressure(sight: &Sight, pattern: Pattern) -> Finding {
     let rates = sight.rates;
-    let stalled = rates.stalls.is_some_and(|s| sight.enough(pattern, s, WAITED));
-    let evicted = rates.evictions.map_or(0.0, |[reclaim, ..]| reclaim);
+    let stalled = rates.per_second.stalls.is_some_and(|s| sight.enough(pattern, s, WAITED));
+    let evicted = rates.per_second.evictions.map_or(0.0, |[reclaim, ..]| reclaim);
     let again = sight.refaults().unwrap_or(0.0);
     let reads_again = sight.enough(pattern, again, BUSY)
         && sight.missing(pattern).is_some_and(|missing| sight.enough(pattern, again, EXPLAINS * missing));
     if !stalled && !reads_again {
         // Who reads again what was evicted need not be stalled.
-        return if rates.refaults.is_none() { Finding::Unseen(NO_REFAULTS) } else { Finding::Not };
+        return if rates.per_second.refaults.is_none() { Finding::Unseen(NO_REFAULTS) } else { Finding::Not };
     }
-    let by_cgroup = match rates.reclaimed {
+    let by_cgroup = match rates.per_second.reclaimed {
         Some([cgroup, host]) if cgroup + host > 0.0 => Some(cgroup > host),
         _ => None,
     };
     let Some(cgroup) = by_cgroup.or((pattern == Pattern::MemoryPressureHost).then_some(false)) else {
         // Nobody has scanned for it: DAMON, or MADV_PAGEOUT. That is the host's.
-        return if rates.reclaimed.is_some() { Finding::Not } else { Finding::Unseen(NO_REFAULTS) };
+        return if rates.per_second.reclaimed.is_some() { Finding::Not } else { Finding::Unseen(NO_REFAULTS) };
     };
     if cgroup != (pattern == Pattern::MemoryPressureCgroup) {
         return Finding::Not;
     }
     let who = if cgroup { "A cgroup is at its memory limit" } else { "The host's memory is short" };
-    let asked = by_cgroup.is_none() && rates.reclaimed.is_some();
+    let asked = by_cgroup.is_none() && rates.per_second.reclaimed.is_some();
     let who = if asked { "Somebody has the kernel give pages up (DAMON, MADV_PAGEOUT)" } else { who };
     let mut parts = Vec::new();
     if reads_again {
         parts.push(format!("{} that was evicted is read again", bytes(again)));
     }
-    if let Some(stalls) = rates.stalls.filter(|_| stalled) {
+    if let Some(stalls) = rates.per_second.stalls.filter(|_| stalled) {
         parts.push(format!("threads are stalled for {stalls:.2} s in each second"));
     }
     let mut numbers = vec![number("evicted_by_reclaim", evicted, BYTES)];
-    numbers.extend(rates.refaults.map(|n| number("refaults", n, BYTES)));
-    numbers.extend(rates.stalls.map(|n| number("stalled", n, "s/s")));
+    numbers.extend(rates.per_second.refaults.map(|n| number("refaults", n, BYTES)));
+    numbers.extend(rates.per_second.stalls.map(|n| number("stalled", n, "s/s")));
     numbers.extend(rates.missing().map(|n| number("missing", n, BYTES)));
-    let share = rates.missing().filter(|m| *m > 0.0).map_or(0.0, |missing| (again / missing).min(1.0));
-    let waited = rates.waited().map(|waited| waited * share);
+    let waited = rates.waited_for(again);
     Finding::There(Evidence {
         confidence: if stalled { Confidence::Certain } else { Confidence::Likely },
         summary: format!("{who}: {}", parts.join(", and ")),
         numbers,
-        waited: match (waited, rates.stalls) {
+        waited: match (waited, rates.per_second.stalls) {
             (None, None) => None,
             (a, b) => Some(a.unwrap_or(0.0) + b.unwrap_or(0.0)),
         },
-        read_again: rates.refaults.map(|_| again),
+        read_again: rates.per_second.refaults.map(|_| again),
     })
 }
 
 /// The three of them are one question: pages are dropped, and are they missed?
 fn policy_eviction(sight: &Sight, pattern: Pattern) -> Finding {
     let rates = sight.rates;
-    let (Some([_, dropped, _]), Some([misses, ..])) = (rates.evictions, rates.fills) else {
+    let (Some([_, dropped, _]), Some([misses, ..])) = (rates.per_second.evictions, rates.per_second.fills) else {
         return Finding::Unseen(NO_FILLS);
     };
     if !sight.enough(pattern, dropped, BUSY) {
         // Seen as soon as there is something to see.
         return Finding::Not;
     }
-    let again = rates.refills.map(|[_, fadvise]| fadvise);
+    let again = rates.per_second.refills.map(|[_, fadvise]| fadvise);
     let nobody_misses = sight.missing(pattern).is_none_or(|missing| missing < EXPLAINS * dropped);
     let answer = match again {
         Some(again) if sight.enough(pattern, again, REGRETTED * dropped) => Pattern::PolicyEvictionHurts,
@@ -189,9 +188,8 @@ fn policy_eviction(sight: &Sight, pattern: Pattern) -> Finding {
     let (summary, confidence, read_again, waited) = match answer {
         Pattern::PolicyEvictionHurts => {
             let again = again.unwrap_or(0.0);
-            let share = rates.missing().filter(|m| *m > 0.0).map_or(0.0, |missing| (again / missing).min(1.0));
             let words = format!("fadvise drops {dropped_words}, and {} of it is read again", bytes(again));
-            (words, Confidence::Certain, Some(again), rates.waited().map(|w| w * share))
+            (words, Confidence::Certain, Some(again), rates.waited_for(again))
         }
         Pattern::PolicyEvictionHarmless => {
             let sure = if again.is_some() { Confidence::Certain } else { Confidence::Likely };
@@ -208,13 +206,15 @@ fn policy_eviction(sight: &Sight, pattern: Pattern) -> Finding {
 /// Both are one question: something is rewritten, and does it push out what is read?
 fn compaction(sight: &Sight, pattern: Pattern) -> Finding {
     let rates = sight.rates;
-    let (Some([reclaim, fadvise, other]), Some([misses, written, _])) = (rates.evictions, rates.fills) else {
+    let (Some([reclaim, fadvise, other]), Some([misses, written, _])) =
+        (rates.per_second.evictions, rates.per_second.fills)
+    else {
         return Finding::Unseen(NO_FILLS);
     };
     let removed = fadvise + other;
     let merges = sight.enough(pattern, written, BUSY)
         && sight.enough(pattern, removed, EXPLAINS * written)
-        && sight.enough(pattern, rates.read.unwrap_or(misses), EXPLAINS * written);
+        && sight.enough(pattern, rates.per_second.read.unwrap_or(misses), EXPLAINS * written);
     if !merges {
         return Finding::Not;
     }
@@ -276,8 +276,8 @@ fn cache_too_small(sight: &Sight, pattern: Pattern) -> Finding {
 }
 
 fn readahead_in_vain(sight: &Sight, pattern: Pattern) -> Finding {
-    let Some([misses, ..]) = sight.rates.fills else { return Finding::Unseen(NO_FILLS) };
-    let Some(read) = sight.rates.read else { return Finding::Unseen(NO_READS) };
+    let Some([misses, ..]) = sight.rates.per_second.fills else { return Finding::Unseen(NO_FILLS) };
+    let Some(read) = sight.rates.per_second.read else { return Finding::Unseen(NO_READS) };
     let surplus = misses - read;
     if !sight.enough(pattern, misses, IN_VAIN * read) || !sight.enough(pattern, surplus, BUSY) {
         return Finding::Not;
@@ -292,12 +292,12 @@ fn readahead_in_vain(sight: &Sight, pattern: Pattern) -> Finding {
 }
 
 fn write_throttling(sight: &Sight, pattern: Pattern) -> Finding {
-    let Some([.., write, _, _]) = sight.rates.waits else { return Finding::Unseen(NO_WAITS) };
+    let Some([.., write, _, _]) = sight.rates.per_second.waits else { return Finding::Unseen(NO_WAITS) };
     if !sight.enough(pattern, write, WAITED) {
         return Finding::Not;
     }
     let mut numbers = vec![number("waited_in_writes", write, "s/s")];
-    numbers.extend(sight.rates.fills.map(|[_, written, _]| number("written", written, BYTES)));
+    numbers.extend(sight.rates.per_second.fills.map(|[_, written, _]| number("written", written, BYTES)));
     Finding::There(Evidence {
         confidence: Confidence::Certain,
         summary: format!("Writers are throttled: they wait {write:.2} s in each second for the disk"),
@@ -308,7 +308,7 @@ fn write_throttling(sight: &Sight, pattern: Pattern) -> Finding {
 }
 
 fn sync_bound(sight: &Sight, pattern: Pattern) -> Finding {
-    let Some(waits) = sight.rates.waits else { return Finding::Unseen(NO_WAITS) };
+    let Some(waits) = sight.rates.per_second.waits else { return Finding::Unseen(NO_WAITS) };
     let (sync, all) = (waits[3], waits.iter().sum::<f64>());
     if !sight.enough(pattern, sync, WAITED) || !sight.enough(pattern, sync, BOUND * all) {
         return Finding::Not;
@@ -324,17 +324,19 @@ fn sync_bound(sight: &Sight, pattern: Pattern) -> Finding {
 
 fn cold_data(sight: &Sight, pattern: Pattern) -> Finding {
     let rates = sight.rates;
-    let (Some([reclaim, fadvise, _]), Some([misses, written, fault])) = (rates.evictions, rates.fills) else {
+    let (Some([reclaim, fadvise, _]), Some([misses, written, fault])) =
+        (rates.per_second.evictions, rates.per_second.fills)
+    else {
         return Finding::Unseen(NO_FILLS);
     };
     let Some(missing) = sight.missing(pattern) else { return Finding::Not };
     // What is explained otherwise.
-    let again = match rates.refills {
+    let again = match rates.per_second.refills {
         Some([reclaim, fadvise]) => reclaim + fadvise,
         None => sight.refaults().unwrap_or(reclaim),
     };
-    let dropped = if rates.refills.is_some() { 0.0 } else { fadvise };
-    let in_vain = rates.read.map_or(0.0, |read| (misses - read).max(0.0));
+    let dropped = if rates.per_second.refills.is_some() { 0.0 } else { fadvise };
+    let in_vain = rates.per_second.read.map_or(0.0, |read| (misses - read).max(0.0));
     let there = EXPLAINS * missing;
     if again >= there || dropped >= there || in_vain >= missing / 2.0 {
         return Finding::Not;
@@ -348,7 +350,7 @@ fn cold_data(sight: &Sight, pattern: Pattern) -> Finding {
     numbers.extend(ratio.map(|r| number("missed_of_read", r * 100.0, "percent")));
     numbers.extend(rates.waited().map(|w| number("waited", w, "s/s")));
     Finding::There(Evidence {
-        confidence: if rates.refaults.is_some() || rates.refills.is_some() {
+        confidence: if rates.per_second.refaults.is_some() || rates.per_second.refills.is_some() {
             Confidence::Certain
         } else {
             Confidence::Likely
@@ -363,10 +365,10 @@ fn cold_data(sight: &Sight, pattern: Pattern) -> Finding {
 /// Why nothing can be said, if so: what is missing.
 pub fn blind(rates: &Rates) -> Vec<&'static str> {
     let mut missing = Vec::new();
-    if rates.fills.is_none() || rates.evictions.is_none() {
+    if rates.per_second.fills.is_none() || rates.per_second.evictions.is_none() {
         missing.push(NO_FILLS);
     }
-    if rates.read.is_none() {
+    if rates.per_second.read.is_none() {
         missing.push(NO_READS);
     }
     if rates.missed >= UNTRUSTED {

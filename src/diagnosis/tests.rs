@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::reading::{Rates, Reading, Totals};
+use super::reading::{Amounts, Rates, Reading};
 use super::*;
 use crate::metrics::diagnosis::{Confidence, PATTERNS};
 use crate::monitor::catalogue::CATALOGUE;
@@ -32,12 +32,12 @@ fn idle() -> Load {
 struct Host {
     diagnoser: Diagnoser,
     reading: Reading,
-    hidden: fn(&mut Totals),
+    hidden: fn(&mut Reading),
 }
 
 impl Host {
-    fn new(hidden: fn(&mut Totals)) -> Self {
-        let totals = Totals {
+    fn new(hidden: fn(&mut Reading)) -> Self {
+        let totals = Amounts {
             read: Some(0.0),
             fills: Some([0.0; 3]),
             evictions: Some([0.0; 3]),
@@ -47,10 +47,9 @@ impl Host {
             reclaimed: Some([0.0; 2]),
             refaults: Some(0.0),
             refills: Some([0.0; 2]),
-            missed: 0.0,
         };
-        let reading =
-            Reading { sequence: 0, at: UNIX_EPOCH, instant: Instant::now(), totals, curve: Vec::new(), page: PAGE };
+        let (at, instant) = (UNIX_EPOCH, Instant::now());
+        let reading = Reading { sequence: 0, at, instant, totals, missed: 0.0, curve: Vec::new(), page: PAGE };
         Self { diagnoser: Diagnoser::default(), reading, hidden }
     }
 
@@ -77,7 +76,7 @@ impl Host {
             None => t.refills = None,
         }
         r.curve = load.curve.clone();
-        (self.hidden)(t);
+        (self.hidden)(r);
         self.diagnoser.observe(r.clone())
     }
 
@@ -87,7 +86,7 @@ impl Host {
     }
 }
 
-fn see_all(_: &mut Totals) {}
+fn see_all(_: &mut Reading) {}
 
 fn patterns(d: &Diagnosis) -> Vec<&'static str> {
     d.verdicts.iter().map(|v| v.pattern.name()).collect()
@@ -210,7 +209,7 @@ fn pages_given_up_on_request_are_told_as_that() {
 #[test]
 fn what_cannot_be_seen_is_said_and_not_guessed() {
     // As on a host with tracepoints alone, without the sample of pages.
-    let mut host = Host::new(|t| (t.waits, t.refills) = (None, None));
+    let mut host = Host::new(|r| (r.totals.waits, r.totals.refills) = (None, None));
     let d = host.after(&idle(), 8);
     assert_eq!(patterns(&d), ["all_is_well"]);
     for pattern in [Pattern::WriteThrottling, Pattern::SyncBound, Pattern::CacheTooSmall] {
@@ -233,12 +232,13 @@ fn what_cannot_be_seen_is_said_and_not_guessed() {
     assert!(d.unseen.iter().all(|u| !u.needs.is_empty()));
 
     // Without attempts, as on 5.10 by tracepoints.
-    let d = Host::new(|t| t.read = None).after(&idle(), 8);
+    let d = Host::new(|r| r.totals.read = None).after(&idle(), 8);
     assert_eq!(patterns(&d), ["blind"]);
     assert!(d.headline().contains("cache_read"), "{}", d.headline());
-    let d = Host::new(|t| (t.fills, t.evictions, t.read) = (None, None, None)).after(&idle(), 8);
+    let d =
+        Host::new(|Reading { totals: t, .. }| (t.fills, t.evictions, t.read) = (None, None, None)).after(&idle(), 8);
     assert_eq!(patterns(&d), ["blind"]);
-    let d = Host::new(|t| t.missed += 1000.0).after(&idle(), 8);
+    let d = Host::new(|r| r.missed += 1000.0).after(&idle(), 8);
     assert_eq!(patterns(&d), ["blind"], "a program that misses much");
 }
 

@@ -41,8 +41,7 @@ fn write_families(out: &mut String, snapshot: &Snapshot, dialect: Dialect) -> fm
         let metric = family.metric;
         write_head(out, metric, dialect)?;
         for series in &family.series {
-            let values = series.labels.iter().map(String::as_str);
-            write_series(out, metric, metric.labels.iter().copied().zip(values), &series.value)?;
+            write_series(out, metric, series.named(metric), &series.value)?;
         }
     }
     for family in snapshot.files.iter().flat_map(|files| file_groups::families(files)) {

@@ -115,6 +115,13 @@ pub struct Series {
     pub value: Value,
 }
 
+impl Series {
+    /// Its labels by name: those of its metric.
+    pub fn named<'a>(&'a self, metric: &Metric) -> impl Iterator<Item = (&'a str, &'a str)> + Clone + use<'a> {
+        metric.labels.iter().copied().zip(self.labels.iter().map(String::as_str))
+    }
+}
+
 /// The value of a series.
 #[derive(Debug, Clone)]
 pub enum Value {

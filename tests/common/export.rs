@@ -2,9 +2,12 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use ebpf_sidecar::export::engine::Exporter;
 use ebpf_sidecar::export::prometheus;
+use ebpf_sidecar::metrics::cell::SnapshotCell;
 use ebpf_sidecar::metrics::export::State;
 use ebpf_sidecar::metrics::snapshot::{Snapshot, Value};
 use ebpf_sidecar::monitor::example;
@@ -24,6 +27,58 @@ pub fn log() {
 pub fn own_metrics(state: &'static State) -> Metrics {
     let snapshot = Snapshot { families: state.families(), ..example::snapshot() };
     Metrics::parse(&prometheus::text(&snapshot))
+}
+
+/// An exporter in this process, and the collections that it was given.
+pub struct Setup<K> {
+    pub exporter: Exporter,
+    pub cell: SnapshotCell,
+    pub made: u64,
+    /// The points that they are.
+    pub truth: BTreeMap<K, f64>,
+    points_of: fn(&Snapshot) -> BTreeMap<K, f64>,
+    state: &'static State,
+    name: &'static str,
+    pub before: Metrics,
+}
+
+impl<K: Ord> Setup<K> {
+    /// With the first collection; `start` starts the exporter, whose state and name in its metrics these are.
+    pub fn of(
+        state: &'static State,
+        name: &'static str,
+        unhealthy_after: Duration,
+        points_of: fn(&Snapshot) -> BTreeMap<K, f64>,
+        start: impl FnOnce(&SnapshotCell) -> std::io::Result<Exporter>,
+    ) -> Self {
+        log();
+        let first = collection(1);
+        let truth = points_of(&first);
+        let cell = SnapshotCell::new(first);
+        state.started(unhealthy_after);
+        let before = own_metrics(state);
+        let exporter = start(&cell).unwrap();
+        Self { exporter, cell, made: 1, truth, points_of, state, name, before }
+    }
+
+    /// Makes another collection.
+    pub fn collect(&mut self) {
+        self.made += 1;
+        let next = collection(self.made);
+        self.truth.extend((self.points_of)(&next));
+        self.cell.store(next);
+    }
+
+    /// What a counter of the exporter has grown by.
+    pub fn grown(&self, counter: &str, labels: &str) -> usize {
+        let series = format!("ebpf_sidecar_export_{counter}{{exporter=\"{}\"{labels}}}", self.name);
+        (own_metrics(self.state).get(&series) - self.before.get(&series)) as usize
+    }
+
+    /// The same, for a reason.
+    pub fn grown_for(&self, counter: &str, reason: &str) -> usize {
+        self.grown(counter, &format!(",reason=\"{reason}\""))
+    }
 }
 
 pub fn wait_until(state: &State, what: &str, mut done: impl FnMut() -> bool) {

@@ -11,7 +11,7 @@ use crate::export::engine::{Chunk, Points};
 use crate::host::version;
 use crate::metrics::histogram::{BUCKETS, upper_bound_seconds};
 use crate::metrics::metric::{Kind, Metric};
-use crate::metrics::snapshot::{ALLOCATION, Series, Snapshot, Value};
+use crate::metrics::snapshot::{ALLOCATION, Snapshot, Value};
 use crate::monitor::file_groups::{self, Labels};
 
 /// Sums since the start, not since the last point.
@@ -183,7 +183,7 @@ impl Converter {
             (family.metric, series.collect::<Vec<_>>())
         });
         let families = snapshot.families.iter().map(|family| {
-            let series = family.series.iter().map(|s| (labels_of(family.metric, s), &s.value));
+            let series = family.series.iter().map(|s| (s.named(family.metric).collect(), &s.value));
             (family.metric, series.collect::<Vec<_>>())
         });
         for (metric, series) in families.chain(of_groups) {
@@ -225,10 +225,6 @@ impl Converter {
         let bytes = size_of::<Shape>() + template.bytes.len() + size_of_val(&*template.places) + 3 * ALLOCATION;
         Arc::new(Shape { template, _bytes: self.meter.add(bytes) })
     }
-}
-
-fn labels_of<'a>(metric: &Metric, series: &'a Series) -> Labels<'a> {
-    metric.labels.iter().copied().zip(series.labels.iter().map(String::as_str)).collect()
 }
 
 impl Gathered {
@@ -339,7 +335,7 @@ mod tests {
     use crate::export::otlp::proto::metrics_service::ExportMetricsServiceRequest;
     use crate::metrics::histogram::Histogram;
     use crate::metrics::own::{PROCESS_CPU, SCOPE_INFO};
-    use crate::metrics::snapshot::Family;
+    use crate::metrics::snapshot::{Family, Series};
     use crate::monitor::example;
     use crate::monitor::fadvise::{FADVISE_ADVICE, FADVISE_CALLS};
     use crate::monitor::reads::CACHE_HIT_RATE;
