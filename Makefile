@@ -84,10 +84,10 @@ test-banyandb: deps ## compare what a BanyanDB server stores with /metrics (BANY
 test-otlp: deps deps-test ## compare what an OpenTelemetry Collector and a Prometheus get by OTLP with /metrics
 	@sh .ci/otlp.sh
 	@target=$$(realpath $(TARGET)) && TEST_OTELCOL=$$target/otel/bin/otelcol TEST_PROMETHEUS_OTLP=$$target/otel/bin/prometheus \
-		cargo test --test otlp -- --nocapture a_real_collector
+		sh .ci/static.sh test --test otlp -- --nocapture a_real_collector
 
 test-packages: dist ## make what is released (ARCHS="x86_64"), install, upgrade and remove the packages, read the images
-	@cargo test --test packages -- --test-threads=1 --show-output
+	@sh .ci/static.sh test --test packages -- --test-threads=1 --show-output
 
 soak: static deps-test ## two hours (SECONDS=7200) of all that happens to an agent in months: tests/soak.rs
 	@TEST_SOAK_SECONDS=$(SECONDS) TEST_AGENT=$$(realpath $(TARGET))/static/$$(uname -m)/ebpf-sidecar \

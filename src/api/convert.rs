@@ -193,7 +193,7 @@ fn process(row: &ProcessRow) -> pb::ProcessFadviseStats {
 
 /// What a process did but for fadvise; `None` if that is nothing.
 fn process_io(row: &ProcessRow, knows: Knows) -> Option<pb::ProcessIOStats> {
-    let Activity { pages, misses, other_fills, bytes, waits, wait_ns } = row.reads;
+    let Activity { pages, misses, other_fills, bytes, waits, .. } = row.reads;
     (row.reads != Activity::default()).then(|| pb::ProcessIOStats {
         pid: row.pid,
         comm: row.comm.clone(),
@@ -202,7 +202,7 @@ fn process_io(row: &ProcessRow, knows: Knows) -> Option<pb::ProcessIOStats> {
         other_fills: knows.fills.then_some(other_fills),
         read_bytes: knows.bytes.then_some(bytes),
         waited_reads: knows.waits.then_some(waits),
-        wait_seconds: knows.waits.then_some(wait_ns as f64 / 1e9),
+        wait_seconds: knows.waits.then_some(row.reads.wait_seconds()),
         ..Default::default()
     })
 }

@@ -183,7 +183,7 @@ fn readers(snapshot: &Snapshot) -> Vec<ReaderJson<'_>> {
     others.into_iter().chain(overflow).for_each(|r| rest += r.reads);
     let knows = snapshot.knows;
     let row = |pid, comm, reads: &Activity| {
-        let Activity { pages, misses, other_fills, bytes, waits, wait_ns } = *reads;
+        let Activity { pages, misses, other_fills, bytes, waits, .. } = *reads;
         ReaderJson {
             pid,
             comm,
@@ -192,7 +192,7 @@ fn readers(snapshot: &Snapshot) -> Vec<ReaderJson<'_>> {
             other_fills: knows.fills.then_some(other_fills),
             read_bytes: knows.bytes.then_some(bytes),
             waited_reads: knows.waits.then_some(waits),
-            wait_seconds: knows.waits.then_some(wait_ns as f64 / 1e9),
+            wait_seconds: knows.waits.then_some(reads.wait_seconds()),
         }
     };
     let rest = (rest != Activity::default()).then(|| row(0, "overflow", &rest));

@@ -202,6 +202,13 @@ pub struct Activity {
     pub wait_ns: u64,
 }
 
+impl Activity {
+    /// How long reads waited, together.
+    pub fn wait_seconds(&self) -> f64 {
+        self.wait_ns as f64 / 1e9
+    }
+}
+
 impl AddAssign for Activity {
     fn add_assign(&mut self, other: Self) {
         let Self { pages, misses, other_fills, bytes, waits, wait_ns } = other;

@@ -64,8 +64,9 @@ done
 
 # What a kernel is booted for. fentry, kprobe, tracepoint: the ground truth with that way of attaching alone, and the
 # module disabled and enabled. nobtf: the ground truth with the kernel's BTF ignored, on the oldest unless VM_MODES names
-# it. slow: sleeps for I/O on a disk that takes 50 ms for each request; where VM_FULL or VM_MODES ask for it. static: the same by the static binary, with the defaults. auto: what the agent does by default and with few
-# privileges. lru_gen: reclaim under the multi-generational LRU, which is on in Debian's later kernels anyway.
+# it. static: the same by the static binary, with the defaults. slow: sleeps for I/O on a disk that takes 50 ms for each
+# request, where VM_FULL or VM_MODES ask for it. auto: what the agent does by default and with few privileges. lru_gen:
+# reclaim under the multi-generational LRU, which is on in Debian's later kernels anyway.
 modes_of() {
     local modes="fentry kprobe tracepoint auto" mode
     case $1 in
